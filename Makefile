@@ -1,0 +1,82 @@
+# make help lists what there is to do. Each command sets up what it needs; everything made is in .venv and .local.
+.DEFAULT_GOAL := help
+.PHONY: help run up down classify test lint train package-model build deploy destroy bench clean lock
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+SHELL = bash
+.SHELLFLAGS = -o pipefail -c
+
+PYTHON ?= python3
+PROJECT = .venv/bin/python
+DIGITS = .local/data/digits
+MODEL = .local/model/metadata.json
+PACKAGE = .local/package/archive.txt
+SAM = $(CURDIR)/.local/venvs/sam/bin/sam
+# What the functions are built with must be their runtime's Python.
+SAM_BUILD = env PATH="$(CURDIR)/.local/venvs/lambda/bin:$$PATH" SAM_CLI_TELEMETRY=0 $(SAM)
+
+help: ## this list
+	@echo "make COMMAND"
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  %-15s %s\n", $$1, $$2}'
+
+run: .local/.run $(PACKAGE) ## the whole workflow on this machine: train, deploy, classify real images, show what became of them
+	@$(PROJECT) local/run.py
+
+up: .local/.run $(PACKAGE) ## start the local stack and keep it up
+	@$(PROJECT) local/stack.py up
+
+down: ## stop the local stack
+	@if [ -x $(PROJECT) ]; then $(PROJECT) local/stack.py down; else echo "The local stack was not running."; fi
+
+classify: .local/.run $(PACKAGE) ## IMAGE=path [THRESHOLD=t]: a picture of yours through the local stack
+	@$(PROJECT) local/classify.py "$(IMAGE)" --threshold "$(THRESHOLD)"
+
+test: .local/.test $(PACKAGE) ## unit and integration tests
+	@$(PROJECT) -m pytest
+
+lint: .local/.test ## ruff, sam validate --lint, cfn-lint, statelint
+	@$(PROJECT) local/lint.py
+
+train: .local/.run $(MODEL) ## the model, from scikit-learn's scans of digits
+
+package-model: .local/.run $(PACKAGE) ## model.tar.gz, as SageMaker wants it
+
+build: .local/.run ## the functions, for AWS
+	@$(SAM_BUILD) build
+
+deploy: build ## to AWS: sam deploy, which shows what it will change and asks
+	@$(SAM_BUILD) deploy --guided
+
+destroy: .local/.run ## the stack on AWS
+	@$(SAM_BUILD) delete
+
+bench: .local/.test $(PACKAGE) ## the figures of benchmarks/README.md
+	@$(PROJECT) benchmarks/workflow.py
+
+clean: down ## everything that was made here
+	rm -rf .venv .local .aws-sam
+
+.local/.run .local/.test: .local/.%: requirements/*.txt local/install.py
+	@$(PYTHON) local/install.py $*
+	@touch $@
+
+$(DIGITS): training/prepare.py | .local/.run
+	@$(PROJECT) training/prepare.py digits --output $@
+
+$(MODEL): training/train.py training/model.py training/data.py endpoint/inference.py | $(DIGITS)
+	@$(PROJECT) training/train.py
+
+$(PACKAGE): $(MODEL) endpoint/package.py endpoint/inference.py
+	@mkdir -p $(@D)
+	@$(PROJECT) endpoint/package.py --model-dir .local/model --output $(@D) | tee /dev/stderr | tail -n 1 > $@
+
+LOCK = .local/venvs/uv/bin/uv pip compile --quiet --universal --generate-hashes --no-annotate --custom-compile-command "make lock" pyproject.toml
+lock: ## pin pyproject.toml's groups again
+	@$(PYTHON) local/install.py uv
+	$(LOCK) --python-version 3.11 --group train --group serve --group local -o requirements/run.txt
+	$(LOCK) --python-version 3.11 --group train --group serve --group local --group test --group lint -c requirements/run.txt -o requirements/test.txt
+	$(LOCK) --python-version 3.11 --group emulator -o requirements/emulator.txt
+	$(LOCK) --python-version 3.11 --group sam -o requirements/sam.txt
+	$(LOCK) --python-version 3.11 --group uv -o requirements/uv.txt
+	$(LOCK) --python-version 3.13 --group lambda-runtime -o requirements/lambda.txt
+	$(LOCK) --python-version 3.13 --group functions -o functions/requirements.txt

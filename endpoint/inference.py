@@ -1,0 +1,185 @@
+"""What the endpoint does with a request: bytes of images in, labels with probabilities out.
+
+One file for four hosts: SageMaker's scikit-learn image, our own image, the local process and the tests. Training
+imports `preprocess` from here, so that a picture becomes numbers in one place only. It needs onnxruntime, numpy and Pillow.
+
+    content type                                request                                  answer
+    image/png, image/jpeg, any of IMAGE_TYPES   one image                                one JSON object
+    application/x-image or octet-stream         one image, its format found by content   one JSON object
+    application/jsonlines                       a line an image: {"image": "<base64>"}   a line a request line, in order
+                                                or just "<base64>"
+
+A JSON object is {"predictions": [{"label": "3", "probability": 0.98}, ...]}, most probable first. In jsonlines a line
+that fails is {"error": {"code": "UnsupportedImageError", "message": ...}} and the others are answered all the same.
+"""
+
+import base64
+import io
+import json
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from PIL import Image, ImageOps
+
+FORMATS = ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"]
+IMAGE_TYPES = {f"image/{name.lower()}" for name in FORMATS}
+SNIFFED_TYPES = {"application/x-image", "application/octet-stream"}
+JSON_LINES = "application/jsonlines"
+
+MAX_PIXELS = 50_000_000  # a 48 megapixel photograph passes; a few kilobytes that unfold to gigabytes do not
+BATCH_SIZE = 64  # images in memory and in one run of the model
+
+# What Pillow's decoders raise on damaged or hostile bytes is not limited to OSError.
+DECODE_ERRORS = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    RuntimeError,
+    struct.error,
+    Image.DecompressionBombError,
+)
+
+
+class UnsupportedContentTypeError(ValueError):
+    """The request's content type is none of those above."""
+
+
+class UnsupportedImageError(ValueError):
+    """The bytes are no image that can be read, or one with too many pixels."""
+
+
+@dataclass(frozen=True)
+class Model:
+    session: onnxruntime.InferenceSession
+    labels: list[str]  # in the order of the model's output
+    size: tuple[int, int]  # height, width
+
+
+def model_fn(model_dir):
+    """Load model.onnx and metadata.json from the folder `model_dir`."""
+    folder = Path(model_dir)
+    metadata = json.loads((folder / "metadata.json").read_text(encoding="utf-8"))
+    session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+    return Model(session, metadata["labels"], (metadata["input"]["height"], metadata["input"]["width"]))
+
+
+def input_fn(body, content_type):
+    """Take a request apart: the bytes of one image, or the list of lines of a jsonlines body.
+
+    Raises UnsupportedContentTypeError.
+    """
+    media_type = (content_type or "application/octet-stream").split(";")[0].strip().lower()
+    if media_type == JSON_LINES:
+        return _lines(body)
+    if media_type in IMAGE_TYPES | SNIFFED_TYPES:
+        return bytes(body)
+    known = ", ".join(sorted(IMAGE_TYPES | SNIFFED_TYPES | {JSON_LINES}))
+    raise UnsupportedContentTypeError(f"content type {media_type!r} is not one of {known}")
+
+
+def predict_fn(inputs, model):
+    """Classify what input_fn returned: one result for one image, a list of results for a list of lines.
+
+    Raises UnsupportedImageError for one image; a line's error is its result.
+    """
+    if isinstance(inputs, bytes):
+        return classify([preprocess(inputs, model.size)], model)[0]
+    batches = (inputs[start : start + BATCH_SIZE] for start in range(0, len(inputs), BATCH_SIZE))
+    return [result for batch in batches for result in _classify_lines(batch, model)]
+
+
+def output_fn(predictions, accept):
+    """Write what predict_fn returned as (body, content type). The answer is JSON whatever `accept` asks for."""
+    if isinstance(predictions, list):
+        return "".join(json.dumps(result) + "\n" for result in predictions), JSON_LINES
+    return json.dumps(predictions), "application/json"
+
+
+def preprocess(data, size):
+    """Turn the bytes of an image into the model's input.
+
+    data: a PNG, JPEG, WebP, GIF (its first frame), BMP or TIFF.
+    size: (height, width). The whole picture is stretched to it; nothing is cut off.
+    Returns float32 [3, height, width], RGB, 0 to 1. Raises UnsupportedImageError.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            _check_pixels(image)
+            rgb = _to_rgb(ImageOps.exif_transpose(image))
+    except UnsupportedImageError:
+        raise
+    except DECODE_ERRORS as error:
+        raise UnsupportedImageError(f"not a readable image: {_reason(error)}") from error
+    height, width = size
+    pixels = np.asarray(rgb.resize((width, height), Image.Resampling.BILINEAR), dtype=np.float32)
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1)) / np.float32(255)
+
+
+def classify(images, model):
+    """Run the model on a list of `preprocess` results. Returns one {"predictions": [...]} for each."""
+    (probabilities,) = model.session.run(["probabilities"], {"pixels": np.stack(images)})
+    return [{"predictions": _ranked(row, model.labels)} for row in probabilities]
+
+
+def _ranked(probabilities, labels):
+    order = np.argsort(-probabilities, kind="stable")
+    return [{"label": labels[index], "probability": float(probabilities[index])} for index in order]
+
+
+def _lines(body):
+    lines = bytes(body).split(b"\n")
+    return lines[:-1] if lines[-1] == b"" else lines
+
+
+def _classify_lines(lines, model):
+    """Results of up to BATCH_SIZE lines, in their order."""
+    results, images = [], []
+    for line in lines:
+        try:
+            images.append(preprocess(_image_of(line), model.size))
+            results.append(None)
+        except UnsupportedImageError as error:
+            results.append({"error": {"code": type(error).__name__, "message": str(error)}})
+    classified = iter(classify(images, model) if images else [])
+    return [result or next(classified) for result in results]
+
+
+def _image_of(line):
+    """The image's bytes in one line of JSON."""
+    try:
+        value = json.loads(line)
+        return base64.b64decode(value["image"] if isinstance(value, dict) else value, validate=True)
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise UnsupportedImageError('the line is neither {"image": "<base64>"} nor "<base64>"') from error
+
+
+def _check_pixels(image):
+    if image.width * image.height > MAX_PIXELS:
+        raise UnsupportedImageError(f"{image.width} x {image.height} pixels are more than {MAX_PIXELS:,}")
+
+
+def _to_rgb(image):
+    """Any mode of Pillow's to RGB: transparency on white, 16 bits to the upper 8."""
+    if image.mode == "F":
+        raise UnsupportedImageError("images of floating point numbers have no agreed range of brightness")
+    if image.mode.startswith("I"):  # convert() would clip at 255 instead
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _reason(error):
+    """Pillow's own words, but for the message that holds only the address of a buffer."""
+    if isinstance(error, Image.UnidentifiedImageError):
+        return f"none of {', '.join(FORMATS)}, or damaged"
+    return str(error) or type(error).__name__

@@ -1,0 +1,46 @@
+"""CheckConfidence: predictions -> the label, its confidence, and whether that reaches the threshold.
+
+in   s3_bucket, s3_key, image, predictions, endpoint; optional s3_version_id, threshold
+out  + label, confidence, threshold, accepted
+"""
+
+import os
+from typing import Any
+
+from aws_lambda_powertools import Logger, Metrics, Tracer
+from aws_lambda_powertools.metrics import MetricUnit
+from aws_lambda_powertools.utilities.typing import LambdaContext
+
+from contract import CHECK_CONFIDENCE, validator
+from predictions import check_predictions
+
+THRESHOLD = float(os.environ["THRESHOLD"])
+
+logger = Logger()
+tracer = Tracer()
+metrics = Metrics()
+take = validator(CHECK_CONFIDENCE)
+
+
+def decide(predictions: list[dict[str, Any]], threshold: float) -> dict[str, Any]:
+    """The best prediction held against the threshold; a confidence equal to the threshold is accepted."""
+    best = predictions[0]
+    return {
+        "label": best["label"],
+        "confidence": best["probability"],
+        "threshold": threshold,
+        "accepted": best["probability"] >= threshold,
+    }
+
+
+@logger.inject_lambda_context
+@tracer.capture_lambda_handler(capture_response=False)
+@metrics.log_metrics
+def lambda_handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
+    request = take(event)
+    check_predictions(request["predictions"])
+    decision = decide(request["predictions"], request.get("threshold", THRESHOLD))
+    metrics.add_metric("Confidence", MetricUnit.NoUnit, decision["confidence"])
+    metrics.add_metric("Accepted", MetricUnit.Count, int(decision["accepted"]))
+    logger.info("confidence checked", s3_key=request["s3_key"], **decision)
+    return {**request, **decision}

@@ -1,0 +1,122 @@
+"""ClassifyImage: an image -> the predictions of the SageMaker endpoint. The image leaves the payload here.
+
+in   s3_bucket, s3_key, image with data; optional s3_version_id, threshold
+out  - image.data, + predictions: [{label, probability}] best first, + endpoint: {name, variant}
+"""
+
+import base64
+import os
+import time
+from typing import Any
+
+import boto3
+from aws_lambda_powertools import Logger, Metrics, Tracer
+from aws_lambda_powertools.metrics import MetricUnit
+from aws_lambda_powertools.utilities.typing import LambdaContext
+from botocore.config import Config
+from botocore.exceptions import ClientError, HTTPClientError
+from botocore.exceptions import ConnectionError as EndpointConnectionError
+
+from contract import CLASSIFY_IMAGE, InvalidInputError, validator
+from predictions import EndpointResponseError, parse_predictions
+
+ENDPOINT_NAME = os.environ["ENDPOINT_NAME"]  # empty in a stack without an endpoint
+ENDPOINT_ACCEPT = os.environ["ENDPOINT_ACCEPT"]
+LABELS = [label.strip() for label in os.environ["LABELS"].split(",") if label.strip()]
+
+logger = Logger()
+tracer = Tracer()
+metrics = Metrics()
+# A container has 60 s to answer. One attempt: the state machine retries, where it is seen and costs no Lambda time.
+runtime = boto3.client(
+    "sagemaker-runtime",
+    config=Config(connect_timeout=5, read_timeout=65, retries={"mode": "standard", "total_max_attempts": 1}),
+)
+take = validator(CLASSIFY_IMAGE)
+
+
+class EndpointNotConfiguredError(Exception):
+    """The stack was deployed without an endpoint, or its endpoint is gone."""
+
+
+class EndpointAccessDeniedError(Exception):
+    """The function's role may not invoke the endpoint."""
+
+
+class EndpointThrottledError(Exception):
+    """The endpoint has all the requests it takes at a time: worth another try."""
+
+
+class EndpointUnavailableError(Exception):
+    """The endpoint does not answer or failed inside: worth another try."""
+
+
+ENDPOINT_ERRORS = {
+    **dict.fromkeys(("ThrottlingException", "TooManyRequestsException", "Throttling"), EndpointThrottledError),
+    **dict.fromkeys(
+        ("ModelNotReadyException", "ServiceUnavailable", "InternalFailure", "InternalDependencyException"),
+        EndpointUnavailableError,
+    ),
+    **dict.fromkeys(("AccessDeniedException", "AccessDenied"), EndpointAccessDeniedError),
+}
+
+
+def endpoint_error(error: ClientError) -> Exception:
+    """The error that the state machine knows, for one that SageMaker's runtime answered with."""
+    code, message = error.response["Error"]["Code"], error.response["Error"].get("Message", "")
+    if code in ENDPOINT_ERRORS:
+        return ENDPOINT_ERRORS[code](f"Endpoint {ENDPOINT_NAME}: {message} ({code})")
+    if code == "ModelError":  # the container answered, but not with 200
+        status = error.response.get("OriginalStatusCode", 500)
+        named = {429: EndpointThrottledError}.get(status) or (
+            EndpointUnavailableError if status >= 500 else EndpointResponseError
+        )
+        return named(f"Endpoint {ENDPOINT_NAME} answered {status}: {error.response.get('OriginalMessage', message)[:500]}")
+    if code in ("ValidationError", "ValidationException") and "not found" in message.lower():
+        return EndpointNotConfiguredError(f"{message} Deploy the stack with EndpointType serverless, realtime or existing.")
+    return error
+
+
+@tracer.capture_method(capture_response=False)
+def invoke_endpoint(image: bytes, content_type: str) -> tuple[bytes, str]:
+    """The endpoint's answer and the name of the variant that gave it."""
+    try:
+        response = runtime.invoke_endpoint(
+            EndpointName=ENDPOINT_NAME, Body=image, ContentType=content_type, Accept=ENDPOINT_ACCEPT
+        )
+        return response["Body"].read(), response.get("InvokedProductionVariant", "")
+    except ClientError as error:
+        raise endpoint_error(error) from None
+    except (HTTPClientError, EndpointConnectionError) as error:
+        raise EndpointUnavailableError(f"Endpoint {ENDPOINT_NAME}: {error}") from None
+
+
+def decode(data: str) -> bytes:
+    try:
+        return base64.b64decode(data, validate=True)
+    except ValueError as error:
+        raise InvalidInputError(f"The input is not valid: image.data is not base64 ({error})") from None
+
+
+@logger.inject_lambda_context
+@tracer.capture_lambda_handler(capture_response=False)
+@metrics.log_metrics
+def lambda_handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
+    request = take(event)
+    if not ENDPOINT_NAME:
+        raise EndpointNotConfiguredError(
+            "This stack has no endpoint. Deploy it with EndpointType serverless, realtime or existing."
+        )
+    image = dict(request["image"])
+    started = time.perf_counter()
+    body, variant = invoke_endpoint(decode(image.pop("data")), image["content_type"])
+    milliseconds = (time.perf_counter() - started) * 1000
+    metrics.add_metric("EndpointLatency", MetricUnit.Milliseconds, milliseconds)
+    predictions = parse_predictions(body, LABELS)
+    logger.info("image classified", s3_key=request["s3_key"], endpoint_ms=round(milliseconds, 1), best=predictions[0])
+    return {
+        **request,
+        "image": image,
+        "predictions": predictions,
+        "endpoint": {"name": ENDPOINT_NAME, "variant": variant},
+    }

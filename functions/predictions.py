@@ -1,0 +1,79 @@
+"""Predictions as the common endpoints give them -> [{"label", "probability"}], checked and sorted."""
+
+import json
+import math
+from typing import Any
+
+MAX_PREDICTIONS = 20  # a thousand-class model must not fill the payload, nor the 32,768 characters of a Fail's Cause
+MAX_LABEL_LENGTH = 256
+
+
+class EndpointResponseError(Exception):
+    """The endpoint's answer holds no usable probabilities."""
+
+
+def parse_predictions(body: bytes, labels: list[str]) -> list[dict[str, Any]]:
+    """The MAX_PREDICTIONS best [{"label": str, "probability": 0..1}] of an endpoint's answer, best first.
+
+    Understands our own {"predictions": [{"label", "probability"}]}, a bare list of probabilities (SageMaker's built-in
+    algorithms), {"probabilities", "labels"} (JumpStart), [{"label", "score"}] (Hugging Face) and
+    {"predictions": [[...]]} (TensorFlow Serving). `labels` name bare probabilities, in the model's order.
+    Raises EndpointResponseError for anything else.
+    """
+    try:
+        answer = json.loads(body)
+    except ValueError:
+        raise EndpointResponseError(f"The endpoint's answer of {len(body):,} bytes is not JSON") from None
+    match answer:
+        case {"predictions": [{"label": _, "probability": _}, *_] as rows}:
+            pairs = [(row.get("label"), row.get("probability")) for row in _objects(rows)]
+        case [{"label": _, "score": _}, *_] as rows:
+            pairs = [(row.get("label"), row.get("score")) for row in _objects(rows)]
+        case {"probabilities": [*probabilities], "labels": [*names]}:
+            pairs = _named(probabilities, names)
+        case {"predictions": [[*probabilities]]} | {"probabilities": [*probabilities]} | [[*probabilities]]:
+            pairs = _named(probabilities, labels)
+        case [_, *_] as probabilities:
+            pairs = _named(probabilities, labels)
+        case _:
+            raise EndpointResponseError("The endpoint's answer has none of the five formats of predictions.py")
+    predictions = [{"label": label, "probability": probability} for label, probability in pairs]
+    for prediction in predictions:
+        _check(prediction)
+    return sorted(predictions, key=lambda prediction: -prediction["probability"])[:MAX_PREDICTIONS]
+
+
+def check_predictions(predictions: list[Any]) -> None:
+    """Raise EndpointResponseError unless there is a prediction, each is one, and the best comes first."""
+    if not predictions:
+        raise EndpointResponseError("There are no predictions")
+    for prediction in _objects(predictions):
+        _check(prediction)
+    probabilities = [prediction["probability"] for prediction in predictions]
+    if probabilities != sorted(probabilities, reverse=True):
+        raise EndpointResponseError("The predictions are not sorted by probability")
+
+
+def _objects(rows: list[Any]) -> list[dict[str, Any]]:
+    if not all(isinstance(row, dict) for row in rows):
+        raise EndpointResponseError("Not every prediction is an object")
+    return rows
+
+
+def _named(probabilities: list[Any], labels: list[Any]) -> list[tuple[Any, Any]]:
+    if len(probabilities) != len(labels):
+        raise EndpointResponseError(
+            f"The endpoint returned {len(probabilities)} probabilities for {len(labels)} labels: "
+            "set the stack's parameter Labels to the model's labels, in its order"
+        )
+    return list(zip(labels, probabilities, strict=True))
+
+
+def _check(prediction: dict[str, Any]) -> None:
+    label, probability = prediction.get("label"), prediction.get("probability")
+    if not isinstance(label, str) or not 0 < len(label) <= MAX_LABEL_LENGTH:
+        raise EndpointResponseError(f"A label is not a text of 1 to {MAX_LABEL_LENGTH} characters")
+    if isinstance(probability, bool) or not isinstance(probability, int | float) or not math.isfinite(probability):
+        raise EndpointResponseError(f"The probability of {label!r} is not a finite number")
+    if not 0 <= probability <= 1:
+        raise EndpointResponseError(f"The probability of {label!r} is {probability}: not between 0 and 1")

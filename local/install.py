@@ -1,0 +1,182 @@
+"""Set up what the project's commands need: python3 local/install.py run|test|sam|uv
+
+Runs on any Python from 3.11, with the standard library alone, and makes
+
+  .venv                 training, endpoint, tests: the Python that runs this, if PyTorch has a build for it
+  .local/venvs/emulator the emulated AWS
+  .local/venvs/sam      the SAM CLI
+  .local/venvs/lambda   Python 3.13 with AWS's Lambda runtime client: found, or fetched through uv
+  .local/venvs/uv       for `make lock`, and to fetch Python 3.13
+
+each from its file of exact, hashed pins in requirements/. What is up to date is left alone.
+"""
+
+import concurrent.futures
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import threading
+import time
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+LOCAL = ROOT / ".local"
+OLDEST, NEWEST = (3, 11), (3, 14)  # the pinned PyTorch and ONNX Runtime have wheels for these
+LAMBDA_PYTHON = "3.13"  # the functions' runtime in template.yaml
+PYTORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+
+
+class SetupError(Exception):
+    """The set-up can't go on; the message says what to do."""
+
+
+def run(arguments: list[str | Path], log: Path) -> None:
+    """Run a command with its output in a log file; SetupError shows the log's end when it fails."""
+    environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    with log.open("ab") as output:
+        output.write(f"\n$ {' '.join(map(str, arguments))}\n".encode())
+        output.flush()
+        code = subprocess.run(
+            arguments, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment, cwd=ROOT
+        ).returncode
+    if code:
+        end = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
+        raise SetupError(f"{end}\n\nThis failed; is there a network, and room on the disk? All of it: {log.relative_to(ROOT)}")
+
+
+def install(name: str, python: str, venv: Path, requirements: str, torch: bool = False) -> None:
+    """Make the virtual environment and install the pinned packages, unless that was done already."""
+    lock = ROOT / "requirements" / requirements
+    stamp = venv / f".installed-{requirements}"
+    wanted = hashlib.sha256(lock.read_bytes() + python.encode() + torch_requirement().encode()).hexdigest()
+    if stamp.exists() and stamp.read_text() == wanted and (venv / "bin" / "python").exists():
+        return
+    log = LOCAL / "logs" / f"install-{name}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.unlink(missing_ok=True)
+    if not (venv / "bin" / "python").exists() or not any(venv.glob(".installed-*")):
+        shutil.rmtree(venv, ignore_errors=True)  # half made, by a set-up that was interrupted
+        run([python, "-m", "venv", venv], log)
+    pip = [venv / "bin" / "python", "-m", "pip", "install", "--disable-pip-version-check", "--no-input"]
+    run([*pip, "--require-hashes", "--only-binary=:all:", "--no-deps", "-r", lock], log)
+    if torch:
+        index = ["--extra-index-url", PYTORCH_CPU_INDEX, "--retries", "2"]
+        run([*pip, "--no-deps", *index, torch_requirement()], log)
+    stamp.write_text(wanted)
+
+
+def torch_requirement() -> str:
+    """torch==x.y.z+cpu: the local version that only PyTorch's own index has, and that needs no CUDA."""
+    groups = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]
+    pin = next(pin for pin in groups["train"] if pin.startswith("torch=="))
+    return f"{pin}+cpu"
+
+
+def works(python: str | Path, minor: str) -> bool:
+    """Whether this is a Python of that minor version which can make virtual environments."""
+    code = "import ensurepip, sys, venv; print('%d.%d' % sys.version_info[:2])"
+    try:
+        found = subprocess.run([python, "-c", code], capture_output=True, text=True, timeout=20, cwd="/")
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return found.stdout.strip() == minor
+
+
+def find_lambda_python() -> str | None:
+    """A Python 3.13: this one, one on PATH, beside this one (pyenv, uv), or in pyenv's and uv's usual places."""
+    roots = [
+        Path(sys.base_prefix).parent,
+        Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv") / "versions",
+        Path(os.environ.get("UV_PYTHON_INSTALL_DIR") or Path.home() / ".local/share/uv/python"),
+        LOCAL / "python",
+    ]
+    candidates = [sys.executable, *filter(None, [shutil.which(f"python{LAMBDA_PYTHON}")])]
+    candidates += [str(path) for root in roots for path in sorted(root.glob(f"*{LAMBDA_PYTHON}*/bin/python{LAMBDA_PYTHON}"))]
+    return next((candidate for candidate in candidates if works(candidate, LAMBDA_PYTHON)), None)
+
+
+def fetch_lambda_python() -> str:
+    """Python 3.13 through uv, into .local/python."""
+    uv = shutil.which("uv")
+    try:
+        if not uv:
+            install("uv", sys.executable, LOCAL / "venvs/uv", "uv.txt")
+            uv = LOCAL / "venvs/uv/bin/uv"
+        print(f"Python {LAMBDA_PYTHON} is not here: fetching it with uv", flush=True)
+        log = LOCAL / "logs/install-python.log"
+        run([uv, "python", "install", LAMBDA_PYTHON, "--install-dir", LOCAL / "python", "--no-bin"], log)
+    except SetupError as error:
+        raise SetupError(
+            f"{error}\n\nThe functions run on Python {LAMBDA_PYTHON}, which was neither found nor fetched: install it "
+            f"(apt-get install python{LAMBDA_PYTHON}-venv, pyenv install {LAMBDA_PYTHON}, or uv python install "
+            f"{LAMBDA_PYTHON}) and run the command again."
+        ) from None
+    return find_lambda_python() or ""
+
+
+def check_machine() -> None:
+    if sys.platform != "linux":
+        raise SetupError("The local stack runs on Linux and WSL2: AWS's Lambda runtime client has no other builds.")
+    if sys.version_info[:2] < OLDEST:
+        raise SetupError(f"Python 3.11 or later is needed; this is {platform.python_version()}. Try: make PYTHON=python3.12 ...")
+    try:
+        import ensurepip  # noqa: F401
+        import venv  # noqa: F401
+    except ImportError:
+        raise SetupError("Python's venv module is missing. On Debian and Ubuntu: apt-get install python3-venv") from None
+
+
+def install_all(environments: list[tuple]) -> None:
+    """Install side by side, and say every few seconds what is still under way."""
+    started, running, lock = time.monotonic(), set(), threading.Lock()
+
+    def one(name: str, *arguments) -> None:
+        with lock:
+            running.add(name)
+        install(name, *arguments)
+        with lock:
+            running.discard(name)
+
+    with concurrent.futures.ThreadPoolExecutor(len(environments)) as pool:
+        futures = [pool.submit(one, *environment) for environment in environments]
+        waiting = 3
+        while pending := concurrent.futures.wait(futures, waiting, concurrent.futures.FIRST_EXCEPTION).not_done:
+            if any(future.done() and future.exception() for future in futures):
+                for future in pending:
+                    future.cancel()
+                break
+            waiting = 15
+            print(f"installing {', '.join(sorted(running))} ({time.monotonic() - started:.0f} s)", flush=True)
+    for future in futures:
+        future.result()
+
+
+def main(what: str) -> None:
+    check_machine()
+    if what == "uv":
+        return install_all([("uv", sys.executable, LOCAL / "venvs/uv", "uv.txt")])
+    lambda_python = find_lambda_python() or fetch_lambda_python()
+    python = sys.executable if sys.version_info[:2] <= NEWEST else lambda_python
+    environments = [("sam", python, LOCAL / "venvs/sam", "sam.txt")]
+    if what in ("run", "test"):
+        environments += [
+            ("project", python, ROOT / ".venv", f"{what}.txt", True),
+            ("lambda", lambda_python, LOCAL / "venvs/lambda", "lambda.txt"),
+            ("emulator", python, LOCAL / "venvs/emulator", "emulator.txt"),
+        ]
+    install_all(environments)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2 or sys.argv[1] not in ("run", "test", "sam", "uv"):
+        sys.exit(__doc__)
+    try:
+        main(sys.argv[1])
+    except SetupError as error:
+        sys.exit(f"\n{error}")
+    except KeyboardInterrupt:
+        sys.exit("\ninterrupted; run the command again to go on")

@@ -1,0 +1,127 @@
+"""make run: real images through the whole workflow, on this machine.
+
+Starts the local stack (or takes the one that `make up` started), uploads images, lets the upload trigger start the
+executions, shows what became of each image, writes .local/run.json, and stops what it started.
+"""
+
+import json
+import sys
+import time
+from datetime import datetime
+from pathlib import Path
+
+from executions import NOT_ACCEPTED, Outcome, Watch, explanation
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from stack import LOCAL, ROOT, Stack, StackError, console, lock, stop, told, up
+
+sys.path.append(str(ROOT / "endpoint"))
+import inference
+
+MODEL, DIGITS = LOCAL / "model", LOCAL / "data/digits"
+PER_CLASS = 2  # test images of each class
+AMBIGUOUS, WELL_BELOW = 4, 0.70  # validation images whose confidence is well below the threshold
+NOT_AN_IMAGE = b"This is a text file. Its name says that it is an image.\n"
+AT_A_TIME = 4  # images under way: a first image starts three functions, and a laptop has few cores
+SECONDS_FOR_AN_IMAGE = 120
+
+
+def test_images() -> dict[str, bytes]:
+    """The first images of each class of the test set, which neither training nor the choice of a model has seen."""
+    classes = sorted(path for path in (DIGITS / "test").iterdir() if path.is_dir())
+    paths = [path for folder in classes for path in sorted(folder.iterdir())[:PER_CLASS]]
+    return {f"test/{path.parent.name}/{path.name}": path.read_bytes() for path in paths}
+
+
+def ambiguous_images() -> dict[str, bytes]:
+    """The images of the validation set about which the model is least sure."""
+    model = inference.model_fn(MODEL)
+    paths = sorted((DIGITS / "validation").glob("*/*.png"))
+    results = inference.classify([inference.preprocess(path.read_bytes(), model.size) for path in paths], model)
+    confidences = [result["predictions"][0]["probability"] for result in results]
+    least = sorted(zip(confidences, paths, strict=True))[:AMBIGUOUS]
+    chosen = [path for confidence, path in least if confidence < WELL_BELOW]
+    return {f"ambiguous/{path.parent.name}/{path.name}": path.read_bytes() for path in chosen}
+
+
+def classify_all(stack: Stack, outputs: dict[str, str], images: dict[str, bytes]) -> list[Outcome]:
+    """Upload the images, a few at a time, and wait for the executions that the uploads start."""
+    s3 = stack.client("s3")
+    run = f"{outputs['UploadPrefix']}{datetime.now():%Y%m%d-%H%M%S}/"
+    watch = Watch(stack.client("stepfunctions"), outputs["ClassifyImageStateMachineArn"], run)
+    waiting = [(run + name, data) for name, data in images.items()]
+    started: dict[str, float] = {}
+    outcomes: dict[str, Outcome] = {}
+    columns = [TextColumn("Classifying"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
+    with Progress(*columns, console=console) as progress:
+        bar = progress.add_task("", total=len(waiting))
+        while len(outcomes) < len(images):
+            while waiting and len(started) - len(outcomes) < AT_A_TIME:
+                key, data = waiting.pop(0)
+                started[key] = time.monotonic()
+                s3.put_object(Bucket=outputs["ImageBucketName"], Key=key, Body=data)
+            for outcome in watch.ended():
+                outcomes[outcome.key] = outcome
+                progress.advance(bar)
+                if not console.is_terminal and len(outcomes) % 5 == 0:
+                    console.print(f"classified {len(outcomes)} of {len(images)}")
+            for key in started.keys() - outcomes.keys():
+                if time.monotonic() - started[key] > SECONDS_FOR_AN_IMAGE:
+                    outcomes[key] = Outcome(key, "FAILED", None, None, None, "ExecutionNotFinished", None)
+            time.sleep(0.1)
+    return [outcomes[key] for key in started]
+
+
+def show(outcomes: list[Outcome]) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name, justify in [("key", "left"), ("status", "left"), ("label", "left"), ("confidence", "right"), ("time", "right"), ("error", "left")]:
+        table.add_column(name, justify=justify, overflow="fold", no_wrap=name != "error")
+    for row in outcomes:
+        colour = {None: "green", NOT_ACCEPTED: "yellow"}.get(row.error, "red")
+        table.add_row(
+            row.key,
+            f"[{colour}]{row.status}[/]",
+            row.label or "",
+            "" if row.confidence is None else f"{row.confidence:.3f}",
+            "" if row.seconds is None else f"{row.seconds:.2f} s",
+            row.error or "",
+        )
+    console.print(table)
+
+
+def write(outcomes: list[Outcome]) -> None:
+    names = ("key", "status", "label", "confidence", "seconds", "error", "execution_arn")
+    images = [{name: getattr(outcome, name) for name in names} for outcome in outcomes]
+    (LOCAL / "run.json").write_text(json.dumps({"images": images}, indent=2) + "\n")
+
+
+def summarise(outcomes: list[Outcome]) -> None:
+    """What happened, in numbers; StackError when an image failed that should not have."""
+    accepted = [row for row in outcomes if row.error is None]
+    review = [row for row in outcomes if row.error == NOT_ACCEPTED]
+    failed = [row for row in outcomes if row not in accepted and row not in review]
+    right = sum(row.key.split("/")[-2] == row.label for row in accepted)
+    console.print(f"\n{len(accepted)} accepted ({right} of them right), {len(review)} sent to review, {len(failed)} failed")
+    for row in failed:
+        console.print(f"  {row.key}: {row.error}: {explanation(row)}", markup=False)
+    console.print(f"Written to {(LOCAL / 'run.json').relative_to(ROOT)}")
+    if unexpected := [row for row in failed if row.error != "UnsupportedImageError"]:
+        raise StackError(f"{len(unexpected)} images failed for technical reasons: see the errors above")
+
+
+def main() -> None:
+    with told(), lock():
+        images = test_images() | ambiguous_images() | {"not-an-image.png": NOT_AN_IMAGE}
+        stack, outputs, started = up()
+        try:
+            outcomes = classify_all(stack, outputs, images)
+        finally:
+            if started:
+                stop(stack)
+        show(outcomes)
+        write(outcomes)
+        summarise(outcomes)
+
+
+if __name__ == "__main__":
+    main()

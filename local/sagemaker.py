@@ -1,0 +1,193 @@
+"""SageMaker on this machine: its control API and its runtime API on one port; an endpoint is a real server process.
+
+An endpoint fetches its model's archive from the emulated S3 and starts the model server on it, under the contract of
+https://docs.aws.amazon.com/sagemaker/latest/dg/your-algorithms-inference-code.html, in this Python's environment
+instead of a container. Usage: python local/sagemaker.py --port 4567 --work-dir .local/sagemaker
+"""
+
+import argparse
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import boto3
+import urllib3
+
+ACCOUNT, REGION = "000000000000", os.environ.get("AWS_DEFAULT_REGION", "us-east-1")
+KINDS = {"Model": "model", "EndpointConfig": "endpoint-config", "Endpoint": "endpoint"}  # and their names in ARNs
+SECONDS_TO_ANSWER = 60
+resources = {kind: {} for kind in KINDS}
+containers = {}  # what serves, by the endpoint's name
+processes = []
+http = urllib3.PoolManager(maxsize=32, retries=False)
+
+
+class ApiError(Exception):
+    def __init__(self, status, code, message, **members):
+        super().__init__(message)
+        self.status, self.body = status, {"__type": code, "message": message, **members}
+
+
+class Container:
+    """A model server that runs on one version of a model."""
+
+    def __init__(self, endpoint_name, config):
+        (variant,) = config["ProductionVariants"]
+        self.variant = variant["VariantName"]
+        serverless = variant.get("ServerlessConfig")
+        self.body_limit = 4_194_304 if serverless else 6_291_456
+        self.slots = threading.Semaphore(int(serverless["MaxConcurrency"]) if serverless else 1000)
+        self.directory = options.work_dir.resolve() / f"{endpoint_name}-{time.time_ns()}"
+        model = find("Model", variant["ModelName"])["PrimaryContainer"]
+        self.fetch(model["ModelDataUrl"])
+        self.start(model.get("Environment", {}))
+
+    def fetch(self, url):
+        self.directory.mkdir(parents=True)
+        bucket, key = url.removeprefix("s3://").split("/", 1)
+        boto3.client("s3", region_name=REGION).download_file(bucket, key, self.directory / "model.tar.gz")
+        with tarfile.open(self.directory / "model.tar.gz") as archive:
+            archive.extractall(self.directory / "model", filter="data")
+
+    def start(self, declared):
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = str(free.getsockname()[1])
+        self.url = f"http://127.0.0.1:{port}"
+        model_dir = str(self.directory / "model")
+        variables = {name: value.replace("/opt/ml/model", model_dir) for name, value in declared.items()}
+        variables.pop("PYTHONPATH", None)  # packages in the archive are for the container's Python
+        variables |= {"SM_MODEL_DIR": model_dir, "SAGEMAKER_BIND_TO_PORT": port}
+        log = self.directory / "server.log"
+        command = [sys.executable, options.server, "serve", "--host", "127.0.0.1"]
+        with log.open("wb") as output:
+            self.process = subprocess.Popen(command, env=os.environ | variables, stdout=output, stderr=output)
+        processes.append(self.process)
+        deadline = time.monotonic() + SECONDS_TO_ANSWER
+        while not self.is_healthy():
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                self.process.kill()
+                reason = f"production variant {self.variant} did not pass the ping health check"
+                raise RuntimeError(f"The primary container for {reason}. {log.read_text(errors='replace')[-800:]}")
+            time.sleep(0.05)
+
+    def is_healthy(self):
+        try:
+            return http.request("GET", f"{self.url}/ping", timeout=2).status == 200
+        except urllib3.exceptions.HTTPError:
+            return False
+
+    def invoke(self, body, headers):
+        """https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_runtime_InvokeEndpoint.html"""
+        if len(body) > self.body_limit:
+            raise ApiError(413, "413", f"HTTP content length exceeded {self.body_limit} bytes.")
+        if not self.slots.acquire(blocking=False):
+            raise ApiError(429, "ThrottlingException", "The endpoint's maximum concurrency is exceeded.")
+        headers = {name: headers[name] for name in ("Content-Type", "Accept") if name in headers}
+        url = f"{self.url}/invocations"
+        try:
+            answer = http.request("POST", url, body=body, headers=headers, timeout=SECONDS_TO_ANSWER)
+            status, message = answer.status, answer.data.decode(errors="replace")
+        except urllib3.exceptions.ReadTimeoutError:
+            status, message = 0, "Your invocation timed out while waiting for a response from container primary."
+        except urllib3.exceptions.HTTPError as error:
+            raise ApiError(503, "ServiceUnavailable", f"The endpoint's container does not answer: {error}") from error
+        finally:
+            self.slots.release()
+        if not 200 <= status < 300:
+            text = f'Received error ({status}) from primary with message "{message}".'
+            raise ApiError(424, "ModelError", text, OriginalStatusCode=status, OriginalMessage=message)
+        content_type = answer.headers.get("Content-Type", "application/octet-stream")
+        return answer.data, {"Content-Type": content_type, "x-amzn-invoked-production-variant": self.variant}
+
+
+def deploy(endpoint, config_name):
+    """Start the configuration's container and switch to it; until then, what served before goes on serving."""
+    name = endpoint["EndpointName"]
+    try:
+        container = Container(name, find("EndpointConfig", config_name))
+    except Exception as error:  # whatever went wrong is for DescribeEndpoint to tell
+        endpoint |= {"EndpointStatus": "Failed", "FailureReason": str(error)}
+        return
+    old, containers[name] = containers.get(name), container
+    endpoint |= {"EndpointStatus": "InService", "EndpointConfigName": config_name}
+    if old:
+        old.process.terminate()
+
+
+def find(kind, name):
+    if name not in resources[kind]:
+        raise ApiError(400, "ValidationException", f'Could not find {KINDS[kind]} "{name}".')
+    return resources[kind][name]
+
+
+def control(target, request):
+    """https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_Operations_Amazon_SageMaker_Service.html"""
+    match = re.fullmatch(r"SageMaker\.(Create|Describe|Update|Delete)(Model|EndpointConfig|Endpoint)", target)
+    if not match:
+        raise ApiError(400, "UnknownOperationException", f"{target} is not emulated.")
+    action, kind = match.groups()
+    name = request[f"{kind}Name"]
+    if action == "Create":
+        if name in resources[kind]:
+            raise ApiError(400, "ValidationException", f'Cannot create already existing {KINDS[kind]} "{name}".')
+        arn = f"arn:aws:sagemaker:{REGION}:{ACCOUNT}:{KINDS[kind]}/{name}"
+        resources[kind][name] = request | {f"{kind}Arn": arn, "CreationTime": time.time()}
+    resource = find(kind, name)
+    if action == "Delete":
+        del resources[kind][name]
+        if kind == "Endpoint" and name in containers:
+            containers.pop(name).process.terminate()
+    elif kind == "Endpoint" and action != "Describe":
+        resource["EndpointStatus"] = "Creating" if action == "Create" else "Updating"
+        threading.Thread(target=deploy, args=(resource, request["EndpointConfigName"]), daemon=True).start()
+    return resource
+
+
+class Api(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        try:
+            status, (answer, headers) = 200, self.dispatch(body)
+        except ApiError as error:
+            status, answer, headers = error.status, json.dumps(error.body).encode(), {}
+            headers = {"Content-Type": "application/json", "x-amzn-errortype": error.body["__type"]}
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(answer))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def dispatch(self, body):
+        if target := self.headers["X-Amz-Target"]:
+            answer = json.dumps(control(target, json.loads(body)))
+            return answer.encode(), {"Content-Type": "application/x-amz-json-1.1"}
+        name = self.path.split("/")[2]
+        if name not in containers:
+            raise ApiError(400, "ValidationError", f"Endpoint {name} of account {ACCOUNT} not found.")
+        return containers[name].invoke(body, self.headers)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--work-dir", type=Path, required=True)
+    parser.add_argument("--server", default="endpoint/server.py", help="the model server's program")
+    options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    try:
+        ThreadingHTTPServer(("127.0.0.1", options.port), Api).serve_forever()
+    finally:
+        for process in processes:
+            process.terminate()

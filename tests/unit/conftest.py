@@ -1,0 +1,56 @@
+"""The functions as Lambda would import them: with the template's variables, and no AWS within reach."""
+
+import io
+import json
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+for name in [name for name in os.environ if name.startswith("AWS_")]:
+    del os.environ[name]
+os.environ.update(
+    AWS_DEFAULT_REGION="us-east-1",
+    AWS_ACCESS_KEY_ID="test",
+    AWS_SECRET_ACCESS_KEY="test",
+    AWS_EC2_METADATA_DISABLED="true",
+    ENDPOINT_NAME="image-classification",
+    ENDPOINT_ACCEPT="application/json",
+    LABELS="cat, dog",
+    THRESHOLD="0.75",
+    POWERTOOLS_SERVICE_NAME="image-classification",
+    POWERTOOLS_METRICS_NAMESPACE="ImageClassification",
+    POWERTOOLS_TRACE_DISABLED="true",
+)
+
+
+@pytest.fixture
+def context():
+    """What the Powertools Logger asks of a Lambda context."""
+    return SimpleNamespace(
+        function_name="function",
+        memory_limit_in_mb=1024,
+        invoked_function_arn="arn:aws:lambda:us-east-1:000000000000:function:function",
+        aws_request_id="request",
+    )
+
+
+@pytest.fixture
+def event():
+    """An event file of events/ by its name."""
+    return lambda name: json.loads((ROOT / "events" / f"{name}.json").read_text())
+
+
+@pytest.fixture
+def log():
+    """Begin to collect what a function's module logs; call it with the module, read the text at the end."""
+
+    def collect(module):
+        stream = io.StringIO()
+        module.logger.registered_handler.setStream(stream)
+        return stream
+
+    return collect

@@ -1,0 +1,34 @@
+"""template.yaml and the state machine's definition, as data."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parents[2]
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads CloudFormation's short forms as their long ones: !Ref X -> {"Ref": "X"}."""
+
+
+def _intrinsic(loader: yaml.Loader, tag: str, node: yaml.Node) -> dict[str, Any]:
+    value = {
+        yaml.ScalarNode: loader.construct_scalar,
+        yaml.SequenceNode: lambda node: loader.construct_sequence(node, deep=True),
+        yaml.MappingNode: lambda node: loader.construct_mapping(node, deep=True),
+    }[type(node)](node)
+    if tag == "GetAtt":
+        value = value.split(".", 1)
+    return {tag if tag in ("Ref", "Condition") else f"Fn::{tag}": value}
+
+
+_Loader.add_multi_constructor("!", _intrinsic)
+
+TEMPLATE = yaml.load((ROOT / "template.yaml").read_text(), _Loader)
+RESOURCES = TEMPLATE["Resources"]
+DEFINITION_FILE = ROOT / "statemachine" / "classify_image.asl.json"
+DEFINITION = json.loads(DEFINITION_FILE.read_text())
+STATES = DEFINITION["States"]
+LAMBDA_STATES = [name for name, state in STATES.items() if ":lambda:invoke" in state.get("Resource", "")]

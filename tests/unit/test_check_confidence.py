@@ -1,0 +1,41 @@
+import check_confidence
+import pytest
+from contract import InvalidInputError
+from predictions import EndpointResponseError
+
+
+def with_confidence(event, confidence, **more):
+    return event("check_confidence") | {"predictions": [{"label": "7", "probability": confidence}]} | more
+
+
+def test_the_best_label_is_decided_on_and_everything_goes_on(event, context):
+    request = event("check_confidence")
+    assert check_confidence.lambda_handler(request, context) == request | {
+        "label": "7",
+        "confidence": 0.97,
+        "threshold": 0.75,
+        "accepted": True,
+    }
+
+
+@pytest.mark.parametrize(
+    ("confidence", "threshold", "accepted"),
+    [(0.75, None, True), (0.7499999, None, False), (0.6, 0.6, True), (0.97, 0.99, False), (1, 1, True), (0, 0.01, False)],
+)
+def test_a_confidence_that_reaches_the_threshold_is_accepted(event, context, confidence, threshold, accepted):
+    more = {} if threshold is None else {"threshold": threshold}
+    output = check_confidence.lambda_handler(with_confidence(event, confidence, **more), context)
+    assert (output["accepted"], output["threshold"]) == (accepted, threshold or 0.75)
+
+
+@pytest.mark.parametrize("confidence", [float("nan"), float("inf"), -0.1, 1.1, "0.9", None, True])
+def test_a_confidence_that_is_none_is_an_error_of_the_endpoint(event, context, confidence):
+    with pytest.raises(EndpointResponseError):
+        check_confidence.lambda_handler(with_confidence(event, confidence), context)
+
+
+def test_missing_predictions_are_invalid_input(event, context):
+    request = event("check_confidence")
+    del request["predictions"]
+    with pytest.raises(InvalidInputError, match="predictions"):
+        check_confidence.lambda_handler(request, context)

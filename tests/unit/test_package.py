@@ -1,0 +1,82 @@
+import hashlib
+import io
+import tarfile
+import zipfile
+
+import package
+import pytest
+from tiny_model import write_tiny_model
+
+
+@pytest.fixture
+def model_dir(tmp_path):
+    return write_tiny_model(tmp_path / "model")
+
+
+@pytest.fixture
+def wheel(tmp_path):
+    """A wheel like ONNX Runtime's, with a part that serving does not need."""
+    path = tmp_path / "onnxruntime-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("onnxruntime/__init__.py", "served")
+        archive.writestr("onnxruntime/tools/convert.py", "not served")
+        archive.writestr("onnxruntime-1.0.dist-info/LICENSE", "terms")
+    return path
+
+
+def entries_of(archive):
+    with tarfile.open(fileobj=io.BytesIO(archive)) as opened:
+        return [(entry.name, entry.mtime, entry.uid, entry.mode) for entry in opened]
+
+
+def test_the_archive_has_model_code_and_lib_sorted_and_without_times(model_dir, wheel):
+    names = [
+        "code/inference.py",
+        "lib/onnxruntime-1.0.dist-info/LICENSE",
+        "lib/onnxruntime/__init__.py",
+        "metadata.json",
+        "model.onnx",
+    ]
+    archive = package.pack(package.collect(model_dir, [wheel]))
+    assert entries_of(archive) == [(name, 0, 0, 0o644) for name in names]
+
+
+def test_the_same_model_gives_the_same_key_and_another_model_another(model_dir, wheel):
+    first = package.pack(package.collect(model_dir, [wheel]))
+    again = package.pack(package.collect(model_dir, [wheel]))
+    (model_dir / "metadata.json").write_text("{}")
+    changed = package.pack(package.collect(model_dir, [wheel]))
+    assert first == again
+    assert package.key_of(first) == f"models/{hashlib.sha256(first).hexdigest()[:16]}/model.tar.gz"
+    assert package.key_of(changed) != package.key_of(first)
+
+
+def test_the_last_line_printed_is_the_path_of_the_archive(model_dir, tmp_path, capsys):
+    package.main(["--model-dir", str(model_dir), "--output", str(tmp_path / "out"), "--lib", "none"])
+    archive = package.pack(package.collect(model_dir, []))
+    path = tmp_path / "out" / package.key_of(archive)
+    assert capsys.readouterr().out.splitlines()[-1] == str(path)
+    assert path.read_bytes() == archive
+    assert [name for name, *_ in entries_of(archive)] == ["code/inference.py", "metadata.json", "model.onnx"]
+
+
+def test_a_missing_model_is_named(tmp_path):
+    with pytest.raises(package.PackageError, match=r"model\.onnx is missing: train a model first"):
+        package.collect(tmp_path, [])
+
+
+def test_a_cached_wheel_with_the_right_hash_needs_no_network(wheel, tmp_path):
+    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    assert package.fetch_wheels(tmp_path, {wheel.name: digest}) == [wheel]
+
+
+def test_without_network_the_error_says_what_to_do(wheel, tmp_path, monkeypatch):
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", "")
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    with pytest.raises(package.PackageError, match=r"(?s)could not download onnxruntime==1\.0.*--lib none"):
+        package.fetch_wheels(tmp_path, {wheel.name: "0" * 64})
+
+
+def test_the_wheels_are_for_the_images_python_and_platform():
+    assert all("-cp312-cp312-" in name and name.endswith("manylinux_2_28_x86_64.whl") for name in package.WHEELS)

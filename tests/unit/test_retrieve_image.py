@@ -1,0 +1,226 @@
+import base64
+import io
+import json
+import random
+
+import pytest
+import retrieve_image
+from botocore.response import StreamingBody
+from botocore.stub import Stubber
+from contract import InvalidInputError
+from PIL import Image
+from retrieve_image import (
+    ImageAccessDeniedError,
+    ImageNotFoundError,
+    ImageStoreUnavailableError,
+    ImageTooLargeError,
+    UnsupportedImageError,
+    fit,
+)
+
+URI = "s3://images/uploads/seven.png"
+
+
+@pytest.fixture
+def s3():
+    with Stubber(retrieve_image.s3) as stubber:
+        yield stubber
+
+
+def encoded(image, image_format="PNG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, image_format, **options)
+    return buffer.getvalue()
+
+
+def noise(width, height, mode="RGB"):
+    """An image that does not compress."""
+    channels = len(Image.new(mode, (1, 1)).getbands())
+    return Image.frombytes(mode, (width, height), random.Random(0).randbytes(width * height * channels))
+
+
+def decoded(result):
+    return Image.open(io.BytesIO(base64.b64decode(result["data"])))
+
+
+def serve(s3, data, **expected):
+    body = StreamingBody(io.BytesIO(data), len(data))
+    s3.add_response("get_object", {"Body": body, "ContentLength": len(data)}, {"Bucket": "images", **expected})
+
+
+def test_a_small_image_passes_byte_for_byte(s3, event, context):
+    data = encoded(Image.new("RGB", (3, 2), "red"))
+    serve(s3, data, Key="uploads/seven.png")
+    assert retrieve_image.lambda_handler(event("retrieve_image"), context) == {
+        "s3_bucket": "images",
+        "s3_key": "uploads/seven.png",
+        "image": {
+            "content_type": "image/png",
+            "width": 3,
+            "height": 2,
+            "source_bytes": len(data),
+            "resized": False,
+            "data": base64.b64encode(data).decode(),
+        },
+    }
+
+
+def test_threshold_and_version_go_on_and_other_keys_are_dropped(s3, context):
+    serve(s3, encoded(Image.new("L", (1, 1))), Key="a", VersionId="v1")
+    request = {"s3_bucket": "images", "s3_key": "a", "s3_version_id": "v1", "threshold": 0.5, "image_data": "x" * 300_000}
+    output = retrieve_image.lambda_handler(request, context)
+    assert set(output) == {"s3_bucket", "s3_key", "s3_version_id", "threshold", "image"}
+
+
+@pytest.mark.parametrize("key", ["two words.png", "a+b.png", "50%25.png", "größe/猫.png", "a&b=c?.png"])
+def test_odd_keys_reach_s3_as_they_are(s3, context, key):
+    serve(s3, encoded(Image.new("L", (1, 1))), Key=key)
+    assert retrieve_image.lambda_handler({"s3_bucket": "images", "s3_key": key}, context)["s3_key"] == key
+
+
+@pytest.mark.parametrize(
+    ("request_", "problem"),
+    [
+        ({}, "must contain"),
+        ({"s3_bucket": "images"}, "s3_key"),
+        ({"s3_bucket": "images", "s3_key": ""}, "s3_key"),
+        ({"s3_bucket": "images", "s3_key": 7}, "s3_key"),
+        ({"s3_bucket": "images", "s3_key": "a", "threshold": 0}, "threshold"),
+        ({"s3_bucket": "images", "s3_key": "a", "threshold": 1.01}, "threshold"),
+        ({"s3_bucket": "images", "s3_key": "a", "threshold": "0.5"}, "threshold"),
+        ({"s3_bucket": "images", "s3_key": "a", "threshold": True}, "threshold"),
+        (["images", "a"], "object"),
+        (None, "object"),
+    ],
+)
+def test_bad_input_is_named_with_its_field(context, request_, problem):
+    with pytest.raises(InvalidInputError, match=problem):
+        retrieve_image.lambda_handler(request_, context)
+
+
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [
+        ("NoSuchKey", ImageNotFoundError),
+        ("NoSuchBucket", ImageNotFoundError),
+        ("NoSuchVersion", ImageNotFoundError),
+        ("AccessDenied", ImageAccessDeniedError),
+        ("InvalidArgument", InvalidInputError),
+        ("SlowDown", ImageStoreUnavailableError),
+        ("InternalError", ImageStoreUnavailableError),
+    ],
+)
+def test_errors_of_s3_are_named_and_name_the_object(s3, context, event, code, error):
+    s3.add_client_error("get_object", code, "words of S3")
+    with pytest.raises(error, match=f"{URI}: words of S3") as caught:
+        retrieve_image.lambda_handler(event("retrieve_image"), context)
+    assert type(caught.value) is error
+
+
+def test_a_bucket_name_that_s3_cannot_have_is_invalid_input(context):
+    with pytest.raises(InvalidInputError, match="s3://no such bucket/a"):
+        retrieve_image.lambda_handler({"s3_bucket": "no such bucket", "s3_key": "a"}, context)
+
+
+def test_an_object_with_too_many_bytes_is_not_read(s3, event, context):
+    body = StreamingBody(io.BytesIO(b""), 0)
+    s3.add_response("get_object", {"Body": body, "ContentLength": 10**9})
+    with pytest.raises(ImageTooLargeError, match="1,000,000,000 bytes"):
+        retrieve_image.lambda_handler(event("retrieve_image"), context)
+
+
+def test_an_image_with_too_many_pixels_is_not_decoded():
+    data = encoded(Image.new("1", (20_000, 20_000)))
+    with pytest.raises(ImageTooLargeError, match=URI):
+        fit(data, URI)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"not an image", b"<svg xmlns='http://www.w3.org/2000/svg'/>", encoded(noise(64, 64))[:2000], encoded(noise(64, 64), "JPEG")[:800]],
+    ids=["empty", "text", "svg", "truncated png", "truncated jpeg"],
+)
+def test_what_is_no_whole_image_is_unsupported(data):
+    with pytest.raises(UnsupportedImageError, match=URI):
+        fit(data, URI)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, about what is wrong with them
+def test_damaged_images_of_any_format_never_escape_with_an_unnamed_error():
+    dice = random.Random(1)
+    for image_format in retrieve_image.FORMATS:
+        whole = encoded(noise(24, 24), image_format)
+        for _ in range(150):
+            damaged = bytearray(whole)
+            for _ in range(dice.randint(1, 12)):
+                damaged[dice.randrange(len(damaged))] = dice.randrange(256)
+            try:
+                fit(bytes(damaged[: dice.randint(1, len(damaged))]), URI)
+            except (UnsupportedImageError, ImageTooLargeError):
+                pass
+
+
+@pytest.mark.parametrize(
+    ("image", "image_format"),
+    [
+        (noise(1600, 1200), "PNG"),
+        (noise(4000, 3000), "JPEG"),
+        (noise(900, 900, "RGBA"), "PNG"),
+        (noise(900, 900, "L").convert("P"), "PNG"),
+        (noise(700, 700, "CMYK"), "JPEG"),
+        (noise(3000, 90), "BMP"),
+    ],
+)
+def test_a_large_image_is_shrunk_below_the_limit_of_a_payload(s3, context, event, image, image_format):
+    data = encoded(image, image_format)
+    assert len(data) > retrieve_image.MAX_IMAGE_BYTES
+    serve(s3, data, Key="uploads/seven.png")
+    output = retrieve_image.lambda_handler(event("retrieve_image"), context)
+    shrunk = decoded(output["image"])
+    assert len(json.dumps(output).encode()) < 200 * 1024
+    assert (output["image"]["resized"], output["image"]["content_type"]) == (True, "image/jpeg")
+    assert (output["image"]["width"], output["image"]["height"]) == shrunk.size
+    assert shrunk.width / shrunk.height == pytest.approx(image.width / image.height, rel=0.05)
+
+
+def test_the_longest_key_and_largest_image_stay_below_200_kib(s3, context):
+    data = encoded(noise(216, 227), "BMP")  # 147,150 bytes: just below the limit
+    assert 0.99 < len(data) / retrieve_image.MAX_IMAGE_BYTES <= 1
+    key = "é" * 512
+    serve(s3, data, Key=key)
+    output = retrieve_image.lambda_handler({"s3_bucket": "images", "s3_key": key, "threshold": 0.5}, context)
+    assert not output["image"]["resized"]
+    assert len(json.dumps(output).encode()) < 200 * 1024
+
+
+def test_orientation_is_kept_in_a_small_image_and_applied_to_a_shrunk_one():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown turned by 90 degrees
+    small, large = (encoded(noise(*size), "JPEG", exif=exif) for size in [(64, 32), (1600, 800)])
+    kept, turned = fit(small, URI), fit(large, URI)
+    assert base64.b64decode(kept["data"]) == small
+    assert (kept["width"], kept["height"]) == (32, 64)
+    assert (turned["width"], turned["height"]) == decoded(turned).size
+    assert turned["height"] == 2 * turned["width"]
+    assert 0x0112 not in decoded(turned).getexif()
+
+
+def test_transparent_parts_of_a_shrunk_image_become_white():
+    image = noise(800, 800, "RGBA")
+    image.putalpha(0)
+    assert decoded(fit(encoded(image), URI)).getpixel((10, 10)) == (255, 255, 255)
+
+
+def test_sixteen_bit_images_are_scaled_not_clipped():
+    grey = Image.frombytes("I;16", (400, 400), b"".join(int(v).to_bytes(2, "little") for v in random.Random(0).choices(range(0x7000, 0x9000), k=160_000)))
+    shrunk = decoded(fit(encoded(grey), URI))
+    assert shrunk.convert("L").getpixel((50, 50)) == pytest.approx(0x80, abs=20)
+
+
+def test_no_image_bytes_in_the_log(s3, event, context, log):
+    data = encoded(noise(20, 20))
+    serve(s3, data, Key="uploads/seven.png")
+    written = log(retrieve_image)
+    retrieve_image.lambda_handler(event("retrieve_image"), context)
+    assert "image retrieved" in written.getvalue()
+    assert base64.b64encode(data).decode()[:60] not in written.getvalue()

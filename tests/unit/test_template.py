@@ -1,0 +1,58 @@
+"""What the linters do not see in template.yaml."""
+
+import re
+
+import pytest
+from documents import RESOURCES, ROOT, TEMPLATE
+
+TEXT = (ROOT / "template.yaml").read_text()
+FUNCTIONS = {name: resource for name, resource in RESOURCES.items() if resource["Type"] == "AWS::Serverless::Function"}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_function_has_the_variables_that_its_module_asks_for(name):
+    module = FUNCTIONS[name]["Properties"]["Handler"].partition(".")[0]
+    asked = set(re.findall(r'os\.environ\["(\w+)"\]', (ROOT / "functions" / f"{module}.py").read_text()))
+    assert asked == set(FUNCTIONS[name]["Properties"].get("Environment", {}).get("Variables", {}))
+
+
+def test_every_function_is_traced_and_logs_json_with_a_retention():
+    assert TEMPLATE["Globals"]["Function"]["Tracing"] == "Active"
+    for resource in FUNCTIONS.values():
+        group = resource["Properties"]["LoggingConfig"]["LogGroup"]["Ref"]
+        assert resource["Properties"]["LoggingConfig"]["LogFormat"] == "JSON"
+        assert RESOURCES[group]["Properties"]["RetentionInDays"] == {"Ref": "LogRetentionDays"}
+
+
+def test_neither_traces_nor_logs_of_the_state_machine_hold_images():
+    assert TEMPLATE["Globals"]["Function"]["Environment"]["Variables"]["POWERTOOLS_TRACER_CAPTURE_RESPONSE"] == "false"
+    assert RESOURCES["ClassifyImageStateMachine"]["Properties"]["Logging"]["IncludeExecutionData"] is False
+
+
+def test_the_upload_trigger_sees_only_its_prefix_so_that_no_output_loops():
+    pattern = RESOURCES["ClassifyImageStateMachine"]["Properties"]["Events"]["Upload"]["Properties"]["Pattern"]
+    assert pattern["detail"]["object"] == {"key": [{"prefix": {"Ref": "UploadPrefix"}}]}
+    assert re.fullmatch(TEMPLATE["Parameters"]["UploadPrefix"]["AllowedPattern"], "") is None
+
+
+def test_only_the_endpoint_and_the_vended_logs_have_names():
+    named = re.findall(r"^\s+(\w*Name): !?\S", TEXT, re.MULTILINE)
+    assert set(named) <= {"EndpointName", "LogGroupName", "VariantName", "ModelName", "EndpointConfigName", "PolicyName", "Name"}
+
+
+def test_no_partition_region_or_account_is_typed_in():
+    resources = TEXT.partition("\nGlobals:")[2]
+    assert "arn:aws:" not in resources
+    assert not re.search(r"\b[a-z]{2}-[a-z]+-\d\b|\b\d{12}\b", resources)
+
+
+def test_parameters_have_the_documented_defaults():
+    defaults = {name: parameter["Default"] for name, parameter in TEMPLATE["Parameters"].items()}
+    assert defaults["Threshold"] == 0.75
+    assert defaults["EndpointType"] == "none"
+    assert defaults["Architecture"] == "arm64"
+
+
+def test_every_output_that_the_local_stack_uses_is_there():
+    wanted = {"ImageBucketName", "UploadPrefix", "ClassifyImageStateMachineArn", "ReviewQueueUrl", "EndpointName"}
+    assert wanted | {f"{name}Name" for name in FUNCTIONS} <= set(TEMPLATE["Outputs"])

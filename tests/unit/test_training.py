@@ -1,0 +1,227 @@
+import base64
+import csv
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import data
+import inference
+import numpy as np
+import prepare
+import pytest
+import server
+import torch
+import train
+from model import Classifier
+from PIL import Image
+from starlette.testclient import TestClient
+
+SIZE = (16, 24)  # not square, so that height and width are not mistaken for each other
+
+
+def write_classes(folder, counts, size=(24, 16), seed=0):
+    """Noisy pictures in class folders; each class has a brightness of its own."""
+    random = np.random.default_rng(seed)
+    for index, (label, count) in enumerate(counts.items()):
+        (folder / label).mkdir(parents=True)
+        for number in range(count):
+            pixels = random.integers(100 * index, 100 * index + 50, (size[1], size[0], 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / label / f"{number}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "digits"
+    prepare.main(["digits", "--output", str(folder)])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """What `SM_CHANNEL_TRAIN=DIR SM_MODEL_DIR=OUT python training/train.py` leaves, of any folder of class folders."""
+    folder = tmp_path_factory.mktemp("job")
+    write_classes(folder / "train", {"bright cat": 20, "dark dog": 10})
+    own = {"SM_CHANNEL_TRAIN": "train", "SM_MODEL_DIR": "model", "SM_OUTPUT_DATA_DIR": "output"}
+    foreign = {name: value for name, value in os.environ.items() if not name.startswith("SM_")}
+    command = [sys.executable, train.__file__, "--epochs", "2", "--sagemaker_region", "eu-west-1"]
+    environment = foreign | {name: str(folder / part) for name, part in own.items()}
+    job = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert job.returncode == 0, job.stderr
+    return folder, job
+
+
+def files_of(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_digits_are_split_once_by_seed_and_written_alike_twice(digits, tmp_path):
+    prepare.main(["digits", "--output", str(tmp_path / "again")])
+    prepare.main(["digits", "--output", str(tmp_path / "again")])
+    prepare.main(["digits", "--output", str(tmp_path / "other"), "--seed", "1"])
+    assert files_of(tmp_path / "again") == files_of(digits)
+    assert files_of(tmp_path / "other").keys() != files_of(digits).keys()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "other"]
+
+
+def test_digits_have_three_parts_with_all_labels_and_no_picture_in_common(digits):
+    parts = {part: data.list_images(digits / part) for part in prepare.PARTS}
+    assert [list(classes) for classes in parts.values()] == [list("0123456789")] * 3
+    names = [path.name for classes in parts.values() for paths in classes.values() for path in paths]
+    assert len(set(names)) == len(names) == 1797
+
+
+def test_digits_are_dark_ink_on_light_paper(digits):
+    pixels = np.asarray(Image.open(next((digits / "train/0").iterdir())))
+    assert (pixels.shape, pixels[:, 0].min(), pixels.min()) == ((8, 8), 255, 0)
+
+
+def test_a_folder_of_something_else_is_not_replaced(tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(SystemExit, match=r"holds thesis\.txt"):
+        prepare.main(["digits", "--output", str(tmp_path)])
+    assert files_of(tmp_path) == {"thesis.txt": b"years of work"}
+
+
+def test_a_split_has_its_share_of_every_class_and_depends_on_the_seed_alone():
+    targets = np.repeat(["a", "b"], [100, 10])
+    kept, held_out = data.stratified_split(targets, [0.2], seed=0)
+    assert sorted([*kept, *held_out]) == list(range(110))
+    assert (targets[held_out] == "a").sum() == 20
+    assert (targets[held_out] == "b").sum() == 2
+    np.testing.assert_array_equal(held_out, data.stratified_split(targets, [0.2], seed=0)[1])
+    assert list(held_out) != list(data.stratified_split(targets, [0.2], seed=1)[1])
+
+
+def test_pictures_are_read_as_the_endpoint_reads_them(tmp_path):
+    classes = data.list_images(write_classes(tmp_path, {"cat": 1, "dog": 2}))
+    dataset = data.load(classes, SIZE)
+    assert (dataset.images.shape, dataset.counts()) == ((3, 3, *SIZE), {"cat": 1, "dog": 2})
+    expected = inference.preprocess((tmp_path / "dog/1.png").read_bytes(), SIZE)
+    np.testing.assert_array_equal(dataset.images[2], expected)
+
+
+@pytest.mark.parametrize("side, chosen", [(8, 16), (32, 32), (45, 48), (300, 64)])
+def test_the_size_suits_the_pictures(side, chosen, tmp_path):
+    classes = data.list_images(write_classes(tmp_path, {"cat": 1, "dog": 1}, size=(side, 2 * side)))
+    assert data.choose_size(classes) == (chosen, chosen)
+
+
+def test_faults_of_the_data_are_named(tmp_path):
+    with pytest.raises(data.MissingFolderError, match="nowhere is not a folder"):
+        data.list_images(tmp_path / "nowhere")
+
+    (tmp_path / "one" / "empty").mkdir(parents=True)
+    with pytest.raises(data.TooFewClassesError, match="has 1"):
+        data.list_images(write_classes(tmp_path / "one", {"cat": 3}))
+
+    with pytest.raises(data.ClassTooSmallError, match="class dog has 1 of the 2 images"):
+        data.stratified_split(np.array(["cat", "cat", "dog"]), [0.2], seed=0)
+
+    broken = write_classes(tmp_path / "broken", {"cat": 1, "dog": 1})
+    (broken / "dog" / "notes.txt").write_text("no image")
+    with pytest.raises(data.UnreadableImageError, match=r"notes\.txt: not a readable image"):
+        data.choose_size(data.list_images(broken))
+    with pytest.raises(data.UnreadableImageError, match=r"notes\.txt: not a readable image"):
+        data.load(data.list_images(broken), SIZE)
+
+    with pytest.raises(data.UnknownClassError, match="dog"):
+        data.load(data.list_images(write_classes(tmp_path / "test", {"cat": 1, "dog": 1})), SIZE, ["cat", "bird"])
+
+
+def test_augmentation_of_nothing_changes_nothing_and_a_flip_mirrors():
+    images = torch.rand(4, 3, *SIZE)
+    options = train.parse_options(["--rotate", "0", "--shift", "0", "--scale", "0"])
+    torch.testing.assert_close(train.augment(images, options), images)
+    options.flip = 1
+    torch.testing.assert_close(train.augment(images, options), images.flip(3))
+
+
+def test_the_defaults_are_the_digits_and_one_channel_brings_no_other(monkeypatch):
+    for name in ("SM_CHANNEL_TRAIN", "SM_CHANNEL_VALIDATION", "SM_CHANNEL_TEST"):
+        monkeypatch.delenv(name, raising=False)
+    assert train.parse_options([]).test == train.DIGITS / "test"
+    monkeypatch.setenv("SM_CHANNEL_TRAIN", "pictures")
+    options = train.parse_options([])
+    assert (options.train, options.validation, options.test) == (Path("pictures"), None, None)
+
+
+def test_training_ends_early_and_keeps_the_best_epoch_by_validation(tmp_path):
+    torch.manual_seed(0)
+    dataset = data.load(data.list_images(write_classes(tmp_path, {"cat": 20, "dog": 20})), (16, 16))
+    other_way_round = data.Dataset(dataset.images, 1 - dataset.targets, dataset.labels)  # the better, the worse
+    network = Classifier(2, [0.5] * 3, [0.2] * 3)
+    options = train.parse_options(["--epochs", "30", "--patience", "2", "--learning-rate", "0.01"])
+    history = train.fit(network, dataset, other_way_round, options)
+    losses = [line["validation_loss"] for line in history]
+    assert len(history) < 30
+    assert len(history) - (1 + losses.index(min(losses))) == 2
+    assert train.evaluate(network, other_way_round)["loss"] == pytest.approx(min(losses))
+
+
+def test_one_channel_and_a_model_folder_are_all_that_training_needs(trained):
+    folder, _ = trained
+    metadata = json.loads((folder / "model/metadata.json").read_text())
+    assert metadata["labels"] == ["bright cat", "dark dog"]
+    assert metadata["images"] == {
+        "train": {"bright cat": 16, "dark dog": 8},
+        "validation": {"bright cat": 4, "dark dog": 2},
+    }
+    assert metadata["figures"].keys() == {"train", "validation"}
+    assert metadata["largest_difference_from_pytorch"] <= train.MAX_DIFFERENCE
+    assert metadata["sha256"] == hashlib.sha256((folder / "model/model.onnx").read_bytes()).hexdigest()
+    assert (metadata["epochs"], metadata["hyperparameters"]["epochs"], metadata["seed"]) == (2, 2, 0)
+    assert sorted(path.name for path in (folder / "model").iterdir()) == ["metadata.json", "model.onnx"]
+    assert len(list(csv.DictReader((folder / "output/history.csv").open()))) == 2
+
+
+def test_training_prints_a_line_an_epoch_and_no_noise(trained):
+    _, job = trained
+    lines = job.stdout.splitlines()
+    assert [line.split()[0] for line in lines if line.startswith("epoch=")] == ["epoch=1", "epoch=2"]
+    assert lines[0] == "Ignored, as no options of this script: --sagemaker_region eu-west-1"
+    assert job.stderr == ""
+
+
+def test_the_model_tells_nothing_of_the_machine_it_was_made_on(trained):
+    folder, _ = trained
+    files = (folder / "model/model.onnx").read_bytes() + (folder / "model/metadata.json").read_bytes()
+    assert str(Path(train.__file__).parent).encode() not in files
+    assert b"site-packages" not in files
+
+
+def test_a_fault_ends_the_script_with_its_name_and_no_traceback(tmp_path):
+    environment = os.environ | {"SM_CHANNEL_TRAIN": str(tmp_path / "nowhere"), "SM_MODEL_DIR": str(tmp_path / "model")}
+    job = subprocess.run([sys.executable, train.__file__], env=environment, capture_output=True, text=True, timeout=60)
+    assert (job.returncode, job.stderr) == (1, f"MissingFolderError: {tmp_path / 'nowhere'} is not a folder\n")
+
+
+def test_the_same_bytes_get_the_same_probabilities_everywhere(tmp_path):
+    torch.manual_seed(0)
+    labels = ["cat", "dog", "gnu"]
+    dataset = data.load(data.list_images(write_classes(tmp_path / "data", dict.fromkeys(labels[:2], 3))), SIZE)
+    network = Classifier(3, [0.3, 0.4, 0.5], [0.2, 0.3, 0.4])
+    train.export(network, SIZE, tmp_path / "model.onnx")
+    metadata = {"labels": labels, "input": {"height": SIZE[0], "width": SIZE[1]}}
+    (tmp_path / "metadata.json").write_text(json.dumps(metadata))
+    assert train.largest_difference(network, tmp_path / "model.onnx", dataset) <= 1e-5
+    expected = torch.softmax(train.logits_of(network, dataset), 1).numpy()
+
+    client = TestClient(server.create_app(inference, inference.model_fn(tmp_path)))
+    files = [path.read_bytes() for paths in data.list_images(tmp_path / "data").values() for path in paths]
+    single = [client.post("/invocations", content=file, headers={"content-type": "image/png"}).json() for file in files]
+    lines = "".join(json.dumps(base64.b64encode(file).decode()) + "\n" for file in files)
+    batch = client.post("/invocations", content=lines, headers={"content-type": "application/jsonlines"})
+    for answers in (single, [json.loads(line) for line in batch.text.splitlines()]):
+        by_label = [{each["label"]: each["probability"] for each in answer["predictions"]} for answer in answers]
+        np.testing.assert_allclose([[row[label] for label in labels] for row in by_label], expected, atol=1e-5)
+
+
+def test_an_exported_model_that_answers_otherwise_is_refused(tmp_path):
+    dataset = data.load(data.list_images(write_classes(tmp_path / "data", {"cat": 2, "dog": 2})), SIZE)
+    train.export(Classifier(2, [0.5] * 3, [0.2] * 3), SIZE, tmp_path / "model.onnx")
+    with pytest.raises(train.ExportMismatchError, match="probabilities differ"):
+        train.largest_difference(Classifier(2, [0.5] * 3, [0.2] * 3), tmp_path / "model.onnx", dataset)
