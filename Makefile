@@ -11,7 +11,10 @@ PROJECT = .venv/bin/python
 DIGITS = .local/data/digits
 MODEL = .local/model/metadata.json
 PACKAGE = .local/package/archive.txt
+BUILT = .local/sam/build/template.yaml
 SAM = $(CURDIR)/.local/venvs/sam/bin/sam
+# For what needs no account: no credentials, of which SAM would ask AWS.
+NO_AWS = -u AWS_PROFILE -u AWS_ACCESS_KEY_ID -u AWS_SECRET_ACCESS_KEY AWS_CONFIG_FILE=/dev/null AWS_SHARED_CREDENTIALS_FILE=/dev/null AWS_DEFAULT_REGION=us-east-1 AWS_EC2_METADATA_DISABLED=true SAM_CLI_TELEMETRY=0
 # What the functions are built with must be their runtime's Python.
 SAM_BUILD = env PATH="$(CURDIR)/.local/venvs/lambda/bin:$$PATH" SAM_CLI_TELEMETRY=0 $(SAM)
 
@@ -19,23 +22,30 @@ help: ## this list
 	@echo "make COMMAND"
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  %-15s %s\n", $$1, $$2}'
 
-run: .local/.run $(PACKAGE) ## the whole workflow on this machine: train, deploy, classify real images, show what became of them
+run: .local/.run $(PACKAGE) $(BUILT) ## the whole workflow on this machine: train, deploy, classify real images, show what became of them
 	@$(PROJECT) local/run.py
 
-up: .local/.run $(PACKAGE) ## start the local stack and keep it up
+up: .local/.run $(PACKAGE) $(BUILT) ## start the local stack and keep it up
 	@$(PROJECT) local/stack.py up
 
 down: ## stop the local stack
 	@if [ -x $(PROJECT) ]; then $(PROJECT) local/stack.py down; else echo "The local stack was not running."; fi
 
-classify: .local/.run $(PACKAGE) ## IMAGE=path [THRESHOLD=t]: a picture of yours through the local stack
+classify: .local/.run $(PACKAGE) $(BUILT) ## IMAGE=path [THRESHOLD=t]: a picture of yours through the local stack
 	@$(PROJECT) local/classify.py "$(IMAGE)" --threshold "$(THRESHOLD)"
 
-test: .local/.test $(PACKAGE) ## unit and integration tests
+test: .local/.test $(PACKAGE) $(BUILT) ## unit and integration tests
 	@$(PROJECT) -m pytest
 
-lint: .local/.test ## ruff, sam validate --lint, cfn-lint, statelint
-	@$(PROJECT) local/lint.py
+lint: .local/.test ## ruff, sam validate --lint, cfn-lint, statelint, JSON
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	@for file in events/*.json statemachine/*.json; do $(PROJECT) -m json.tool $$file > /dev/null || exit 1; done
+	.venv/bin/statelint --ignore=FLOAT statemachine/*.json
+	env $(NO_AWS) $(SAM) validate --lint --template template.yaml
+	@mkdir -p .local/lint
+	env $(NO_AWS) .local/venvs/sam/bin/python local/transform.py > .local/lint/template.yaml
+	.local/venvs/sam/bin/cfn-lint .local/lint/template.yaml
 
 train: .local/.run $(MODEL) ## the model, from scikit-learn's scans of digits
 
@@ -43,6 +53,8 @@ package-model: .local/.run $(PACKAGE) ## model.tar.gz, as SageMaker wants it
 
 build: .local/.run ## the functions, for AWS
 	@$(SAM_BUILD) build
+	@# Lambda's /var/task is read-only: without this, every cold start compiles every module again.
+	@.local/venvs/lambda/bin/python -m compileall -q --invalidation-mode unchecked-hash .aws-sam/build
 
 deploy: build ## to AWS: sam deploy, which shows what it will change and asks
 	@$(SAM_BUILD) deploy --guided
@@ -50,7 +62,7 @@ deploy: build ## to AWS: sam deploy, which shows what it will change and asks
 destroy: .local/.run ## the stack on AWS
 	@$(SAM_BUILD) delete
 
-bench: .local/.test $(PACKAGE) ## the figures of benchmarks/README.md
+bench: .local/.test $(PACKAGE) $(BUILT) ## the figures of benchmarks/README.md
 	@$(PROJECT) benchmarks/workflow.py
 
 clean: down ## everything that was made here
@@ -69,6 +81,10 @@ $(MODEL): training/train.py training/model.py training/data.py endpoint/inferenc
 $(PACKAGE): $(MODEL) endpoint/package.py endpoint/inference.py
 	@mkdir -p $(@D)
 	@$(PROJECT) endpoint/package.py --model-dir .local/model --output $(@D) | tee /dev/stderr | tail -n 1 > $@
+
+$(BUILT): template.yaml samconfig.toml functions/*.py functions/requirements.txt statemachine/*.json
+	@$(PROJECT) local/stack.py build
+	@touch $@
 
 LOCK = .local/venvs/uv/bin/uv pip compile --quiet --universal --generate-hashes --no-annotate --custom-compile-command "make lock" pyproject.toml
 lock: ## pin pyproject.toml's groups again

@@ -1,7 +1,8 @@
 """What the endpoint does with a request: bytes of images in, labels with probabilities out.
 
 One file for four hosts: SageMaker's scikit-learn image, our own image, the local process and the tests. Training
-imports `preprocess` from here, so that a picture becomes numbers in one place only. It needs onnxruntime, numpy and Pillow.
+imports `preprocess` from here, so that a picture becomes numbers in one place only. It needs onnxruntime, numpy and
+Pillow.
 
     content type                                request                                  answer
     image/png, image/jpeg, any of IMAGE_TYPES   one image                                one JSON object

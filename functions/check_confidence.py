@@ -17,7 +17,7 @@ from predictions import check_predictions
 THRESHOLD = float(os.environ["THRESHOLD"])
 
 logger = Logger()
-tracer = Tracer()
+tracer = Tracer(auto_patch=False)  # there is no client here to trace, and patching would import botocore
 metrics = Metrics()
 take = validator(CHECK_CONFIDENCE)
 

@@ -22,6 +22,7 @@ from predictions import EndpointResponseError, parse_predictions
 
 ENDPOINT_NAME = os.environ["ENDPOINT_NAME"]  # empty in a stack without an endpoint
 ENDPOINT_ACCEPT = os.environ["ENDPOINT_ACCEPT"]
+WHAT_TO_DEPLOY = "Deploy the stack with EndpointType serverless, realtime or existing."
 LABELS = [label.strip() for label in os.environ["LABELS"].split(",") if label.strip()]
 
 logger = Logger()
@@ -68,12 +69,12 @@ def endpoint_error(error: ClientError) -> Exception:
         return ENDPOINT_ERRORS[code](f"Endpoint {ENDPOINT_NAME}: {message} ({code})")
     if code == "ModelError":  # the container answered, but not with 200
         status = error.response.get("OriginalStatusCode", 500)
-        named = {429: EndpointThrottledError}.get(status) or (
-            EndpointUnavailableError if status >= 500 else EndpointResponseError
-        )
-        return named(f"Endpoint {ENDPOINT_NAME} answered {status}: {error.response.get('OriginalMessage', message)[:500]}")
+        transient = EndpointUnavailableError if status >= 500 else EndpointResponseError
+        named = EndpointThrottledError if status == 429 else transient
+        words = error.response.get("OriginalMessage", message)[:500]
+        return named(f"Endpoint {ENDPOINT_NAME} answered {status}: {words}")
     if code in ("ValidationError", "ValidationException") and "not found" in message.lower():
-        return EndpointNotConfiguredError(f"{message} Deploy the stack with EndpointType serverless, realtime or existing.")
+        return EndpointNotConfiguredError(f"{message} {WHAT_TO_DEPLOY}")
     return error
 
 
@@ -104,9 +105,7 @@ def decode(data: str) -> bytes:
 def lambda_handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     request = take(event)
     if not ENDPOINT_NAME:
-        raise EndpointNotConfiguredError(
-            "This stack has no endpoint. Deploy it with EndpointType serverless, realtime or existing."
-        )
+        raise EndpointNotConfiguredError(f"This stack has no endpoint. {WHAT_TO_DEPLOY}")
     image = dict(request["image"])
     started = time.perf_counter()
     body, variant = invoke_endpoint(decode(image.pop("data")), image["content_type"])

@@ -57,7 +57,8 @@ def validator(schema: dict[str, Any]) -> Callable[[Any], dict[str, Any]]:
             validate(event)
         except fastjsonschema.JsonSchemaValueException as error:
             needs = ", ".join(schema["required"])
-            problem = error.message.replace("data.", "", 1) if error.path[1:] else error.message.replace("data", "it", 1)
+            of_a_field = len(error.path) > 1  # error.message begins with data.<field>, or with data alone
+            problem = error.message.replace(*(("data.", "") if of_a_field else ("data", "it")), 1)
             raise InvalidInputError(f"The input is not valid: {problem} (required: {needs})") from None
         return {key: event[key] for key in schema["properties"] if key in event}
 

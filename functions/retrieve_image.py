@@ -74,8 +74,8 @@ def fetch(s3_bucket: str, s3_key: str, s3_version_id: str | None = None) -> byte
     uri = f"s3://{s3_bucket}/{s3_key}" + (f" (version {s3_version_id})" if s3_version_id else "")
     try:
         response = s3.get_object(Bucket=s3_bucket, Key=s3_key, **version)
-        if response["ContentLength"] > MAX_SOURCE_BYTES:
-            raise ImageTooLargeError(f"{uri} has {response['ContentLength']:,} bytes; at most {MAX_SOURCE_BYTES:,} are taken")
+        if (size := response["ContentLength"]) > MAX_SOURCE_BYTES:
+            raise ImageTooLargeError(f"{uri} has {size:,} bytes; at most {MAX_SOURCE_BYTES:,} are taken")
         return response["Body"].read()
     except ClientError as error:
         code = error.response["Error"]["Code"]
@@ -92,12 +92,13 @@ def fetch(s3_bucket: str, s3_key: str, s3_version_id: str | None = None) -> byte
 def fit(source: bytes, uri: str) -> dict[str, Any]:
     """The image as it is, checked by decoding it whole; as a smaller upright JPEG if it has over MAX_IMAGE_BYTES.
 
-    Returns {content_type, width, height, source_bytes, resized, data}: the size in pixels is that of `data`, seen upright.
+    Returns {content_type, width, height, source_bytes, resized, data}; its size in pixels is that of `data`, upright.
     """
     try:
         image = Image.open(io.BytesIO(source), formats=FORMATS)
-        if image.width * image.height > MAX_PIXELS:
-            raise ImageTooLargeError(f"{uri} is {image.width} x {image.height} pixels; at most {MAX_PIXELS:,} are taken")
+        width, height = image.size
+        if width * height > MAX_PIXELS:
+            raise ImageTooLargeError(f"{uri} is {width} x {height} pixels; at most {MAX_PIXELS:,} are taken")
         resized = len(source) > MAX_IMAGE_BYTES
         if resized:
             image.draft("RGB", (MAX_SIDE, MAX_SIDE))  # lets the JPEG decoder skip detail that is thrown away below

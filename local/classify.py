@@ -5,9 +5,10 @@ import json
 import time
 from pathlib import Path
 
-from executions import explanation, finished
 from rich.table import Table
-from stack import LOCAL, StackError, console, lock, running, stop, told, up
+
+from executions import explanation, finished
+from stack import LOCAL, StackError, console, down, lock, running, told, up
 
 SECONDS_TO_CLASSIFY = 120
 
@@ -18,8 +19,9 @@ def classify(stack, outputs: dict[str, str], image: Path, threshold: float | Non
     stack.client("s3").upload_file(str(image), outputs["ImageBucketName"], key)
     request = {"s3_bucket": outputs["ImageBucketName"], "s3_key": key} | ({"threshold": threshold} if threshold else {})
     states = stack.client("stepfunctions")
-    arn = states.start_execution(stateMachineArn=outputs["ClassifyImageStateMachineArn"], input=json.dumps(request))["executionArn"]
-    outcome = finished(states, arn, time.monotonic() + SECONDS_TO_CLASSIFY)
+    machine = outputs["ClassifyImageStateMachineArn"]
+    started = states.start_execution(stateMachineArn=machine, input=json.dumps(request))
+    outcome = finished(states, started["executionArn"], time.monotonic() + SECONDS_TO_CLASSIFY)
     if not outcome.result:
         raise StackError(f"{outcome.error}: {explanation(outcome)}")
     result = outcome.result
@@ -30,7 +32,8 @@ def classify(stack, outputs: dict[str, str], image: Path, threshold: float | Non
         table.add_row(prediction["label"], f"{prediction['probability']:.3f}")
     console.print(table)
     verdict = "accepted" if result["accepted"] else f"sent to review ({outcome.error})"
-    console.print(f"\n{result['label']}, confidence {result['confidence']:.3f}, threshold {result['threshold']}: {verdict} in {outcome.seconds:.2f} s")
+    decision = f"{result['label']}, confidence {result['confidence']:.3f}, threshold {result['threshold']}"
+    console.print(f"\n{decision}: {verdict} in {outcome.seconds:.2f} s")
 
 
 def main() -> None:
@@ -54,7 +57,7 @@ def main() -> None:
             classify(stack, outputs, options.image, threshold)
         finally:
             if started:
-                stop(stack)
+                down()
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ WRITTEN_FOR = "1.5.33"
 
 if __name__ == "__main__":
     if version("ministack") != WRITTEN_FOR:
-        sys.exit(f"local/adapter/ is written for ministack {WRITTEN_FOR}, not {version('ministack')}: install that one.")
+        sys.exit(f"local/adapter/ needs ministack {WRITTEN_FOR}, not {version('ministack')}; install that one")
     for service in ("functions", "stepfunctions", "cloudformation"):
         importlib.import_module(f"adapter.{service}")
     runpy.run_module("ministack", run_name="__main__")

@@ -45,7 +45,8 @@ def run(arguments: list[str | Path], log: Path) -> None:
         ).returncode
     if code:
         end = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
-        raise SetupError(f"{end}\n\nThis failed; is there a network, and room on the disk? All of it: {log.relative_to(ROOT)}")
+        where = log.relative_to(ROOT)
+        raise SetupError(f"{end}\n\nThis failed; is there a network, and room on the disk? All of it: {where}")
 
 
 def install(name: str, python: str, venv: Path, requirements: str, torch: bool = False) -> None:
@@ -95,7 +96,8 @@ def find_lambda_python() -> str | None:
         LOCAL / "python",
     ]
     candidates = [sys.executable, *filter(None, [shutil.which(f"python{LAMBDA_PYTHON}")])]
-    candidates += [str(path) for root in roots for path in sorted(root.glob(f"*{LAMBDA_PYTHON}*/bin/python{LAMBDA_PYTHON}"))]
+    pattern = f"*{LAMBDA_PYTHON}*/bin/python{LAMBDA_PYTHON}"
+    candidates += [str(path) for root in roots for path in sorted(root.glob(pattern))]
     return next((candidate for candidate in candidates if works(candidate, LAMBDA_PYTHON)), None)
 
 
@@ -122,12 +124,13 @@ def check_machine() -> None:
     if sys.platform != "linux":
         raise SetupError("The local stack runs on Linux and WSL2: AWS's Lambda runtime client has no other builds.")
     if sys.version_info[:2] < OLDEST:
-        raise SetupError(f"Python 3.11 or later is needed; this is {platform.python_version()}. Try: make PYTHON=python3.12 ...")
+        version = platform.python_version()
+        raise SetupError(f"Python 3.11 or later is needed; this is {version}. Try: make PYTHON=python3.12 ...")
     try:
         import ensurepip  # noqa: F401
         import venv  # noqa: F401
     except ImportError:
-        raise SetupError("Python's venv module is missing. On Debian and Ubuntu: apt-get install python3-venv") from None
+        raise SetupError("Python's venv is missing. On Debian and Ubuntu: apt-get install python3-venv") from None
 
 
 def install_all(environments: list[tuple]) -> None:

@@ -5,15 +5,16 @@ executions, shows what became of each image, writes .local/run.json, and stops w
 """
 
 import json
+import os
 import sys
 import time
 from datetime import datetime
-from pathlib import Path
 
-from executions import NOT_ACCEPTED, Outcome, Watch, explanation
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
-from stack import LOCAL, ROOT, Stack, StackError, console, lock, stop, told, up
+
+from executions import NOT_ACCEPTED, Outcome, Watch, explanation
+from stack import LOCAL, ROOT, Stack, StackError, console, down, lock, told, up
 
 sys.path.append(str(ROOT / "endpoint"))
 import inference
@@ -73,13 +74,15 @@ def classify_all(stack: Stack, outputs: dict[str, str], images: dict[str, bytes]
 
 
 def show(outcomes: list[Outcome]) -> None:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name, justify in [("key", "left"), ("status", "left"), ("label", "left"), ("confidence", "right"), ("time", "right"), ("error", "left")]:
-        table.add_column(name, justify=justify, overflow="fold", no_wrap=name != "error")
+    prefix = os.path.commonpath([row.key for row in outcomes]) + "/"
+    table = Table(box=None, pad_edge=False, header_style="bold", title=f"Uploaded under {prefix}", title_justify="left")
+    for name in ("key", "status", "label", "confidence", "time", "error"):
+        justify = "right" if name in ("confidence", "time") else "left"
+        table.add_column(name, justify=justify, no_wrap=name != "error", overflow="fold")
     for row in outcomes:
         colour = {None: "green", NOT_ACCEPTED: "yellow"}.get(row.error, "red")
         table.add_row(
-            row.key,
+            row.key.removeprefix(prefix),
             f"[{colour}]{row.status}[/]",
             row.label or "",
             "" if row.confidence is None else f"{row.confidence:.3f}",
@@ -101,9 +104,11 @@ def summarise(outcomes: list[Outcome]) -> None:
     review = [row for row in outcomes if row.error == NOT_ACCEPTED]
     failed = [row for row in outcomes if row not in accepted and row not in review]
     right = sum(row.key.split("/")[-2] == row.label for row in accepted)
-    console.print(f"\n{len(accepted)} accepted ({right} of them right), {len(review)} sent to review, {len(failed)} failed")
+    console.print(
+        f"\n{len(accepted)} accepted, {right} of them right; {len(review)} sent to review; {len(failed)} failed"
+    )
     for row in failed:
-        console.print(f"  {row.key}: {row.error}: {explanation(row)}", markup=False)
+        console.print(f"  {row.error}: {explanation(row)}", markup=False, soft_wrap=True)
     console.print(f"Written to {(LOCAL / 'run.json').relative_to(ROOT)}")
     if unexpected := [row for row in failed if row.error != "UnsupportedImageError"]:
         raise StackError(f"{len(unexpected)} images failed for technical reasons: see the errors above")
@@ -117,7 +122,7 @@ def main() -> None:
             outcomes = classify_all(stack, outputs, images)
         finally:
             if started:
-                stop(stack)
+                down()
         show(outcomes)
         write(outcomes)
         summarise(outcomes)

@@ -117,8 +117,13 @@ def deploy(endpoint, config_name):
     except Exception as error:  # whatever went wrong is for DescribeEndpoint to tell
         endpoint |= {"EndpointStatus": "Failed", "FailureReason": str(error)}
         return
-    old, containers[name] = containers.get(name), container
-    endpoint |= {"EndpointStatus": "InService", "EndpointConfigName": config_name}
+    old = containers.get(name)
+    if endpoint is resources["Endpoint"].get(name):
+        containers[name] = container
+        endpoint |= {"EndpointStatus": "InService", "EndpointConfigName": config_name}
+        endpoint.pop("FailureReason", None)
+    else:
+        old = container  # deleted while it was starting
     if old:
         old.process.terminate()
 
@@ -161,7 +166,7 @@ class Api(BaseHTTPRequestHandler):
         try:
             status, (answer, headers) = 200, self.dispatch(body)
         except ApiError as error:
-            status, answer, headers = error.status, json.dumps(error.body).encode(), {}
+            status, answer = error.status, json.dumps(error.body).encode()
             headers = {"Content-Type": "application/json", "x-amzn-errortype": error.body["__type"]}
         self.send_response(status)
         for name, value in {**headers, "Content-Length": str(len(answer))}.items():

@@ -1,8 +1,8 @@
-"""The local stack: its processes, and template.yaml deployed into them.  python local/stack.py up|down
+"""The local stack: its processes, and template.yaml deployed into them.  python local/stack.py build|up|down
 
-    xray.py        collects what the functions trace
-    sagemaker.py   SageMaker's APIs; starts endpoint/server.py for each endpoint
-    emulator.py    S3, EventBridge, Step Functions, Lambda, SQS, CloudFormation ...
+xray.py        collects what the functions trace
+sagemaker.py   SageMaker's APIs; starts endpoint/server.py for each endpoint
+emulator.py    S3, EventBridge, Step Functions, Lambda, SQS, CloudFormation ...
 """
 
 import argparse
@@ -20,7 +20,6 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import boto3
@@ -32,7 +31,7 @@ STACK_NAME = "image-classification"
 REGION = "us-east-1"
 MODEL_BUCKET = "models"  # outside the stack, as on AWS
 SECONDS_TO_START = 60
-console = Console(highlight=False)
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 
 
 class StackError(Exception):
@@ -82,7 +81,7 @@ class Stack:
 
 def clean_environment() -> dict[str, str]:
     """The user's environment without what could lead an AWS client, SAM or a Python astray."""
-    foreign = ("AWS_", "SAM_CLI_", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
+    foreign = ("AWS_", "SAM_CLI_", "SAMCLI_", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
     return {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
 
 
@@ -130,11 +129,16 @@ def start(directory: Path, **variables: str) -> Stack:
     (directory / "tmp").mkdir(parents=True, exist_ok=True)
     tcp, udp = socket.SOCK_STREAM, socket.SOCK_DGRAM
     stack = Stack(directory, {"emulator": free_port(tcp), "sagemaker": free_port(tcp), "xray": free_port(udp)})
-    project = sys.executable
     environment = clean_environment() | stack.aws_variables
-    spawn(stack, "xray", [project, "local/xray.py", "--port", stack.ports["xray"], "--output", directory / "xray.jsonl"], environment)
-    spawn(stack, "sagemaker", [project, "local/sagemaker.py", "--port", stack.ports["sagemaker"], "--work-dir", directory / "sagemaker"], environment)
+    xray = ["--port", stack.ports["xray"], "--output", directory / "xray.jsonl"]
+    spawn(stack, "xray", [sys.executable, "local/xray.py", *xray], environment)
+    sagemaker = ["--port", stack.ports["sagemaker"], "--work-dir", directory / "sagemaker"]
+    spawn(stack, "sagemaker", [sys.executable, "local/sagemaker.py", *sagemaker], environment)
     emulator = {
+        "PATH": os.environ["PATH"],  # the functions inherit all of this, and must see nothing else of the user's
+        "LANG": "C.UTF-8",
+        "TZ": ":UTC",
+        "HOME": str(directory / "tmp"),
         "GATEWAY_PORT": str(stack.ports["emulator"]),
         "BIND_HOST": "127.0.0.1",
         "MINISTACK_HOST": "localhost",
@@ -143,10 +147,14 @@ def start(directory: Path, **variables: str) -> Stack:
         "IOT_MTLS_ENABLED": "0",
         "DOCKER_HOST": "unix:///nonexistent.sock",
         "TMPDIR": str(directory / "tmp"),
+        "AUTH": "true",  # a function may do what its role may
         "LAMBDA_PYTHON": str(LOCAL / "venvs/lambda/bin/python"),
+        "AWS_LAMBDA_LOG_FORMAT": "JSON",
         "AWS_XRAY_DAEMON_ADDRESS": f"127.0.0.1:{stack.ports['xray']}",
+        "AWS_XRAY_CONTEXT_MISSING": "LOG_ERROR",
     }
-    spawn(stack, "emulator", [LOCAL / "venvs/emulator/bin/python", "local/emulator.py"], environment | emulator | variables)
+    python = LOCAL / "venvs/emulator/bin/python"
+    spawn(stack, "emulator", [python, "local/emulator.py"], stack.aws_variables | emulator | variables)
     try:
         wait_until_healthy(stack)
     except BaseException:
@@ -158,9 +166,8 @@ def start(directory: Path, **variables: str) -> Stack:
 def spawn(stack: Stack, name: str, command: list, environment: dict[str, str]) -> None:
     """Start a process that outlives a Ctrl-C in this terminal: stop() ends it."""
     with (stack.directory / f"{name}.log").open("wb") as log:
-        process = subprocess.Popen(
-            [*map(str, command)], cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-        )
+        streams = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
+        process = subprocess.Popen([*map(str, command)], cwd=ROOT, env=environment, start_new_session=True, **streams)
     stack.pids[name] = process.pid
     stack.save()
 
@@ -185,7 +192,8 @@ def wait_until_healthy(stack: Stack) -> None:
                 return
         except (urllib.error.URLError, OSError):
             if time.monotonic() > deadline:
-                raise StackError(f"The emulator did not start within {SECONDS_TO_START} s: see {stack.directory}/emulator.log") from None
+                log = stack.directory / "emulator.log"
+                raise StackError(f"The emulator did not start within {SECONDS_TO_START} s: see {log}") from None
             time.sleep(0.05)
 
 
@@ -226,15 +234,20 @@ def running(directory: Path) -> Stack | None:
 
 def sam(stack: Stack | None, *arguments: str) -> None:
     """Run the SAM CLI; without a stack, with no credentials at all."""
-    environment = clean_environment() | {"SAM_CLI_TELEMETRY": "0", "AWS_EC2_METADATA_DISABLED": "true"}
-    environment |= {"AWS_CONFIG_FILE": "/dev/null", "AWS_SHARED_CREDENTIALS_FILE": "/dev/null", "AWS_DEFAULT_REGION": REGION}
+    environment = clean_environment() | {
+        "SAM_CLI_TELEMETRY": "0",
+        "SAM_CLI_POLL_DELAY": "0.1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_CONFIG_FILE": "/dev/null",
+        "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
+        "AWS_DEFAULT_REGION": REGION,
+    }
     if stack:
         environment |= stack.aws_variables
     # sam build packs with the Python of the functions' runtime that it finds on PATH.
     environment["PATH"] = f"{LOCAL / 'venvs/lambda/bin'}:{environment['PATH']}"
-    result = subprocess.run(
-        [LOCAL / "venvs/sam/bin/sam", *arguments, "--config-env", "local"], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
+    command = [LOCAL / "venvs/sam/bin/sam", *arguments, "--config-env", "local"]
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     log = LOCAL / "logs" / f"sam-{arguments[0]}.log"
     log.parent.mkdir(exist_ok=True)
     log.write_text(result.stdout + result.stderr)
@@ -246,13 +259,18 @@ def architecture() -> str:
     """This machine's, as Lambda calls it."""
     machine = platform.machine()
     if machine not in ("x86_64", "aarch64"):
-        raise StackError(f"Lambda has no runtime for {machine} processors, so the functions can't be built for this machine.")
+        raise StackError(
+            f"Lambda has no runtime for {machine} processors: the functions can't be built for this machine."
+        )
     return {"aarch64": "arm64"}.get(machine, machine)
 
 
 def build() -> None:
-    """sam build, for this machine, into a folder of its own."""
-    sam(None, "build", "--parameter-overrides", f"Architecture={architecture()}")
+    """sam build, for this machine, into a folder of its own; compiled, as `make build` does for AWS."""
+    with step("Building the functions with sam build"):
+        sam(None, "build", "--parameter-overrides", f"Architecture={architecture()}")
+        command = [LOCAL / "venvs/lambda/bin/python", "-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash"]
+        subprocess.run([*command, LOCAL / "sam/build"], check=True, stdout=subprocess.DEVNULL)
 
 
 def upload_model(stack: Stack, archive: Path) -> str:
@@ -264,11 +282,11 @@ def upload_model(stack: Stack, archive: Path) -> str:
     return f"s3://{MODEL_BUCKET}/{key}"
 
 
-def deploy(stack: Stack, **parameters: str) -> dict[str, str]:
+def deploy(stack: Stack, stack_name: str = STACK_NAME, **parameters: str) -> dict[str, str]:
     """sam deploy: the outputs of the CloudFormation stack."""
     overrides = [f"{key}={value}" for key, value in ({"Architecture": architecture()} | parameters).items()]
-    sam(stack, "deploy", "--parameter-overrides", *overrides)
-    (described,) = stack.client("cloudformation").describe_stacks(StackName=STACK_NAME)["Stacks"]
+    sam(stack, "deploy", "--stack-name", stack_name, "--parameter-overrides", *overrides)
+    (described,) = stack.client("cloudformation").describe_stacks(StackName=stack_name)["Stacks"]
     return {output["OutputKey"]: output["OutputValue"] for output in described["Outputs"]}
 
 
@@ -281,18 +299,10 @@ def model_archive() -> Path:
 
 
 def up(directory: Path = LOCAL / "stack") -> tuple[Stack, dict[str, str], bool]:
-    """The running stack with the current template and model: the stack, its outputs, and whether it had to be started."""
+    """The stack with the current template and model: the stack, its outputs, and whether it had to be started."""
     stack = running(directory)
     started = stack is None
-    with ThreadPoolExecutor() as pool, step("Building the functions with sam build"):
-        building = pool.submit(build)
-        stack = stack or start(directory)
-        try:
-            building.result()
-        except BaseException:
-            if started:
-                stop(stack)
-            raise
+    stack = stack or start(directory)
     try:
         with step("Deploying template.yaml with sam deploy"):
             model = upload_model(stack, model_archive())
@@ -315,7 +325,7 @@ def write_files(stack: Stack, outputs: dict[str, str]) -> None:
     (LOCAL / "env").write_text(
         "# source .local/env points aws, sam and boto3 at the local stack. Written by make up.\n"
         "unset $(env | grep -o '^AWS_[A-Za-z0-9_]*')\n"
-        f"{exports}export PATH=\"$PATH:{sam_cli.parent}\"\n"
+        f'{exports}export PATH="$PATH:{sam_cli.parent}"\n'
     )
     (LOCAL / "outputs.json").write_text(json.dumps(outputs, indent=2) + "\n")
 
@@ -352,11 +362,13 @@ def told() -> Iterator[None]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["up", "down"])
+    parser.add_argument("command", choices=["build", "up", "down"])
+    command = parser.parse_args().command
     with told(), lock():
-        if parser.parse_args().command == "down":
-            console.print("The local stack is stopped." if down() else "The local stack was not running.")
-            return
+        if command == "build":
+            return build()
+        if command == "down":
+            return console.print("The local stack is stopped." if down() else "The local stack was not running.")
         stack, outputs, _ = up()
         console.print(f"\nThe local stack is up at {stack.url}.\n")
         console.print("  source .local/env            then aws, sam and boto3 talk to it")

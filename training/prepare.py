@@ -16,8 +16,9 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from data import stratified_split
 from PIL import Image
+
+from data import stratified_split
 
 ROOT = Path(__file__).parents[1]
 PARTS = ("train", "validation", "test")

@@ -34,9 +34,10 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
+from torch.nn import functional
+
 from data import DataError, choose_size, list_images, load, stratified_split
 from model import Classifier, Probabilities
-from torch.nn import functional
 
 ROOT = Path(__file__).parents[1]
 DIGITS = ROOT / ".local/data/digits"
@@ -223,6 +224,9 @@ def main(argv=None):
     options = parse_options(argv)
     torch.manual_seed(options.seed)
     train, validation, test = load_data(options)
+    height, width = train.images.shape[2:]
+    if max(height, width) < 32:  # threads would wait for each other longer than they work, tenfold on a busy machine
+        torch.set_num_threads(1)
     sets = {"train": train, "validation": validation} | ({"test": test} if test else {})
     print("Training on " + ", ".join(f"{len(dataset):,} {name}" for name, dataset in sets.items()), flush=True)
 
@@ -233,7 +237,6 @@ def main(argv=None):
     figures = {name: evaluate(model, dataset) for name, dataset in sets.items()}
 
     print("Exporting to ONNX and comparing it with PyTorch", flush=True)
-    height, width = train.images.shape[2:]
     options.model_dir.mkdir(parents=True, exist_ok=True)
     unchecked = options.model_dir / "model.onnx.unchecked"
     export(model, (height, width), unchecked)

@@ -1,27 +1,22 @@
-"""Step Functions: retry delays, the payload limit, the execution's timeout and its logs.
+"""Step Functions: retry delays, the limit of a payload, and the logs of executions.
 
 https://docs.aws.amazon.com/step-functions/latest/dg/concepts-error-handling.html
 https://docs.aws.amazon.com/step-functions/latest/dg/cw-logs.html
 """
 
-import contextvars
 import json
 import queue
 import random
-import re
 import threading
 import time
 
 import botocore.session
 from botocore.exceptions import ClientError
-from ministack.core.responses import error_response_json, now_iso
 from ministack.services import stepfunctions as service
 
 from adapter import replaces
 
 PAYLOAD_LIMIT = 262_144  # bytes
-ONE_YEAR = 31_536_000  # seconds; the longest execution there is
-LOGGED = {"FATAL": "^Execution(Failed|Aborted|TimedOut)", "ERROR": "Failed|Aborted|TimedOut|FailState", "ALL": "."}
 EXECUTION_DATA = ("input", "output", "parameters", "cause")
 log_queue = queue.SimpleQueue()
 
@@ -57,43 +52,8 @@ def invoke(stock, resource, data):
     return result
 
 
-@replaces(service, "_start_execution")
-def start(stock, request):
-    if len(request.get("input", "").encode()) > PAYLOAD_LIMIT:
-        return error_response_json("ValidationException", f"'input' is longer than {PAYLOAD_LIMIT} bytes", 400)
-    return stock(request)
-
-
-@replaces(service, "_run_execution")
-def run(stock, arn):
-    execution = service._executions[arn]
-    log(execution, execution["events"][0])
-    definition = json.loads(service._state_machines[execution["stateMachineArn"]]["definition"])
-    seconds = definition.get("TimeoutSeconds", ONE_YEAR)
-    timer = threading.Timer(seconds, contextvars.copy_context().run, (time_out, execution))
-    timer.daemon = True
-    timer.start()
-    stock(arn)
-    timer.cancel()
-
-
-def time_out(execution):
-    if not execution["stopDate"]:
-        execution.update(status="TIMED_OUT", stopDate=now_iso())
-        service._add_event(execution, "ExecutionTimedOut", {"executionTimedOutEventDetails": {}})
-        service._emit_execution_status_event(execution)
-
-
-@replaces(service, "_fail_execution")
-def fail(stock, execution, error, cause):
-    if not execution["stopDate"]:  # else it ended while a task was under way
-        stock(execution, error, cause)
-
-
 @replaces(service, "_add_event")
 def add_event(stock, execution, event_type, details=None):
-    if execution["stopDate"] and not event_type.startswith("Execution"):
-        raise service._ExecutionError("States.Runtime", "The execution has ended.")
     if event_type.endswith("StateExited"):
         check_size(json.loads(details["stateExitedEventDetails"]["output"]))
     event = stock(execution, event_type, details)
@@ -105,7 +65,7 @@ def log(execution, event):
     machine = service._state_machines[execution["stateMachineArn"]]
     # Keys in PascalCase from CloudFormation, in camelCase from CreateStateMachine.
     config = {key.lower(): value for key, value in machine["loggingConfiguration"].items()}
-    if config["level"] == "OFF" or not re.search(LOGGED[config["level"]], event["type"]):
+    if config["level"] != "ALL":  # the only level that the template uses
         return
     details = next((value for key, value in event.items() if key.endswith("EventDetails")), {})
     if not config.get("includeexecutiondata"):

@@ -1,5 +1,6 @@
-import check_confidence
 import pytest
+
+import check_confidence
 from contract import InvalidInputError
 from predictions import EndpointResponseError
 
@@ -20,7 +21,14 @@ def test_the_best_label_is_decided_on_and_everything_goes_on(event, context):
 
 @pytest.mark.parametrize(
     ("confidence", "threshold", "accepted"),
-    [(0.75, None, True), (0.7499999, None, False), (0.6, 0.6, True), (0.97, 0.99, False), (1, 1, True), (0, 0.01, False)],
+    [
+        (0.75, None, True),
+        (0.7499999, None, False),
+        (0.6, 0.6, True),
+        (0.97, 0.99, False),
+        (1, 1, True),
+        (0, 0.01, False),
+    ],
 )
 def test_a_confidence_that_reaches_the_threshold_is_accepted(event, context, confidence, threshold, accepted):
     more = {} if threshold is None else {"threshold": threshold}

@@ -2,11 +2,12 @@ import base64
 import io
 import json
 
-import classify_image
 import pytest
 from botocore.exceptions import EndpointConnectionError, ReadTimeoutError
 from botocore.response import StreamingBody
 from botocore.stub import Stubber
+
+import classify_image
 from classify_image import (
     EndpointAccessDeniedError,
     EndpointNotConfiguredError,
@@ -67,7 +68,7 @@ def test_the_endpoint_gets_the_image_and_the_state_loses_it(runtime, event, cont
 def test_errors_of_the_endpoint_are_named(runtime, event, context, code, members, error):
     runtime.add_client_error("invoke_endpoint", code, "boom", modeled_fields=None, response_meta=None)
     runtime._queue[-1]["response"][1].update(members)
-    with pytest.raises(error, match="Endpoint image-classification.*boom") as caught:
+    with pytest.raises(error, match=r"Endpoint image-classification.*boom") as caught:
         classify_image.lambda_handler(event("classify_image"), context)
     assert type(caught.value) is error
 
@@ -75,7 +76,7 @@ def test_errors_of_the_endpoint_are_named(runtime, event, context, code, members
 def test_an_endpoint_that_is_not_there_says_what_to_deploy(runtime, event, context):
     message = "Endpoint image-classification of account 000000000000 not found."
     runtime.add_client_error("invoke_endpoint", "ValidationError", message)
-    with pytest.raises(EndpointNotConfiguredError, match="not found. Deploy the stack with EndpointType"):
+    with pytest.raises(EndpointNotConfiguredError, match=r"not found\. Deploy the stack with EndpointType"):
         classify_image.lambda_handler(event("classify_image"), context)
 
 

@@ -3,8 +3,9 @@ import io
 import tarfile
 import zipfile
 
-import package
 import pytest
+
+import package
 from tiny_model import write_tiny_model
 
 

@@ -1,6 +1,7 @@
 import json
 
 import pytest
+
 from predictions import MAX_PREDICTIONS, EndpointResponseError, check_predictions, parse_predictions
 
 CAT_AND_DOG = [{"label": "dog", "probability": 0.9}, {"label": "cat", "probability": 0.1}]
@@ -17,7 +18,7 @@ CAT_AND_DOG = [{"label": "dog", "probability": 0.9}, {"label": "cat", "probabili
         [{"label": "dog", "score": 0.9}, {"label": "cat", "score": 0.1}],
         {"predictions": [[0.1, 0.9]]},
     ],
-    ids=["ours", "built-in", "built-in, nested", "JumpStart verbose", "JumpStart", "Hugging Face", "TensorFlow Serving"],
+    ids=["ours", "built-in", "built-in, nested", "JumpStart verbose", "JumpStart", "Hugging Face", "TensorFlow"],
 )
 def test_the_answers_of_the_common_endpoints_mean_the_same(answer):
     assert parse_predictions(json.dumps(answer).encode(), ["cat", "dog"]) == CAT_AND_DOG

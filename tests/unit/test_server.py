@@ -11,11 +11,12 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-import inference
 import pytest
-import server
 from PIL import Image
 from starlette.testclient import TestClient
+
+import inference
+import server
 from tiny_model import write_tiny_model
 
 WHITE = {"predictions": [{"label": "light", "probability": 1.0}, {"label": "dark", "probability": 0.0}]}

@@ -6,8 +6,9 @@ import subprocess
 import sys
 
 import pytest
-from documents import DEFINITION, DEFINITION_FILE, LAMBDA_STATES, RESOURCES, ROOT, STATES
 from jsonata import Jsonata
+
+from documents import DEFINITION, DEFINITION_FILE, LAMBDA_STATES, RESOURCES, ROOT, STATES
 
 MACHINE = RESOURCES["ClassifyImageStateMachine"]["Properties"]
 # https://docs.aws.amazon.com/step-functions/latest/dg/concepts-error-handling.html and .../dg/connect-lambda.html

@@ -7,17 +7,18 @@ import subprocess
 import sys
 from pathlib import Path
 
-import data
-import inference
 import numpy as np
-import prepare
 import pytest
-import server
 import torch
-import train
-from model import Classifier
 from PIL import Image
 from starlette.testclient import TestClient
+
+import data
+import inference
+import prepare
+import server
+import train
+from model import Classifier
 
 SIZE = (16, 24)  # not square, so that height and width are not mistaken for each other
 

@@ -1,0 +1,19 @@
+"""ClassifyImage with boto3 alone: nothing checked, logged, traced or measured."""
+
+import base64
+import json
+import os
+
+import boto3
+
+runtime = boto3.client("sagemaker-runtime")
+
+
+def lambda_handler(event, context):
+    image = event["image"]
+    response = runtime.invoke_endpoint(
+        EndpointName=os.environ["ENDPOINT_NAME"],
+        ContentType=image["content_type"],
+        Body=base64.b64decode(image["data"]),
+    )
+    return {"s3_key": event["s3_key"], "predictions": json.loads(response["Body"].read())["predictions"]}

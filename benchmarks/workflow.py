@@ -1,0 +1,122 @@
+"""make bench: where the time of one execution goes, and what a handler costs over bare boto3. Results: README.md here.
+
+Runs on the local stack: the ratios say something about the code; the milliseconds are those of the emulator and of this
+machine, not of AWS.
+"""
+
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from datetime import datetime
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "local"))
+from executions import finished  # noqa: E402
+from stack import LOCAL, clean_environment, down, lock, told, up  # noqa: E402
+
+EXECUTIONS = 40
+PROCESSES, CALLS = 9, 60
+FUNCTIONS = ("retrieve_image", "classify_image", "check_confidence")
+BUILT = LOCAL / "sam/build/RetrieveImageFunction"  # one CodeUri: the same package for all three
+
+
+def milliseconds(start: datetime, end: datetime) -> float:
+    return (end - start).total_seconds() * 1000
+
+
+def split(history: list[dict], endpoint_ms: float) -> dict[str, float]:
+    """Milliseconds of one execution: in the three functions without the endpoint, in the endpoint, in the engine."""
+    total = milliseconds(history[0]["timestamp"], history[-1]["timestamp"])
+    functions, scheduled = 0.0, None
+    for event in history:
+        if event["type"] == "TaskScheduled":
+            is_lambda = "lambda" in event["taskScheduledEventDetails"]["resource"]
+            scheduled = event["timestamp"] if is_lambda else None
+        elif event["type"] == "TaskSucceeded" and scheduled:
+            functions += milliseconds(scheduled, event["timestamp"])
+    return {"lambda": functions - endpoint_ms, "endpoint": endpoint_ms, "engine": total - functions, "total": total}
+
+
+def executions(stack, outputs, request: dict) -> dict[str, float]:
+    """Medians over warm executions, one after the other."""
+    states, logs = stack.client("stepfunctions"), stack.client("logs")
+    arns = []
+    for _ in range(EXECUTIONS + 3):  # the first ones start the functions
+        answer = states.start_execution(
+            stateMachineArn=outputs["ClassifyImageStateMachineArn"], input=json.dumps(request)
+        )
+        arns.append(finished(states, answer["executionArn"], time.monotonic() + 60).execution_arn)
+    group = stack.client("lambda").get_function(FunctionName=outputs["ClassifyImageFunctionName"])["Configuration"]
+    pages = logs.get_paginator("filter_log_events").paginate(logGroupName=group["LoggingConfig"]["LogGroup"])
+    lines = [
+        json.loads(event["message"]) for page in pages for event in page["events"] if "endpoint_ms" in event["message"]
+    ]
+    endpoint_ms = statistics.median(line["endpoint_ms"] for line in lines[-EXECUTIONS:])
+    splits = [split(states.get_execution_history(executionArn=arn)["events"], endpoint_ms) for arn in arns[3:]]
+    return {name: statistics.median(row[name] for row in splits) for name in splits[0]}
+
+
+def handlers(stack, events: dict[str, dict]) -> list[tuple]:
+    """For each function and each figure the medians of ours and of bare boto3's, taken in turn."""
+    environment = clean_environment() | stack.aws_variables | {
+        "ENDPOINT_NAME": "image-classification",
+        "ENDPOINT_ACCEPT": "application/json",
+        "LABELS": "",
+        "THRESHOLD": "0.75",
+        "POWERTOOLS_SERVICE_NAME": "image-classification",
+        "POWERTOOLS_METRICS_NAMESPACE": "ImageClassification",
+        "POWERTOOLS_TRACER_CAPTURE_RESPONSE": "false",
+        "AWS_XRAY_DAEMON_ADDRESS": f"127.0.0.1:{stack.ports['xray']}",
+        "AWS_XRAY_CONTEXT_MISSING": "IGNORE_ERROR",
+        "LAMBDA_TASK_ROOT": str(BUILT),
+        "_X_AMZN_TRACE_ID": "Root=1-5759e988-bd862e3fe1be46a994272793;Parent=53995c3f42cd8ad8;Sampled=1",
+    }  # fmt: skip
+
+    def measure(folder: Path, function: str) -> dict[str, float]:
+        command = [LOCAL / "venvs/lambda/bin/python", "benchmarks/handler.py", folder, function]
+        command += [json.dumps(events[function]), str(CALLS)]
+        result = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+        if result.returncode:
+            sys.exit(result.stderr)
+        return json.loads(result.stdout)
+
+    rows = []
+    for function in FUNCTIONS:
+        ours, bare = [], []
+        for _ in range(PROCESSES):
+            ours.append(measure(BUILT, function))
+            bare.append(measure(ROOT / "benchmarks/bare", function))
+        for name in ("import", "first", "warm"):
+            a, b = (statistics.median(row[name] for row in rows_) for rows_ in (ours, bare))
+            rows.append((function, name, a, b))
+    return rows
+
+
+def main() -> None:
+    with told(), lock():
+        stack, outputs, started = up()
+        try:
+            key = "benchmark/seven.png"
+            data = sorted((LOCAL / "data/digits/test/7").iterdir())[0].read_bytes()
+            stack.client("s3").put_object(Bucket=outputs["ImageBucketName"], Key=key, Body=data)
+            request = {"s3_bucket": outputs["ImageBucketName"], "s3_key": key}
+            event = {name: json.loads((ROOT / f"events/{name}.json").read_text()) for name in FUNCTIONS}
+            print(f"{platform.machine()}, Python {platform.python_version()}, medians\n")
+            print(f"one warm execution of {EXECUTIONS}, ms")
+            for name, value in executions(stack, outputs, request).items():
+                print(f"  {name:9} {value:8.1f}")
+            print(f"\nhandlers, ms: {PROCESSES} processes each, in turn; warm is the median of {CALLS} calls")
+            print(f"  {'function':17} {'':7} {'ours':>8} {'bare':>8} {'ours - bare':>12} {'ours / bare':>12}")
+            for function, name, ours, bare in handlers(stack, event | {"retrieve_image": request}):
+                print(f"  {function:17} {name:7} {ours:8.2f} {bare:8.2f} {ours - bare:12.2f} {ours / bare:12.2f}")
+        finally:
+            if started:
+                down()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,257 @@
+"""Images through the deployed workflow, one scenario a test."""
+
+import base64
+import io
+import json
+import random
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from PIL import Image
+
+from conftest import DIGITS, ROOT, local, wait_for
+
+STATES = set(json.loads((ROOT / "statemachine/classify_image.asl.json").read_text())["States"])
+ACCEPTED_PATH = ["RetrieveImage", "ClassifyImage", "CheckConfidence", "IsAccepted", "PublishImageClassified"]
+REJECTED_PATH = [
+    "RetrieveImage",
+    "ClassifyImage",
+    "CheckConfidence",
+    "IsAccepted",
+    "SendToReview",
+    "PublishImageNeedsReview",
+    "ThresholdConfidenceNotMet",
+]
+
+
+def lambda_errors(workflow, function):
+    """The sum of AWS/Lambda's Errors of a function."""
+    answer = workflow.stack.client("cloudwatch").get_metric_statistics(
+        Namespace="AWS/Lambda",
+        MetricName="Errors",
+        Dimensions=[{"Name": "FunctionName", "Value": workflow.outputs[f"{function}FunctionName"]}],
+        StartTime=datetime.now(UTC) - timedelta(hours=1),
+        EndTime=datetime.now(UTC) + timedelta(minutes=1),
+        Period=3600,
+        Statistics=["Sum"],
+    )
+    assert answer["Datapoints"], f"{function} has no metric"
+    return sum(point["Sum"] for point in answer["Datapoints"])
+
+
+def log_lines(workflow):
+    """Every line in CloudWatch Logs, by log group."""
+    logs = workflow.stack.client("logs")
+    groups = [group for page in logs.get_paginator("describe_log_groups").paginate() for group in page["logGroups"]]
+    lines = {}
+    for group in [group["logGroupName"] for group in groups]:
+        pages = logs.get_paginator("filter_log_events").paginate(logGroupName=group)
+        lines[group] = [event["message"] for page in pages for event in page["events"]]
+    return lines
+
+
+def test_an_image_that_the_model_is_sure_about_is_accepted(workflow, outcome_events, seven):
+    execution = workflow.classify("accepted.png", seven)
+    assert (execution.status, execution.states) == ("SUCCEEDED", ACCEPTED_PATH)
+    assert execution.output["label"] == "7"
+    assert execution.output["confidence"] >= execution.output["threshold"] == 0.75
+    assert execution.output["endpoint"] == {"name": "image-classification", "variant": "AllTraffic"}
+    assert "data" not in execution.output["image"]
+    event = workflow.message_about(outcome_events, '"accepted.png"')
+    assert (event["detail-type"], event["detail"]) == ("Image Classified", execution.output)
+    assert execution.arn in event["resources"]
+
+
+def test_low_confidence_goes_to_review_and_is_no_error_of_a_function(workflow, outcome_events, seven):
+    execution = workflow.classify("rejected.png", seven, threshold=1)
+    assert (execution.status, execution.states) == ("FAILED", REJECTED_PATH)
+    assert execution.error == "THRESHOLD_CONFIDENCE_NOT_MET"
+    result = json.loads(execution.cause)
+    assert (result["label"], result["accepted"], result["threshold"]) == ("7", False, 1)
+    message = workflow.message_about(workflow.outputs["ReviewQueueUrl"], '"rejected.png"')
+    assert message == result | {"execution_arn": execution.arn}
+    event = workflow.message_about(outcome_events, '"rejected.png"')
+    assert (event["detail-type"], event["detail"]) == ("Image Needs Review", result)
+    assert lambda_errors(workflow, "CheckConfidence") == 0
+
+
+def test_a_missing_object_is_named_and_not_retried(workflow):
+    execution = workflow.execute({"s3_bucket": workflow.bucket, "s3_key": "nowhere.png"})
+    assert (execution.status, execution.error) == ("FAILED", "ImageNotFoundError")
+    assert f"s3://{workflow.bucket}/nowhere.png" in execution.message
+    assert execution.task_errors == ["ImageNotFoundError"]
+    assert lambda_errors(workflow, "RetrieveImage") > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [("text.png", b"I am no image."), ("empty.png", b""), ("truncated.png", None)],
+    ids=["text", "empty", "truncated"],
+)
+def test_a_broken_image_is_named(workflow, seven, name, data):
+    execution = workflow.classify(name, seven[:-40] if data is None else data)
+    assert (execution.status, execution.error) == ("FAILED", "UnsupportedImageError")
+    assert f"s3://{workflow.bucket}/{name} is not a readable" in execution.message
+
+
+def test_a_large_photograph_is_shrunk_on_its_way_and_classified(workflow, seven):
+    photograph = Image.open(io.BytesIO(seven)).resize((3000, 3000), Image.Resampling.BICUBIC).convert("RGB")
+    grain = Image.frombytes("L", (3000, 3000), random.Random(0).randbytes(9_000_000)).convert("RGB")
+    buffer = io.BytesIO()
+    Image.blend(photograph, grain, 0.1).save(buffer, "JPEG", quality=95)
+    execution = workflow.classify("photograph.jpg", buffer.getvalue(), threshold=0.01)
+    assert (execution.status, execution.output["label"]) == ("SUCCEEDED", "7")
+    assert execution.output["image"]["source_bytes"] == buffer.tell() > 1_000_000
+    assert execution.output["image"]["resized"]
+    exited = [event["stateExitedEventDetails"] for event in execution.history if "stateExitedEventDetails" in event]
+    assert max(len(details["output"]) for details in exited) < 200 * 1024
+
+
+def test_a_picture_taken_with_the_camera_turned_is_classified_upright(workflow, seven):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    turned = Image.open(io.BytesIO(seven)).transpose(Image.Transpose.ROTATE_90)
+    buffer = io.BytesIO()
+    turned.save(buffer, "PNG", exif=exif)
+    upright = workflow.classify("upright.png", seven).output
+    assert workflow.classify("turned.png", buffer.getvalue()).output["predictions"] == upright["predictions"]
+
+
+def test_an_endpoint_that_is_down_is_asked_again_and_then_named(workflow, endpoint, seven):
+    endpoint.hangs_up(times=6)
+    execution = workflow.classify("down.png", seven)
+    assert (execution.status, execution.error) == ("FAILED", "EndpointUnavailableError")
+    assert execution.task_errors == ["EndpointUnavailableError"] * 6
+
+
+def test_a_throttled_endpoint_is_asked_again_and_the_image_is_classified(workflow, endpoint, seven):
+    endpoint.answers(b'{"message": "Rate exceeded"}', status=429, error="ThrottlingException")
+    execution = workflow.classify("throttled.png", seven)
+    assert execution.status == "SUCCEEDED"
+    assert execution.task_errors == ["EndpointThrottledError"]
+    scheduled = [event for event in execution.history if event["type"] == "TaskScheduled"]
+    assert len(scheduled) == 5  # four tasks, one of them twice
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"<html>It works!</html>", b'{"predictions": [{"label": "7", "probability": NaN}]}', b"[]", b"[0.1, 0.9]"],
+    ids=["html", "not a number", "nothing", "no labels"],
+)
+def test_an_endpoint_that_answers_nonsense_is_named_and_accepts_nothing(workflow, endpoint, seven, body):
+    endpoint.answers(body)
+    execution = workflow.classify("nonsense.png", seven)
+    assert (execution.status, execution.error) == ("FAILED", "EndpointResponseError")
+    assert execution.task_errors == ["EndpointResponseError"]
+
+
+def test_an_execution_brings_its_own_threshold(workflow):
+    """The image about which the model is least sure, among those of the validation set that make run shows."""
+    image = sorted((DIGITS / "validation/8").iterdir())[0].read_bytes()
+    accepted, rejected = (workflow.classify("own.png", image, threshold=threshold) for threshold in (0.01, 1.0))
+    assert (accepted.status, accepted.output["threshold"]) == ("SUCCEEDED", 0.01)
+    assert (rejected.error, json.loads(rejected.cause)["threshold"]) == ("THRESHOLD_CONFIDENCE_NOT_MET", 1)
+
+
+@pytest.mark.parametrize(
+    ("request_", "problem"),
+    [
+        ({}, "s3_bucket"),
+        ({"s3_bucket": "b", "s3_key": ""}, "s3_key"),
+        ({"s3_bucket": "b", "s3_key": "k", "threshold": 2}, "threshold"),
+    ],
+)
+def test_input_that_is_not_valid_is_named_with_its_field(workflow, request_, problem):
+    execution = workflow.execute(request_)
+    assert (execution.status, execution.error) == ("FAILED", "InvalidInputError")
+    assert problem in execution.message
+
+
+def test_other_keys_of_the_input_do_not_travel(workflow, seven):
+    execution = workflow.classify("more.png", seven, image_data="x" * 200_000)
+    assert (execution.status, "image_data" in execution.output) == ("SUCCEEDED", False)
+
+
+@pytest.mark.parametrize("name", ["two words.png", "a+b.png", "50%.png", "a%20b.png", "größe/猫.png", "a&b=c?#.png"])
+def test_an_upload_starts_an_execution_whatever_its_key(workflow, seven, name):
+    key = workflow.upload(workflow.outputs["UploadPrefix"] + name, seven)
+    execution = workflow.started_by_upload(key)
+    assert (execution.status, execution.output["s3_key"]) == ("SUCCEEDED", key)
+
+
+def test_an_object_beside_the_prefix_starts_nothing(workflow, seven):
+    keys = [workflow.upload("results/uploads/beside.png", seven), workflow.upload("uploads", seven)]
+    workflow.started_by_upload(workflow.upload("uploads/after.png", seven))  # later, so that the others had their time
+    inputs = [
+        workflow.states.describe_execution(executionArn=row["executionArn"])["input"]
+        for page in workflow.states.get_paginator("list_executions").paginate(stateMachineArn=workflow.machine)
+        for row in page["executions"]
+    ]
+    assert not [key for key in keys for text in inputs if json.dumps(key) in text]
+
+
+def test_a_burst_at_low_concurrency_loses_nothing(workflow, seven):
+    function = workflow.outputs["RetrieveImageFunctionName"]
+    functions = workflow.stack.client("lambda")
+    functions.put_function_concurrency(FunctionName=function, ReservedConcurrentExecutions=1)
+    try:
+        keys = [workflow.upload(f"uploads/burst/{number}.png", seven) for number in range(8)]
+        executions = [workflow.started_by_upload(key) for key in keys]
+    finally:
+        functions.delete_function_concurrency(FunctionName=function)
+    assert [execution.status for execution in executions] == ["SUCCEEDED"] * 8
+    assert "Lambda.TooManyRequestsException" in [error for execution in executions for error in execution.task_errors]
+
+
+def test_technical_failures_reach_the_failure_queue_and_low_confidence_does_not(workflow, seven):
+    rejected = workflow.classify("low.png", seven, threshold=1)
+    failed = workflow.classify("broken.png", b"no image")
+    failures = workflow.outputs["FailureQueueUrl"]
+    assert workflow.message_about(failures, failed.arn)["detail"]["error"] == "UnsupportedImageError"
+    assert workflow.message_about(failures, rejected.arn, seconds=1) is None
+
+
+def test_no_image_bytes_in_logs_traces_or_the_output_but_in_the_history(workflow, stack):
+    """The history of an execution holds the image: docs/operations.md says so."""
+    noise = Image.frombytes("RGB", (40, 40), random.Random(7).randbytes(4800))
+    buffer = io.BytesIO()
+    noise.save(buffer, "PNG")
+    data = base64.b64encode(buffer.getvalue()).decode()
+    chunks = [data[start : start + 24] for start in range(0, len(data) - 24, 24)]
+
+    def holds_image(text):
+        return any(chunk in text for chunk in chunks)
+
+    execution = workflow.classify("secret.png", buffer.getvalue(), threshold=0.0001)
+    segments = wait_for(lambda: "secret.png" in (text := log_text(workflow)) and text)
+    traces = (stack.directory / "xray.jsonl").read_text()
+    server_logs = "".join(path.read_text() for path in (stack.directory / "sagemaker").glob("*/server.log"))
+    assert "capture_lambda_handler" in traces or "lambda_handler" in traces
+    assert holds_image(str(execution.history))
+    for text in (segments, traces, server_logs, json.dumps(execution.output)):
+        assert text
+        assert not holds_image(text)
+
+
+def log_text(workflow):
+    lines = log_lines(workflow)
+    assert any("vendedlogs/states" in group and messages for group, messages in lines.items())
+    return "\n".join(line for messages in lines.values() for line in messages)
+
+
+def test_a_stack_without_an_endpoint_deploys_and_says_what_is_missing(workflow, stack, seven):
+    bare = type(workflow)(stack, local.deploy(stack, "without-endpoint", EndpointType="none"))
+    execution = bare.classify("seven.png", seven)
+    assert (execution.status, execution.error) == ("FAILED", "EndpointNotConfiguredError")
+    assert "EndpointType" in execution.message
+
+
+def test_impossible_parameters_fail_before_anything_is_created(workflow, stack):
+    with pytest.raises(local.StackError, match="ModelDataUrl"):
+        local.deploy(stack, "impossible", EndpointType="serverless")
+    created = stack.client("cloudformation").list_stacks(StackStatusFilter=["CREATE_COMPLETE"])["StackSummaries"]
+    assert "impossible" not in [row["StackName"] for row in created]
+
+
+def test_every_state_was_visited_by_the_tests_above(workflow):
+    assert workflow.visited == STATES
