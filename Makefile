@@ -79,7 +79,7 @@ $(MODEL): training/train.py training/model.py training/data.py endpoint/inferenc
 	@$(PROJECT) training/train.py
 
 $(PACKAGE): $(MODEL) endpoint/package.py endpoint/inference.py
-	@mkdir -p $(@D)
+	@rm -rf $(@D) && mkdir -p $(@D)
 	@$(PROJECT) endpoint/package.py --model-dir .local/model --output $(@D) | tee /dev/stderr | tail -n 1 > $@
 
 $(BUILT): template.yaml samconfig.toml functions/*.py functions/requirements.txt statemachine/*.json

@@ -56,10 +56,9 @@ def validator(schema: dict[str, Any]) -> Callable[[Any], dict[str, Any]]:
         try:
             validate(event)
         except fastjsonschema.JsonSchemaValueException as error:
-            needs = ", ".join(schema["required"])
             of_a_field = len(error.path) > 1  # error.message begins with data.<field>, or with data alone
             problem = error.message.replace(*(("data.", "") if of_a_field else ("data", "it")), 1)
-            raise InvalidInputError(f"The input is not valid: {problem} (required: {needs})") from None
+            raise InvalidInputError(f"The input is not valid: {problem}") from None
         return {key: event[key] for key in schema["properties"] if key in event}
 
     return take

@@ -12,6 +12,7 @@ import fcntl
 import json
 import os
 import platform
+import shutil
 import signal
 import socket
 import subprocess
@@ -31,6 +32,8 @@ STACK_NAME = "image-classification"
 REGION = "us-east-1"
 MODEL_BUCKET = "models"  # outside the stack, as on AWS
 SECONDS_TO_START = 60
+NO_PROXY = {"NO_PROXY": "127.0.0.1,localhost", "no_proxy": "127.0.0.1,localhost"}
+os.environ |= NO_PROXY  # everything here is on this machine, whatever proxy the user has
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 
 
@@ -66,8 +69,7 @@ class Stack:
             "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
             "AWS_EC2_METADATA_DISABLED": "true",
             "SAM_CLI_TELEMETRY": "0",
-            "NO_PROXY": "127.0.0.1,localhost",
-            "no_proxy": "127.0.0.1,localhost",
+            **NO_PROXY,
         }
 
     def client(self, service: str):
@@ -126,7 +128,8 @@ def free_port(kind: socket.SocketKind) -> int:
 
 def start(directory: Path, **variables: str) -> Stack:
     """Start the processes, with their files in `directory`; `variables` go to the emulator and to the functions."""
-    (directory / "tmp").mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(directory, ignore_errors=True)  # what an earlier one left
+    (directory / "tmp").mkdir(parents=True)
     tcp, udp = socket.SOCK_STREAM, socket.SOCK_DGRAM
     stack = Stack(directory, {"emulator": free_port(tcp), "sagemaker": free_port(tcp), "xray": free_port(udp)})
     environment = clean_environment() | stack.aws_variables
@@ -184,7 +187,7 @@ def wait_until_healthy(stack: Stack) -> None:
     deadline = time.monotonic() + SECONDS_TO_START
     while True:
         for name, pid in stack.pids.items():
-            if not is_running(name, pid):
+            if os.waitpid(pid, os.WNOHANG)[0]:
                 log = stack.directory / f"{name}.log"
                 raise StackError(f"{name} ended at its start:\n{tail(log)}")
         try:
@@ -202,21 +205,27 @@ def tail(path: Path, lines: int = 15) -> str:
 
 
 def stop(stack: Stack) -> None:
-    """End the processes, and wait until they are gone."""
-    for signal_number in (signal.SIGTERM, signal.SIGKILL):
-        for name, pid in stack.pids.items():
-            if is_running(name, pid):
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(pid, signal_number)
-        deadline = time.monotonic() + 5
-        while time.monotonic() < deadline:
-            for pid in stack.pids.values():
-                with contextlib.suppress(ChildProcessError):
-                    os.waitpid(pid, os.WNOHANG)
-            if not any(is_running(name, pid) for name, pid in stack.pids.items()):
-                (stack.directory / "stack.json").unlink(missing_ok=True)
-                return
+    """End the processes and the functions that they started, and wait until they are gone."""
+    ours = [pid for name, pid in stack.pids.items() if is_running(name, pid)]
+    for signal_number, patience in ((signal.SIGTERM, 5), (signal.SIGKILL, 5)):
+        for pid in ours:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pid, signal_number)  # each leads a group of its own: spawn()
+        deadline = time.monotonic() + patience
+        while any(has_members(pid) for pid in ours) and time.monotonic() < deadline:
             time.sleep(0.02)
+    (stack.directory / "stack.json").unlink(missing_ok=True)
+
+
+def has_members(group: int) -> bool:
+    """Whether a process of the group is left; our own children are cleared away first."""
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(group, os.WNOHANG)
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def running(directory: Path) -> Stack | None:

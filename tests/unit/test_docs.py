@@ -1,0 +1,67 @@
+"""What can be checked of the documents."""
+
+import re
+
+import pytest
+
+from documents import ROOT, TEMPLATE
+from test_state_machine import exception_names
+
+README = (ROOT / "README.md").read_text()
+OPERATIONS = (ROOT / "docs/operations.md").read_text()
+DECISIONS = (ROOT / "docs/decisions.md").read_text()
+MAKEFILE = (ROOT / "Makefile").read_text()
+CONFORMANCE = (ROOT / "tests/integration/test_conformance.py").read_text()
+
+
+def rows(text, heading):
+    """The cells of the table under a heading, without its head."""
+    section = text.partition(heading)[2]
+    lines = [line for line in section.partition("\n#")[0].splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[1:]]
+
+
+def test_every_make_command_of_the_documents_is_one_of_the_makefile():
+    targets = set(re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE))
+    shown = set(
+        re.findall(
+            r"\bmake ([a-z]+(?:-[a-z]+)*)\b(?! it\b)", " ".join(re.findall(r"`[^`]*`|```.*?```", README, re.DOTALL))
+        )
+    )
+    assert shown >= {"run", "test"}
+    assert shown <= targets
+
+
+def test_every_path_of_the_tree_is_there():
+    tree = README.partition("## Where things are")[2].split("```")[1]
+    paths = [line.split()[0] for line in tree.strip().splitlines()]
+    assert len(paths) > 10
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+def test_every_linked_file_is_there():
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", README)
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_the_parameters_are_those_of_the_template():
+    documented = {name.strip("`"): default.strip("`") for name, default, _ in rows(OPERATIONS, "### Parameters")}
+    defaults = {name: str(parameter["Default"]) or "empty" for name, parameter in TEMPLATE["Parameters"].items()}
+    assert documented == defaults
+
+
+def test_the_errors_are_those_of_the_functions():
+    documented = {row[0].strip("`") for row in rows(OPERATIONS, "## Errors by name")}
+    assert documented == {*exception_names(), "THRESHOLD_CONFIDENCE_NOT_MET"}
+
+
+@pytest.mark.parametrize("error", sorted(exception_names()))
+def test_the_readme_names_every_error_with_a_state(error):
+    assert f"`{error}`" in README
+
+
+def test_every_piece_of_the_adapter_names_its_conformance_tests():
+    names = re.findall(r"`(\w+)`", " ".join(row[3] for row in rows(DECISIONS, "The emulator: ministack")))
+    tests = set(re.findall(r"def test_(\w+)", CONFORMANCE))
+    assert set(names) == tests
