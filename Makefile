@@ -1,6 +1,6 @@
 # make help lists what there is to do. Each command sets up what it needs; everything made is in .venv and .local.
 .DEFAULT_GOAL := help
-.PHONY: help run up down classify test lint train package-model build deploy destroy bench clean lock
+.PHONY: help run up down classify test test-sam-local invoke lint train package-model build deploy destroy bench clean lock
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 SHELL = bash
@@ -36,6 +36,12 @@ classify: .local/.run $(PACKAGE) $(BUILT) ## IMAGE=path [THRESHOLD=t]: a picture
 
 test: .local/.test $(PACKAGE) $(BUILT) ## unit and integration tests
 	@$(PROJECT) -m pytest
+
+test-sam-local: .local/.test $(PACKAGE) $(BUILT) ## the functions in Docker, through sam local
+	@$(PROJECT) -m pytest tests/sam_local
+
+invoke: .local/.test $(PACKAGE) $(BUILT) ## FUNCTION=ClassifyImageFunction EVENT=events/classify_image.json: one function in Docker
+	@$(PROJECT) local/invoke.py "$(FUNCTION)" "$(EVENT)"
 
 lint: .local/.test ## ruff, sam validate --lint, cfn-lint, statelint, JSON
 	.venv/bin/ruff check .

@@ -1,0 +1,139 @@
+"""The functions in Docker, through the SAM CLI, with the local stack's S3 and endpoint behind them."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from botocore.config import Config
+
+import invoke
+import stack as local
+
+SECONDS_TO_INVOKE = 120
+SECONDS_TO_START = 60
+
+
+@dataclass
+class Invocation:
+    """What a function returned, or its error, and what it and SAM wrote."""
+
+    payload: Any
+    log: str
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        """The log's lines of JSON, by which CloudWatch knows their level and fields."""
+        return [json.loads(line) for line in self.log.splitlines() if line.startswith("{")]
+
+
+class SamLocal:
+    """`sam local`, on the template whose functions know the local stack."""
+
+    def __init__(self, template: Path, environment: dict[str, str]):
+        self.template, self.environment = template, environment
+
+    def invoke(self, function: str, event: Path) -> Invocation:
+        """`sam local invoke`: a container for this one event."""
+        line = invoke.command("invoke", self.template, function, "--event", str(event))
+        result = subprocess.run(
+            line, cwd=local.ROOT, env=self.environment, capture_output=True, text=True, timeout=SECONDS_TO_INVOKE
+        )
+        assert result.returncode == 0, result.stderr
+        return Invocation(json.loads(result.stdout), result.stderr)
+
+
+class Functions:
+    """`sam local start-lambda`: containers that stay, asked as Lambda is asked."""
+
+    def __init__(self, sam: SamLocal, log: Path):
+        self.log = log
+        port = local.free_port(local.socket.SOCK_STREAM)
+        options = ["--port", str(port), "--warm-containers", "LAZY", "--no-watch"]
+        with log.open("wb") as output:
+            self.process = subprocess.Popen(
+                invoke.command("start-lambda", sam.template, *options),
+                cwd=local.ROOT, env=sam.environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+            )  # fmt: skip
+        self.url = f"http://127.0.0.1:{port}"
+        self.client = boto3.client(
+            "lambda", endpoint_url=self.url, region_name=local.REGION, aws_access_key_id="x", aws_secret_access_key="x",
+            config=Config(read_timeout=SECONDS_TO_INVOKE, retries={"total_max_attempts": 1}),
+        )  # fmt: skip
+
+    def wait(self) -> None:
+        deadline = time.monotonic() + SECONDS_TO_START
+        while True:
+            try:
+                urllib.request.urlopen(self.url, timeout=2)
+            except urllib.error.HTTPError:  # it answers: there is no such path
+                return
+            except OSError:
+                assert self.process.poll() is None, self.log.read_text()
+                assert time.monotonic() < deadline, self.log.read_text()
+                time.sleep(0.1)
+
+    def invoke(self, function: str, event: Any) -> Invocation:
+        before = self.log.stat().st_size
+        answer = self.client.invoke(FunctionName=function, Payload=json.dumps(event))
+        payload = json.loads(answer["Payload"].read())
+        return Invocation(payload, self.log.read_bytes()[before:].decode())
+
+    def stop(self) -> None:
+        """End it as Ctrl-C does, which ends its containers; and any that is left."""
+        self.process.send_signal(signal.SIGINT)
+        try:
+            self.process.wait(30)
+        finally:
+            self.process.kill()
+            containers = re.findall(r"SAM_CONTAINER_ID: (\w+)", self.log.read_text())
+            subprocess.run(["docker", "rm", "--force", *containers], capture_output=True)
+
+
+@pytest.fixture(scope="session")
+def docker():
+    """Docker, its engine, and the image that the functions run in."""
+    if problem := invoke.docker_problem():
+        if os.environ.get("CI") == "true":
+            pytest.fail(problem)
+        pytest.skip(problem)
+    invoke.make_image()
+
+
+@pytest.fixture(scope="session")
+def stack(docker, tmp_path_factory):
+    """The local stack, with template.yaml deployed and the picture of events/ uploaded."""
+    stack = local.start(tmp_path_factory.mktemp("stack"))
+    try:
+        model = local.upload_model(stack, local.model_archive())
+        local.deploy(stack, EndpointType="serverless", ModelDataUrl=model)
+        invoke.upload_sample(stack)
+        yield stack
+    finally:
+        local.stop(stack)
+
+
+@pytest.fixture(scope="session")
+def sam(stack, tmp_path_factory):
+    with invoke.reachable(stack) as variables:
+        template = invoke.template_with(variables, tmp_path_factory.mktemp("template"))
+        yield SamLocal(template, invoke.environment(stack, variables))
+
+
+@pytest.fixture(scope="session")
+def functions(sam, tmp_path_factory):
+    functions = Functions(sam, tmp_path_factory.mktemp("start_lambda") / "log")
+    try:
+        functions.wait()
+        yield functions
+    finally:
+        functions.stop()
