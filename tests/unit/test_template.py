@@ -1,6 +1,7 @@
 """What the linters do not see in template.yaml."""
 
 import re
+import tomllib
 
 import pytest
 
@@ -58,3 +59,12 @@ def test_parameters_have_the_documented_defaults():
 def test_every_output_that_the_local_stack_uses_is_there():
     wanted = {"ImageBucketName", "UploadPrefix", "ClassifyImageStateMachineArn", "ReviewQueueUrl", "EndpointName"}
     assert wanted | {f"{name}Name" for name in FUNCTIONS} <= set(TEMPLATE["Outputs"])
+
+
+@pytest.mark.parametrize("environment", ["default", "local", "staging", "prod"])
+def test_every_environment_of_samconfig_says_all_that_a_deployment_needs(environment):
+    """Environments of samconfig.toml do not inherit from each other."""
+    settings = tomllib.loads((ROOT / "samconfig.toml").read_text())[environment]
+    assert {"stack_name", "region"} <= set(settings["global"]["parameters"])
+    assert {"resolve_s3", "capabilities", "confirm_changeset"} <= set(settings["deploy"]["parameters"])
+    assert settings["build"]["parameters"]["parallel"]
