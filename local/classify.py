@@ -17,7 +17,9 @@ def classify(stack, outputs: dict[str, str], image: Path, threshold: float | Non
     """Upload the picture beside the upload prefix, where nothing is triggered, and start an execution for it."""
     key = f"classify/{image.name}"
     stack.client("s3").upload_file(str(image), outputs["ImageBucketName"], key)
-    request = {"s3_bucket": outputs["ImageBucketName"], "s3_key": key} | ({} if threshold is None else {"threshold": threshold})
+    request = {"s3_bucket": outputs["ImageBucketName"], "s3_key": key}
+    if threshold is not None:
+        request["threshold"] = threshold
     states = stack.client("stepfunctions")
     machine = outputs["ClassifyImageStateMachineArn"]
     started = states.start_execution(stateMachineArn=machine, input=json.dumps(request))
