@@ -50,8 +50,11 @@ lint: .local/.test ## ruff, sam validate --lint, cfn-lint, statelint, JSON
 	.venv/bin/statelint --ignore=FLOAT statemachine/*.json
 	env $(NO_AWS) $(SAM) validate --lint --template template.yaml
 	@mkdir -p .local/lint
-	env $(NO_AWS) .local/venvs/sam/bin/python local/transform.py > .local/lint/template.yaml
-	.local/venvs/sam/bin/cfn-lint .local/lint/template.yaml
+	@# What SAM makes depends on this parameter; cfn-lint goes through the conditions by itself.
+	for preference in AllAtOnce Canary10Percent5Minutes; do \
+	  env $(NO_AWS) .local/venvs/sam/bin/python local/transform.py DeploymentPreference=$$preference > .local/lint/$$preference.yaml || exit 1; \
+	done
+	.local/venvs/sam/bin/cfn-lint .local/lint/*.yaml
 
 train: .local/.run $(MODEL) ## the model, from scikit-learn's scans of digits
 
@@ -59,8 +62,7 @@ package-model: .local/.run $(PACKAGE) ## model.tar.gz, as SageMaker wants it
 
 build: .local/.run ## the functions, for AWS
 	@$(SAM_BUILD) build
-	@# Lambda's /var/task is read-only: without this, every cold start compiles every module again.
-	@.local/venvs/lambda/bin/python -m compileall -q --invalidation-mode unchecked-hash .aws-sam/build
+	@.local/venvs/lambda/bin/python local/compile.py .aws-sam/build
 
 deploy: build ## to AWS: sam deploy, which shows what it will change and asks
 	@$(SAM_BUILD) deploy --guided

@@ -63,10 +63,6 @@ def executions(stack, outputs, request: dict) -> dict[str, float]:
 def handlers(stack, events: dict[str, dict]) -> list[tuple]:
     """For each function and each figure the medians of ours and of bare boto3's, taken in turn."""
     environment = clean_environment() | stack.aws_variables | {
-        "ENDPOINT_NAME": "image-classification",
-        "ENDPOINT_ACCEPT": "application/json",
-        "LABELS": "",
-        "THRESHOLD": "0.75",
         "POWERTOOLS_SERVICE_NAME": "image-classification",
         "POWERTOOLS_METRICS_NAMESPACE": "ImageClassification",
         "POWERTOOLS_TRACER_CAPTURE_RESPONSE": "false",

@@ -1,10 +1,9 @@
 """CheckConfidence: predictions -> the label, its confidence, and whether that reaches the threshold.
 
-in   s3_bucket, s3_key, image, predictions, endpoint; optional s3_version_id, threshold
-out  + label, confidence, threshold, accepted
+in   s3_bucket, s3_key, image, predictions, endpoint, threshold; optional s3_version_id
+out  + label, confidence, accepted
 """
 
-import os
 from typing import Any
 
 from aws_lambda_powertools import Logger, Metrics, Tracer
@@ -13,8 +12,6 @@ from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from contract import CHECK_CONFIDENCE, validator
 from predictions import check_predictions
-
-THRESHOLD = float(os.environ["THRESHOLD"])
 
 logger = Logger()
 tracer = Tracer(auto_patch=False)  # there is no client here to trace, and patching would import botocore
@@ -39,7 +36,7 @@ def decide(predictions: list[dict[str, Any]], threshold: float) -> dict[str, Any
 def lambda_handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     request = take(event)
     check_predictions(request["predictions"])
-    decision = decide(request["predictions"], request.get("threshold", THRESHOLD))
+    decision = decide(request["predictions"], request["threshold"])
     metrics.add_metric("Confidence", MetricUnit.NoUnit, decision["confidence"])
     metrics.add_metric("Accepted", MetricUnit.Count, int(decision["accepted"]))
     logger.info("confidence checked", s3_key=request["s3_key"], **decision)

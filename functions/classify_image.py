@@ -1,11 +1,10 @@
 """ClassifyImage: an image -> the predictions of the SageMaker endpoint. The image leaves the payload here.
 
-in   s3_bucket, s3_key, image with data; optional s3_version_id, threshold
-out  - image.data, + predictions: [{label, probability}] best first, + endpoint: {name, variant}
+in   s3_bucket, s3_key, image with data, endpoint: {name, accept, labels}; optional s3_version_id, threshold
+out  - image.data, + predictions: [{label, probability}] best first, endpoint: {name, variant}
 """
 
 import base64
-import os
 import time
 from typing import Any
 
@@ -20,10 +19,7 @@ from botocore.exceptions import ConnectionError as EndpointConnectionError
 from contract import CLASSIFY_IMAGE, InvalidInputError, validator
 from predictions import EndpointResponseError, parse_predictions
 
-ENDPOINT_NAME = os.environ["ENDPOINT_NAME"]  # empty in a stack without an endpoint
-ENDPOINT_ACCEPT = os.environ["ENDPOINT_ACCEPT"]
 WHAT_TO_DEPLOY = "Deploy the stack with EndpointType serverless, realtime or existing."
-LABELS = [label.strip() for label in os.environ["LABELS"].split(",") if label.strip()]
 
 logger = Logger()
 tracer = Tracer()
@@ -62,34 +58,32 @@ ENDPOINT_ERRORS = {
 }
 
 
-def endpoint_error(error: ClientError) -> Exception:
+def endpoint_error(error: ClientError, endpoint: str) -> Exception:
     """The error that the state machine knows, for one that SageMaker's runtime answered with."""
     code, message = error.response["Error"]["Code"], error.response["Error"].get("Message", "")
     if code in ENDPOINT_ERRORS:
-        return ENDPOINT_ERRORS[code](f"Endpoint {ENDPOINT_NAME}: {message} ({code})")
+        return ENDPOINT_ERRORS[code](f"Endpoint {endpoint}: {message} ({code})")
     if code == "ModelError":  # the container answered, but not with 200
         status = error.response.get("OriginalStatusCode", 500)
         transient = EndpointUnavailableError if status >= 500 else EndpointResponseError
         named = EndpointThrottledError if status == 429 else transient
         words = error.response.get("OriginalMessage", message)[:500]
-        return named(f"Endpoint {ENDPOINT_NAME} answered {status}: {words}")
+        return named(f"Endpoint {endpoint} answered {status}: {words}")
     if code in ("ValidationError", "ValidationException") and "not found" in message.lower():
         return EndpointNotConfiguredError(f"{message} {WHAT_TO_DEPLOY}")
     return error
 
 
 @tracer.capture_method(capture_response=False)
-def invoke_endpoint(image: bytes, content_type: str) -> tuple[bytes, str]:
+def invoke_endpoint(endpoint: str, image: bytes, content_type: str, accept: str) -> tuple[bytes, str]:
     """The endpoint's answer and the name of the variant that gave it."""
     try:
-        response = runtime.invoke_endpoint(
-            EndpointName=ENDPOINT_NAME, Body=image, ContentType=content_type, Accept=ENDPOINT_ACCEPT
-        )
+        response = runtime.invoke_endpoint(EndpointName=endpoint, Body=image, ContentType=content_type, Accept=accept)
         return response["Body"].read(), response.get("InvokedProductionVariant", "")
     except ClientError as error:
-        raise endpoint_error(error) from None
+        raise endpoint_error(error, endpoint) from None
     except (HTTPClientError, EndpointConnectionError) as error:
-        raise EndpointUnavailableError(f"Endpoint {ENDPOINT_NAME}: {error}") from None
+        raise EndpointUnavailableError(f"Endpoint {endpoint}: {error}") from None
 
 
 def decode(data: str) -> bytes:
@@ -104,18 +98,21 @@ def decode(data: str) -> bytes:
 @metrics.log_metrics
 def lambda_handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     request = take(event)
-    if not ENDPOINT_NAME:
+    endpoint = request["endpoint"]
+    if not endpoint["name"]:  # in a stack without one
         raise EndpointNotConfiguredError(f"This stack has no endpoint. {WHAT_TO_DEPLOY}")
     image = dict(request["image"])
     started = time.perf_counter()
-    body, variant = invoke_endpoint(decode(image.pop("data")), image["content_type"])
+    data = decode(image.pop("data"))
+    body, variant = invoke_endpoint(endpoint["name"], data, image["content_type"], endpoint["accept"])
     milliseconds = (time.perf_counter() - started) * 1000
     metrics.add_metric("EndpointLatency", MetricUnit.Milliseconds, milliseconds)
-    predictions = parse_predictions(body, LABELS)
+    labels = [label.strip() for label in endpoint["labels"].split(",") if label.strip()]
+    predictions = parse_predictions(body, labels)
     logger.info("image classified", s3_key=request["s3_key"], endpoint_ms=round(milliseconds, 1), best=predictions[0])
     return {
         **request,
         "image": image,
         "predictions": predictions,
-        "endpoint": {"name": ENDPOINT_NAME, "variant": variant},
+        "endpoint": {"name": endpoint["name"], "variant": variant},
     }

@@ -19,25 +19,26 @@ _IMAGE = {
     "resized": {"type": "boolean"},
 }
 _PREDICTIONS = {"type": "array"}  # their content is checked in predictions.py: a bad one is the endpoint's error
-_ENDPOINT = {
-    "type": "object",
-    "properties": {"name": {"type": "string"}, "variant": {"type": "string"}},
-    "required": ["name", "variant"],
-}
 
 
 def _schema(properties: dict[str, Any], required: list[str]) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": required}
 
 
+_TEXT = {"type": "string"}
+_ENDPOINT_TO_ASK = _schema({"name": _TEXT, "accept": _TEXT, "labels": _TEXT}, ["name", "accept", "labels"])
+_ENDPOINT_ASKED = _schema({"name": _TEXT, "variant": _TEXT}, ["name", "variant"])
+
 RETRIEVE_IMAGE = _schema(_OBJECT, ["s3_bucket", "s3_key"])
 CLASSIFY_IMAGE = _schema(
-    _OBJECT | {"image": _schema(_IMAGE | {"data": {"type": "string", "minLength": 1}}, [*_IMAGE, "data"])},
-    ["s3_bucket", "s3_key", "image"],
+    _OBJECT
+    | {"image": _schema(_IMAGE | {"data": {"type": "string", "minLength": 1}}, [*_IMAGE, "data"])}
+    | {"endpoint": _ENDPOINT_TO_ASK},
+    ["s3_bucket", "s3_key", "image", "endpoint"],
 )
 CHECK_CONFIDENCE = _schema(
-    _OBJECT | {"image": _schema(_IMAGE, [*_IMAGE]), "predictions": _PREDICTIONS, "endpoint": _ENDPOINT},
-    ["s3_bucket", "s3_key", "image", "predictions", "endpoint"],
+    _OBJECT | {"image": _schema(_IMAGE, [*_IMAGE]), "predictions": _PREDICTIONS, "endpoint": _ENDPOINT_ASKED},
+    ["s3_bucket", "s3_key", "threshold", "image", "predictions", "endpoint"],
 )
 
 

@@ -130,14 +130,9 @@ def environment(stack: Stack, variables: dict[str, str]) -> dict[str, str]:
 
 
 def command(what: str, template: Path, *arguments: str) -> list[str]:
-    """`sam local invoke` or `sam local start-lambda`, with the parameters that the local stack is deployed with."""
-    parameters = {
-        "Architecture": local.architecture(),
-        "EndpointType": "existing",
-        "ExistingEndpointName": local.STACK_NAME,
-    }
-    overrides = [f"{key}={value}" for key, value in parameters.items()]
-    options = ["--config-env", "local", "--template", str(template), "--parameter-overrides", *overrides]
+    """`sam local invoke` or `sam local start-lambda`, for this machine's processor."""
+    architecture = f"Architecture={local.architecture()}"
+    options = ["--config-env", "local", "--template", str(template), "--parameter-overrides", architecture]
     return [str(SAM), "local", what, *arguments, "--skip-pull-image", *options]
 
 

@@ -278,8 +278,7 @@ def build() -> None:
     """sam build, for this machine, into a folder of its own; compiled, as `make build` does for AWS."""
     with step("Building the functions with sam build"):
         sam(None, "build", "--parameter-overrides", f"Architecture={architecture()}")
-        command = [LOCAL / "venvs/lambda/bin/python", "-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash"]
-        subprocess.run([*command, LOCAL / "sam/build"], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([LOCAL / "venvs/lambda/bin/python", ROOT / "local/compile.py", LOCAL / "sam/build"], check=True)
 
 
 def upload_model(stack: Stack, archive: Path) -> str:
@@ -293,7 +292,7 @@ def upload_model(stack: Stack, archive: Path) -> str:
 
 def deploy(stack: Stack, stack_name: str = STACK_NAME, **parameters: str) -> dict[str, str]:
     """sam deploy: the outputs of the CloudFormation stack."""
-    overrides = [f"{key}={value}" for key, value in ({"Architecture": architecture()} | parameters).items()]
+    overrides = [f'{key}="{value}"' for key, value in ({"Architecture": architecture()} | parameters).items()]
     sam(stack, "deploy", "--stack-name", stack_name, "--parameter-overrides", *overrides)
     (described,) = stack.client("cloudformation").describe_stacks(StackName=stack_name)["Stacks"]
     return {output["OutputKey"]: output["OutputValue"] for output in described["Outputs"]}

@@ -1,9 +1,12 @@
-"""Print the CloudFormation template that SAM makes of template.yaml, for cfn-lint. Runs in the SAM CLI's environment.
+"""Print the CloudFormation template that SAM makes of template.yaml.  python local/transform.py [PARAMETER=VALUE ...]
 
-The definition of the state machine is put into it, which cfn-lint checks only there.
+For cfn-lint and the tests; it runs in the SAM CLI's environment. The definition of the state machine is put into it,
+which cfn-lint checks only there. What SAM makes depends on the parameters: CloudFormation's conditions stay in it.
 """
 
 import json
+import logging
+import sys
 from pathlib import Path
 
 from samcli.lib.translate.sam_template_validator import SamTemplateValidator
@@ -18,14 +21,16 @@ class NoManagedPolicies:
         return {}
 
 
-def transformed() -> str:
+def transformed(parameters: dict[str, str]) -> str:
     template = yaml_parse((ROOT / "template.yaml").read_text())
     for resource in template["Resources"].values():
         if resource["Type"] == "AWS::Serverless::StateMachine":
             definition = (ROOT / resource["Properties"].pop("DefinitionUri")).read_text()
             resource["Properties"]["Definition"] = json.loads(definition)
-    return SamTemplateValidator(template, NoManagedPolicies(), region="us-east-1").get_translated_template_if_valid()
+    validator = SamTemplateValidator(template, NoManagedPolicies(), region="us-east-1", parameter_overrides=parameters)
+    return validator.get_translated_template_if_valid()
 
 
 if __name__ == "__main__":
-    print(transformed())
+    logging.disable(logging.WARNING)  # SAM tells of features of its own that are switched off
+    print(transformed(dict(argument.split("=", 1) for argument in sys.argv[1:])))

@@ -2,7 +2,6 @@
 
 import base64
 import json
-import os
 
 import boto3
 
@@ -12,7 +11,7 @@ runtime = boto3.client("sagemaker-runtime")
 def lambda_handler(event, context):
     image = event["image"]
     response = runtime.invoke_endpoint(
-        EndpointName=os.environ["ENDPOINT_NAME"],
+        EndpointName=event["endpoint"]["name"],
         ContentType=image["content_type"],
         Body=base64.b64decode(image["data"]),
     )

@@ -1,6 +1,8 @@
 """CloudFormation: AWS::SageMaker::Model, EndpointConfig and Endpoint, made through SageMaker's API (sagemaker.py).
 
 https://docs.aws.amazon.com/AWSCloudFormation/latest/TemplateReference/AWS_SageMaker.html
+
+Scaling of endpoints is recorded, and not acted on: a stack that has it deploys.
 """
 
 import uuid
@@ -74,11 +76,22 @@ def wait_for(name):
         raise ValueError(error.last_response.get("FailureReason", error)) from None
 
 
+def recorded(logical_id, _properties, stack_name):
+    return f"{stack_name}-{logical_id}", {}
+
+
+RECORDED = {
+    "create": recorded,
+    "update": lambda physical_id, _old, _new, _stack_name: (physical_id, {}),
+    "delete": lambda _physical_id, _properties: None,
+}
 ENDPOINT = handlers("Endpoint")
 provisioners._RESOURCE_HANDLERS |= {  # private: the table of resource types
     "AWS::SageMaker::Model": handlers("Model"),
     "AWS::SageMaker::EndpointConfig": handlers("EndpointConfig"),
     "AWS::SageMaker::Endpoint": ENDPOINT | {"create": create_endpoint, "update": update_endpoint},
+    "AWS::ApplicationAutoScaling::ScalableTarget": RECORDED,
+    "AWS::ApplicationAutoScaling::ScalingPolicy": RECORDED,
 }
 
 

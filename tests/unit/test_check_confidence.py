@@ -14,7 +14,6 @@ def test_the_best_label_is_decided_on_and_everything_goes_on(event, context):
     assert check_confidence.lambda_handler(request, context) == request | {
         "label": "7",
         "confidence": 0.97,
-        "threshold": 0.75,
         "accepted": True,
     }
 
@@ -22,8 +21,8 @@ def test_the_best_label_is_decided_on_and_everything_goes_on(event, context):
 @pytest.mark.parametrize(
     ("confidence", "threshold", "accepted"),
     [
-        (0.75, None, True),
-        (0.7499999, None, False),
+        (0.75, 0.75, True),
+        (0.7499999, 0.75, False),
         (0.6, 0.6, True),
         (0.97, 0.99, False),
         (1, 1, True),
@@ -31,9 +30,9 @@ def test_the_best_label_is_decided_on_and_everything_goes_on(event, context):
     ],
 )
 def test_a_confidence_that_reaches_the_threshold_is_accepted(event, context, confidence, threshold, accepted):
-    more = {} if threshold is None else {"threshold": threshold}
-    output = check_confidence.lambda_handler(with_confidence(event, confidence, **more), context)
-    assert (output["accepted"], output["threshold"]) == (accepted, threshold or 0.75)
+    request = with_confidence(event, confidence, threshold=threshold)
+    output = check_confidence.lambda_handler(request, context)
+    assert (output["accepted"], output["threshold"]) == (accepted, threshold)
 
 
 @pytest.mark.parametrize("confidence", [float("nan"), float("inf"), -0.1, 1.1, "0.9", None, True])
@@ -42,8 +41,9 @@ def test_a_confidence_that_is_none_is_an_error_of_the_endpoint(event, context, c
         check_confidence.lambda_handler(with_confidence(event, confidence), context)
 
 
-def test_missing_predictions_are_invalid_input(event, context):
+@pytest.mark.parametrize("field", ["predictions", "threshold"])
+def test_what_is_missing_is_invalid_input(event, context, field):
     request = event("check_confidence")
-    del request["predictions"]
-    with pytest.raises(InvalidInputError, match="predictions"):
+    del request[field]
+    with pytest.raises(InvalidInputError, match=field):
         check_confidence.lambda_handler(request, context)

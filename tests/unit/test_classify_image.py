@@ -24,6 +24,12 @@ def runtime():
         yield stubber
 
 
+def asking(event, **more):
+    """The event, with another endpoint to ask."""
+    request = event("classify_image")
+    return request | {"endpoint": request["endpoint"] | more}
+
+
 def answer(runtime, body, **expected):
     body = body if isinstance(body, bytes) else json.dumps(body).encode()
     response = {"Body": StreamingBody(io.BytesIO(body), len(body)), "InvokedProductionVariant": "AllTraffic"}
@@ -80,10 +86,9 @@ def test_an_endpoint_that_is_not_there_says_what_to_deploy(runtime, event, conte
         classify_image.lambda_handler(event("classify_image"), context)
 
 
-def test_a_stack_without_an_endpoint_says_so(monkeypatch, event, context):
-    monkeypatch.setattr(classify_image, "ENDPOINT_NAME", "")
+def test_a_stack_without_an_endpoint_says_so(event, context):
     with pytest.raises(EndpointNotConfiguredError, match="This stack has no endpoint"):
-        classify_image.lambda_handler(event("classify_image"), context)
+        classify_image.lambda_handler(asking(event, name=""), context)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +108,8 @@ def test_an_endpoint_that_does_not_answer_is_unavailable(event, context, failure
 
 def test_labels_of_the_stack_name_bare_probabilities(runtime, event, context):
     answer(runtime, [0.2, 0.8])
-    assert classify_image.lambda_handler(event("classify_image"), context)["predictions"][0]["label"] == "dog"
+    output = classify_image.lambda_handler(asking(event, labels="cat, dog"), context)
+    assert output["predictions"][0]["label"] == "dog"
 
 
 @pytest.mark.parametrize("data", ["not base64!", "abc", "å"])
@@ -116,7 +122,7 @@ def test_data_that_is_not_base64_is_invalid_input_and_is_not_quoted(event, conte
 
 
 def test_no_image_bytes_in_the_log_or_in_the_error_for_bad_input(runtime, event, context, log):
-    request = event("classify_image")
+    request = asking(event, labels="cat, dog")
     answer(runtime, [0.2, 0.8])
     written = log(classify_image)
     classify_image.lambda_handler(request, context)

@@ -1,4 +1,4 @@
-"""events/ is the contract, link by link: each file is the input of its function, and its output is the next file."""
+"""events/ is the contract, link by link: the output of a function, as the next state passes it on, is the next file."""
 
 import base64
 import io
@@ -14,12 +14,21 @@ import classify_image
 import retrieve_image
 from documents import ROOT, STATES
 
+PARAMETERS = {
+    "Threshold": "0.75",
+    "EndpointName": "image-classification",
+    "EndpointAccept": "application/json",
+    "Labels": "",
+}
 
-def payload_of_retrieve_image(execution_input):
-    """What the first state makes of an execution's input."""
-    expression = STATES["RetrieveImage"]["Arguments"]["Payload"].removeprefix("{%").removesuffix("%}")
+
+def payload(state, state_input, **parameters):
+    """What a state passes to its function, in a stack of these parameters."""
+    expression = STATES[state]["Arguments"]["Payload"].removeprefix("{%").removesuffix("%}")
+    for name, value in (PARAMETERS | parameters).items():
+        expression = expression.replace(f"${{{name}}}", value)
     jsonata = Jsonata(expression)
-    jsonata.assign("states", {"input": execution_input})
+    jsonata.assign("states", {"input": state_input})
     return jsonata.evaluate(None)
 
 
@@ -32,7 +41,8 @@ def test_retrieve_image_makes_the_event_of_classify_image(event, context):
     data = base64.b64decode(expected["image"]["data"])
     with Stubber(retrieve_image.s3) as s3:
         s3.add_response("get_object", {"Body": body(data), "ContentLength": len(data)})
-        assert retrieve_image.lambda_handler(event("retrieve_image"), context) == expected
+        output = retrieve_image.lambda_handler(event("retrieve_image"), context)
+    assert payload("ClassifyImage", output) == expected
 
 
 def test_classify_image_makes_the_event_of_check_confidence(event, context):
@@ -40,7 +50,20 @@ def test_classify_image_makes_the_event_of_check_confidence(event, context):
     answer = json.dumps({"predictions": expected["predictions"]}).encode()
     with Stubber(classify_image.runtime) as runtime:
         runtime.add_response("invoke_endpoint", {"Body": body(answer), "InvokedProductionVariant": "AllTraffic"})
-        assert classify_image.lambda_handler(event("classify_image"), context) == expected
+        output = classify_image.lambda_handler(event("classify_image"), context)
+    assert payload("CheckConfidence", output) == expected
+
+
+def test_the_parameters_of_the_stack_reach_the_functions_and_an_execution_has_its_own_threshold(event):
+    request = event("retrieve_image")
+    parameters = {"EndpointName": "other", "EndpointAccept": "application/json;verbose", "Labels": "cat, dog"}
+    assert payload("ClassifyImage", request, **parameters)["endpoint"] == {
+        "name": "other",
+        "accept": "application/json;verbose",
+        "labels": "cat, dog",
+    }
+    assert payload("CheckConfidence", request, Threshold="0.9")["threshold"] == 0.9
+    assert payload("CheckConfidence", request | {"threshold": 0.5}, Threshold="0.9")["threshold"] == 0.5
 
 
 def test_check_confidence_takes_its_event(event, context):
@@ -49,18 +72,18 @@ def test_check_confidence_takes_its_event(event, context):
 
 @pytest.mark.parametrize("name", ["classify_image_execution", "s3_object_created"])
 def test_an_execution_begins_with_the_event_of_retrieve_image(event, name):
-    assert payload_of_retrieve_image(event(name)) == event("retrieve_image")
+    assert payload("RetrieveImage", event(name)) == event("retrieve_image")
 
 
 def test_the_version_in_an_upload_event_goes_on(event):
     upload = event("s3_object_created")
     upload["detail"]["object"]["version-id"] = "v1"
-    assert payload_of_retrieve_image(upload)["s3_version_id"] == "v1"
+    assert payload("RetrieveImage", upload)["s3_version_id"] == "v1"
 
 
 @pytest.mark.parametrize("wrong", [{}, [], "text", 7, {"detail": "text"}, {"detail": {"object": {}}}])
 def test_what_is_neither_reaches_the_function_as_it_is(wrong):
-    assert payload_of_retrieve_image(wrong) == wrong
+    assert payload("RetrieveImage", wrong) == wrong
 
 
 def test_every_event_file_is_tested_here():

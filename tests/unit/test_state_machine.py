@@ -103,7 +103,7 @@ def test_substitutions_of_template_and_definition_are_the_same():
 def test_one_name_leads_from_the_state_to_its_function_event_and_test(state):
     module = snake_case(state)
     assert STATES[state]["Arguments"]["FunctionName"] == f"${{{state}FunctionArn}}"
-    assert MACHINE["DefinitionSubstitutions"][f"{state}FunctionArn"] == {"Fn::GetAtt": [f"{state}Function", "Arn"]}
+    assert MACHINE["DefinitionSubstitutions"][f"{state}FunctionArn"] == {"Ref": f"{state}Function.Alias"}
     assert RESOURCES[f"{state}Function"]["Properties"]["Handler"] == f"{module}.lambda_handler"
     assert {"LambdaInvokePolicy": {"FunctionName": {"Ref": f"{state}Function"}}} in MACHINE["Policies"]
     for path in (f"functions/{module}.py", f"events/{module}.json", f"tests/unit/test_{module}.py"):

@@ -12,10 +12,17 @@ FUNCTIONS = {name: resource for name, resource in RESOURCES.items() if resource[
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_a_function_has_the_variables_that_its_module_asks_for(name):
-    module = FUNCTIONS[name]["Properties"]["Handler"].partition(".")[0]
-    asked = set(re.findall(r'os\.environ\["(\w+)"\]', (ROOT / "functions" / f"{module}.py").read_text()))
-    assert asked == set(FUNCTIONS[name]["Properties"].get("Environment", {}).get("Variables", {}))
+def test_no_parameter_is_in_the_variables_of_a_function(name):
+    """A version has its variables for good, and SAM publishes none when only a parameter's value changes."""
+    variables = FUNCTIONS[name]["Properties"].get("Environment", {}).get("Variables", {})
+    variables |= TEMPLATE["Globals"]["Function"]["Environment"]["Variables"]
+    assert all(isinstance(value, str) for value in variables.values())
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_function_is_called_through_an_alias_that_follows_every_property(name):
+    assert TEMPLATE["Globals"]["Function"]["AutoPublishAlias"] == "live"
+    assert FUNCTIONS[name]["Properties"]["AutoPublishAliasAllProperties"] is True
 
 
 def test_every_function_is_traced_and_logs_json_with_a_retention():
