@@ -26,9 +26,8 @@ from pathlib import Path
 import yaml
 
 import stack as local
-from stack import LOCAL, ROOT, Stack, StackError, console
+from stack import BUILD, LOCAL, ROOT, Stack, StackError, console
 
-BUILD = LOCAL / "sam/build"
 SAM = LOCAL / "venvs/sam/bin/sam"
 MAKE_IMAGE = ROOT / "tests/sam_local/make_image.sh"
 SAMPLE = ROOT / "events/classify_image.json"

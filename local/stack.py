@@ -28,6 +28,7 @@ from rich.console import Console
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCAL = ROOT / ".local"
+BUILD = LOCAL / "sam/build"  # as samconfig.toml has it
 STACK_NAME = "image-classification"
 REGION = "us-east-1"
 MODEL_BUCKET = "models"  # outside the stack, as on AWS
@@ -255,7 +256,8 @@ def sam(stack: Stack | None, *arguments: str) -> None:
         environment |= stack.aws_variables
     # sam build packs with the Python of the functions' runtime that it finds on PATH.
     environment["PATH"] = f"{LOCAL / 'venvs/lambda/bin'}:{environment['PATH']}"
-    command = [LOCAL / "venvs/sam/bin/sam", *arguments, "--config-env", "local"]
+    config = ["--config-file", str(ROOT / "samconfig.toml"), "--config-env", "local"]
+    command = [LOCAL / "venvs/sam/bin/sam", *arguments, *config]
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     log = LOCAL / "logs" / f"sam-{arguments[0]}.log"
     log.parent.mkdir(exist_ok=True)
@@ -278,7 +280,7 @@ def build() -> None:
     """sam build, for this machine, into a folder of its own; compiled, as `make build` does for AWS."""
     with step("Building the functions with sam build"):
         sam(None, "build", "--parameter-overrides", f"Architecture={architecture()}")
-        subprocess.run([LOCAL / "venvs/lambda/bin/python", ROOT / "local/compile.py", LOCAL / "sam/build"], check=True)
+        subprocess.run([LOCAL / "venvs/lambda/bin/python", ROOT / "local/compile.py", BUILD], check=True)
 
 
 def upload_model(stack: Stack, archive: Path) -> str:
@@ -290,10 +292,11 @@ def upload_model(stack: Stack, archive: Path) -> str:
     return f"s3://{MODEL_BUCKET}/{key}"
 
 
-def deploy(stack: Stack, stack_name: str = STACK_NAME, **parameters: str) -> dict[str, str]:
-    """sam deploy: the outputs of the CloudFormation stack."""
+def deploy(stack: Stack, stack_name: str = STACK_NAME, build: Path = BUILD, **parameters: str) -> dict[str, str]:
+    """sam deploy what was built: the outputs of the CloudFormation stack."""
     overrides = [f'{key}="{value}"' for key, value in ({"Architecture": architecture()} | parameters).items()]
-    sam(stack, "deploy", "--stack-name", stack_name, "--parameter-overrides", *overrides)
+    template = ["--template-file", str(build / "template.yaml")]
+    sam(stack, "deploy", "--stack-name", stack_name, *template, "--parameter-overrides", *overrides)
     (described,) = stack.client("cloudformation").describe_stacks(StackName=stack_name)["Stacks"]
     return {output["OutputKey"]: output["OutputValue"] for output in described["Outputs"]}
 

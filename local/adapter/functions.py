@@ -34,6 +34,12 @@ def code_dir(stock, code_zip):
     return directory
 
 
+@replaces(lambda_svc, "_reserved_concurrency")
+def reserved_concurrency(stock, _function, config):
+    """A function's versions share what is reserved for it; a version's own record says nothing of it."""
+    return stock(lambda_svc._functions.get(config["FunctionName"]), config)
+
+
 @replaces(lambda_svc, "_throttle_response")
 def throttle(stock, *args, **kwargs):
     """A throttled invocation, with the error name that Step Functions gives it."""

@@ -2,21 +2,17 @@
 
 import json
 import threading
-import time
 import urllib.error
 import urllib.request
-from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import stack as local
+from workflow import Workflow
 
 ROOT = Path(__file__).parents[2]
-
-SECONDS_TO_END = 60
 DIGITS = ROOT / ".local/data/digits"
 
 
@@ -70,106 +66,6 @@ class EndpointProxyHandler(BaseHTTPRequestHandler):
 
     def log_message(self, *_):
         pass
-
-
-@dataclass
-class Execution:
-    """An execution that has ended, with its history."""
-
-    arn: str
-    status: str
-    input: dict[str, Any]
-    output: dict[str, Any] | None
-    error: str | None
-    cause: str | None
-    history: list[dict[str, Any]] = field(repr=False)
-
-    @property
-    def states(self) -> list[str]:
-        entered = [event["stateEnteredEventDetails"] for event in self.history if "stateEnteredEventDetails" in event]
-        return [details["name"] for details in entered]
-
-    @property
-    def task_errors(self) -> list[str]:
-        return [event["taskFailedEventDetails"]["error"] for event in self.history if event["type"] == "TaskFailed"]
-
-    @property
-    def message(self) -> str:
-        """The words of a function's error."""
-        return json.loads(self.cause)["errorMessage"]
-
-
-class Workflow:
-    """The deployed stack as a test uses it."""
-
-    def __init__(self, stack, outputs):
-        self.visited: set[str] = set()
-        self.stack, self.outputs = stack, outputs
-        self.s3, self.states, self.sqs = (stack.client(name) for name in ("s3", "stepfunctions", "sqs"))
-        self.bucket = outputs["ImageBucketName"]
-        self.machine = outputs["ClassifyImageStateMachineArn"]
-
-    def upload(self, key: str, data: bytes) -> str:
-        self.s3.put_object(Bucket=self.bucket, Key=key, Body=data)
-        return key
-
-    def execute(self, request: dict[str, Any]) -> Execution:
-        """Start an execution and wait for its end."""
-        started = self.states.start_execution(stateMachineArn=self.machine, input=json.dumps(request))
-        return self.ended(started["executionArn"])
-
-    def classify(self, key: str, data: bytes, **more: Any) -> Execution:
-        """Upload beside the trigger's prefix and execute."""
-        return self.execute({"s3_bucket": self.bucket, "s3_key": self.upload(key, data), **more})
-
-    def ended(self, arn: str) -> Execution:
-        described = wait_for(
-            lambda: (answer := self.states.describe_execution(executionArn=arn))["status"] != "RUNNING" and answer
-        )
-        pages = self.states.get_paginator("get_execution_history").paginate(executionArn=arn)
-        history = [event for page in pages for event in page["events"]]
-        output = described.get("output") if described["status"] == "SUCCEEDED" else None
-        execution = Execution(
-            arn, described["status"], json.loads(described["input"]), output and json.loads(output),
-            described.get("error"), described.get("cause"), history,
-        )  # fmt: skip
-        self.visited |= set(execution.states)
-        return execution
-
-    def started_by_upload(self, key: str) -> Execution:
-        """The execution that the upload of this key started, once it has ended."""
-
-        def find():
-            for page in self.states.get_paginator("list_executions").paginate(stateMachineArn=self.machine):
-                for row in page["executions"]:
-                    request = json.loads(self.states.describe_execution(executionArn=row["executionArn"])["input"])
-                    if request.get("detail", {}).get("object", {}).get("key") == key:
-                        return row["executionArn"]
-            return None
-
-        return self.ended(wait_for(find))
-
-    def message_about(self, queue_url: str, text: str, seconds: float = 10) -> dict[str, Any] | None:
-        """The message of a queue that holds this text; None when there is none within the time."""
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            answer = self.sqs.receive_message(QueueUrl=queue_url, MaxNumberOfMessages=10, VisibilityTimeout=0)
-            for message in answer.get("Messages", []):
-                if text in message["Body"]:
-                    return json.loads(message["Body"])
-                # Out of the way of the next look, and of the queue's redrive.
-                self.sqs.delete_message(QueueUrl=queue_url, ReceiptHandle=message["ReceiptHandle"])
-            time.sleep(0.1)
-        return None
-
-
-def wait_for(condition, seconds: float = SECONDS_TO_END):
-    """The first true value of `condition()`, asked again and again until the time is up."""
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.1)
-    return value
 
 
 @pytest.fixture(scope="session")

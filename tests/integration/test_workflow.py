@@ -9,7 +9,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from PIL import Image
 
-from conftest import DIGITS, ROOT, local, wait_for
+from conftest import DIGITS, ROOT
+from workflow import wait_for
 
 STATES = set(json.loads((ROOT / "statemachine/classify_image.asl.json").read_text())["States"])
 ACCEPTED_PATH = ["RetrieveImage", "ClassifyImage", "CheckConfidence", "IsAccepted", "PublishImageClassified"]
@@ -237,20 +238,6 @@ def log_text(workflow):
     lines = log_lines(workflow)
     assert any("vendedlogs/states" in group and messages for group, messages in lines.items())
     return "\n".join(line for messages in lines.values() for line in messages)
-
-
-def test_a_stack_without_an_endpoint_deploys_and_says_what_is_missing(workflow, stack, seven):
-    bare = type(workflow)(stack, local.deploy(stack, "without-endpoint", EndpointType="none"))
-    execution = bare.classify("seven.png", seven)
-    assert (execution.status, execution.error) == ("FAILED", "EndpointNotConfiguredError")
-    assert "EndpointType" in execution.message
-
-
-def test_impossible_parameters_fail_before_anything_is_created(workflow, stack):
-    with pytest.raises(local.StackError, match="ModelDataUrl"):
-        local.deploy(stack, "impossible", EndpointType="serverless")
-    created = stack.client("cloudformation").list_stacks(StackStatusFilter=["CREATE_COMPLETE"])["StackSummaries"]
-    assert "impossible" not in [row["StackName"] for row in created]
 
 
 def test_every_state_was_visited_by_the_tests_above(workflow):

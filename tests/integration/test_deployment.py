@@ -1,0 +1,149 @@
+"""The forms of the stack, each deployed; updates of it; and parameters that can't be."""
+
+import json
+import shutil
+
+import pytest
+
+import package
+from conftest import local
+from workflow import Workflow
+
+ENDPOINT = {"Model", "ModelRole", "EndpointConfig", "Endpoint"}
+ALARMS = {"EndpointErrorsAlarm", "EndpointLatencyAlarm"}
+SCALING = {"EndpointScalableTarget", "EndpointScalingPolicy"}
+EVERYTHING = {
+    "InstanceCount": "2",
+    "MaxInstanceCount": "4",
+    "NetworkIsolation": "true",
+    "KmsKeyArn": "arn:aws:kms:us-east-1:000000000000:key/own",
+    "DataCaptureUrl": "s3://models/captured",
+    "InferenceImageUri": "000000000000.dkr.ecr.us-east-1.amazonaws.com/team/endpoint:1",
+}
+
+
+@pytest.fixture
+def build_folder():
+    """A copy of the built functions, beside them: the template's paths are relative."""
+    folder = local.BUILD.with_name("changed")
+    shutil.rmtree(folder, ignore_errors=True)
+    yield shutil.copytree(local.BUILD, folder)
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def model(workflow, stack):
+    return local.upload_model(stack, local.model_archive())
+
+
+def resources(stack, name):
+    """The logical ids of what a stack has."""
+    pages = stack.client("cloudformation").get_paginator("list_stack_resources").paginate(StackName=name)
+    return {row["LogicalResourceId"] for page in pages for row in page["StackResourceSummaries"]}
+
+
+@pytest.mark.parametrize(
+    ("form", "parameters", "created", "endpoint"),
+    [
+        ("serverless", {}, ENDPOINT, "form-serverless"),
+        ("realtime", {}, ENDPOINT | ALARMS, "form-realtime-realtime"),
+        ("realtime", EVERYTHING, ENDPOINT | ALARMS | SCALING, "form-everything-realtime"),
+        ("existing", {"ExistingEndpointName": "image-classification"}, set(), "image-classification"),
+    ],
+    ids=["serverless", "realtime", "everything", "existing"],
+)
+def test_a_form_of_the_endpoint_is_created_and_asked(stack, model, seven, request, form, parameters, created, endpoint):
+    name = f"form-{request.node.callspec.id}"
+    outputs = local.deploy(stack, name, EndpointType=form, ModelDataUrl=model, **parameters)
+    assert resources(stack, name) & (ENDPOINT | ALARMS | SCALING) == created
+    execution = Workflow(stack, outputs).classify("seven.png", seven)
+    assert (execution.status, outputs["EndpointName"]) == ("SUCCEEDED", endpoint)
+    assert execution.output["endpoint"]["name"] == endpoint
+    stack.client("cloudformation").delete_stack(StackName=name)
+
+
+def test_what_a_realtime_endpoint_is_asked_for_reaches_sagemaker(stack, model):
+    local.deploy(stack, "options", EndpointType="realtime", ModelDataUrl=model, **EVERYTHING)
+    sagemaker = stack.client("sagemaker")
+    endpoint = sagemaker.describe_endpoint(EndpointName="options-realtime")
+    config = sagemaker.describe_endpoint_config(EndpointConfigName=endpoint["EndpointConfigName"])
+    (variant,) = config["ProductionVariants"]
+    described = sagemaker.describe_model(ModelName=variant["ModelName"])
+    assert described["PrimaryContainer"]["Image"] == EVERYTHING["InferenceImageUri"]
+    assert str(described["EnableNetworkIsolation"]).lower() == "true"
+    assert (config["KmsKeyId"], str(variant["InitialInstanceCount"])) == (EVERYTHING["KmsKeyArn"], "2")
+    assert config["DataCaptureConfig"]["DestinationS3Uri"] == EVERYTHING["DataCaptureUrl"]
+    stack.client("cloudformation").delete_stack(StackName="options")
+
+
+def test_a_stack_is_updated_without_losing_its_way(stack, model, seven, build_folder, tmp_path):
+    """Without an endpoint first; then with one, another threshold, new code, a new model, and as realtime."""
+
+    def update(**parameters):
+        return Workflow(stack, local.deploy(stack, "updated", **parameters))
+
+    def alias(workflow):
+        function = workflow.outputs["CheckConfidenceFunctionName"]
+        return stack.client("lambda").get_alias(FunctionName=function, Name="live")["FunctionVersion"]
+
+    bare = update(EndpointType="none")
+    failed = bare.classify("seven.png", seven)
+    assert (failed.status, failed.error) == ("FAILED", "EndpointNotConfiguredError")
+    assert "EndpointType" in failed.message
+
+    served = update(EndpointType="serverless", ModelDataUrl=model)
+    assert served.bucket == bare.bucket
+    assert served.classify("seven.png", seven).output["threshold"] == 0.75
+
+    strict = update(Threshold="1")
+    rejected = strict.classify("seven.png", seven)
+    assert (rejected.error, json.loads(rejected.cause)["threshold"]) == ("THRESHOLD_CONFIDENCE_NOT_MET", 1)
+    assert alias(strict) == "1"
+
+    code = build_folder / "CheckConfidenceFunction/check_confidence.py"
+    code.write_text(code.read_text().replace('"label": best["label"]', '"label": best["label"] + " (new)"'))
+    shutil.rmtree(code.parent / "__pycache__")
+    coded = update(build=build_folder, Threshold="0.75")
+    assert coded.classify("seven.png", seven).output["label"] == "7 (new)"
+    assert alias(coded) == "2"
+
+    renamed = tmp_path / "model"
+    shutil.copytree(local.LOCAL / "model", renamed)
+    metadata = json.loads((renamed / "metadata.json").read_text())
+    metadata["labels"] = [f"digit {label}" for label in metadata["labels"]]
+    (renamed / "metadata.json").write_text(json.dumps(metadata))
+    archive = package.pack(package.collect(renamed, []))
+    package.write(archive, tmp_path / package.key_of(archive))
+    new_model = local.upload_model(stack, tmp_path / package.key_of(archive))
+    assert update(ModelDataUrl=new_model).classify("seven.png", seven).output["label"] == "digit 7"
+
+    realtime = update(EndpointType="realtime")
+    assert realtime.classify("seven.png", seven).output["endpoint"]["name"] == "updated-realtime"
+    again = update(EndpointType="serverless").classify("seven.png", seven)
+    assert (again.output["endpoint"]["name"], again.output["label"]) == ("updated", "digit 7")
+    stack.client("cloudformation").delete_stack(StackName="updated")
+
+
+@pytest.mark.parametrize(
+    ("parameters", "sentence"),
+    [
+        ({"EndpointType": "serverless"}, "need ModelDataUrl="),
+        ({"EndpointType": "realtime"}, "need ModelDataUrl="),
+        ({"EndpointType": "existing"}, "needs ExistingEndpointName"),
+        ({"EndpointType": "serverless", "DataCaptureUrl": "s3://b/p"}, "leave out DataCaptureUrl"),
+        ({"EndpointType": "serverless", "KmsKeyArn": EVERYTHING["KmsKeyArn"]}, "leave out KmsKeyArn"),
+        ({"EndpointType": "serverless", "NetworkIsolation": "true"}, "leave out NetworkIsolation"),
+        ({"EndpointType": "realtime", "MaxInstanceCount": "8", "InstanceCount": "5"}, "InstanceCount of 1 to 4"),
+        ({"EndpointType": "realtime", "MaxInstanceCount": "8", "InstanceType": "ml.t2.large"}, "ml.t2 instances"),
+        ({"ModelDataUrl": "bucket/model.tar.gz"}, "ModelDataUrl"),
+        ({"Labels": "it's, that"}, "Labels"),
+        ({"Threshold": "1.5"}, "Threshold"),
+    ],
+)
+def test_impossible_parameters_fail_before_anything_is_created(stack, parameters, sentence):
+    if "need ModelDataUrl" not in sentence:
+        parameters = {"ModelDataUrl": "s3://models/model.tar.gz"} | parameters
+    with pytest.raises(local.StackError, match=sentence):
+        local.deploy(stack, "impossible", **parameters)
+    names = stack.client("cloudformation").list_stacks(StackStatusFilter=["CREATE_COMPLETE"])["StackSummaries"]
+    assert "impossible" not in [row["StackName"] for row in names]
