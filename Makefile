@@ -99,6 +99,7 @@ lock: ## pin pyproject.toml's groups again
 	$(LOCK) --python-version 3.11 --group train --group serve --group local --group test --group lint -c requirements/run.txt -o requirements/test.txt
 	$(LOCK) --python-version 3.11 --group emulator -o requirements/emulator.txt
 	$(LOCK) --python-version 3.11 --group sam -o requirements/sam.txt
+	$(LOCK) --python-version 3.11 --group sagemaker --group test-launch -o requirements/sagemaker.txt
 	$(LOCK) --python-version 3.11 --group uv -o requirements/uv.txt
 	$(LOCK) --python-version 3.13 --group lambda-runtime -o requirements/lambda.txt
 	$(LOCK) --python-version 3.13 --group functions -o functions/requirements.txt
