@@ -2,12 +2,12 @@
 
 Runs on any Python from 3.11, with the standard library alone, and makes
 
-  .venv                 training, endpoint, tests: the Python that runs this, if PyTorch has a build for it
-  .local/venvs/emulator the emulated AWS
-  .local/venvs/sam      the SAM CLI
-  .local/venvs/lambda   Python 3.13 with AWS's Lambda runtime client: found, or fetched through uv
+  .venv                  training, endpoint, tests: the Python that runs this, if PyTorch has a build for it
+  .local/venvs/emulator  the emulated AWS
+  .local/venvs/sam       the SAM CLI
+  .local/venvs/lambda    Python 3.13 with AWS's Lambda runtime client: found, or fetched through uv
   .local/venvs/sagemaker SageMaker's SDK, which starts training jobs: about 1 GB, with `launch` only
-  .local/venvs/uv       for `make lock`, and to fetch Python 3.13
+  .local/venvs/uv        for `make lock`, and to fetch Python 3.13
 
 each from its file of exact, hashed pins in requirements/. What is up to date is left alone.
 """
