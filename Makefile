@@ -1,6 +1,6 @@
 # make help lists what there is to do. Each command sets up what it needs; everything made is in .venv and .local.
 .DEFAULT_GOAL := help
-.PHONY: help run up down classify test test-sam-local invoke lint train package-model build deploy destroy bench clean lock
+.PHONY: help run up down classify test test-sam-local test-launch invoke lint train train-sagemaker package-model build deploy destroy bench clean lock
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 SHELL = bash
@@ -40,6 +40,10 @@ test: .local/.test $(PACKAGE) $(BUILT) ## unit and integration tests
 test-sam-local: .local/.test $(PACKAGE) $(BUILT) ## the functions in Docker, through sam local
 	@$(PROJECT) -m pytest tests/sam_local
 
+test-launch: .local/.launch .local/.test ## training/launch.py through SageMaker's SDK, against an emulated AWS
+	@# Without local/, whose sagemaker.py is not the SDK.
+	@.local/venvs/sagemaker/bin/python -m pytest -o pythonpath="training endpoint" tests/launch
+
 invoke: .local/.test $(PACKAGE) $(BUILT) ## FUNCTION=ClassifyImageFunction EVENT=events/classify_image.json: one function in Docker
 	@$(PROJECT) local/invoke.py "$(FUNCTION)" "$(EVENT)"
 
@@ -57,6 +61,9 @@ lint: .local/.test ## ruff, sam validate --lint, cfn-lint, statelint, JSON
 	.local/venvs/sam/bin/cfn-lint .local/lint/*.yaml
 
 train: .local/.run $(MODEL) ## the model, from scikit-learn's scans of digits
+
+train-sagemaker: .local/.launch | $(DIGITS) ## BUCKET=b ROLE=arn [ARGS="--dry-run true ..."]: the model, as a training job on SageMaker
+	@.local/venvs/sagemaker/bin/python training/launch.py --bucket "$(BUCKET)" --role "$(ROLE)" $(ARGS)
 
 package-model: .local/.run $(PACKAGE) ## model.tar.gz, as SageMaker wants it
 
@@ -76,7 +83,7 @@ bench: .local/.test $(PACKAGE) $(BUILT) ## the figures of benchmarks/README.md
 clean: down ## everything that was made here
 	rm -rf .venv .local .aws-sam
 
-.local/.run .local/.test: .local/.%: requirements/*.txt local/install.py
+.local/.run .local/.test .local/.launch: .local/.%: requirements/*.txt local/install.py
 	@$(PYTHON) local/install.py $*
 	@touch $@
 
@@ -101,6 +108,7 @@ lock: ## pin pyproject.toml's groups again
 	$(LOCK) --python-version 3.11 --group train --group serve --group local --group test --group lint -c requirements/run.txt -o requirements/test.txt
 	$(LOCK) --python-version 3.11 --group emulator -o requirements/emulator.txt
 	$(LOCK) --python-version 3.11 --group sam -o requirements/sam.txt
+	$(LOCK) --python-version 3.11 --group sagemaker --group test-launch -o requirements/sagemaker.txt
 	$(LOCK) --python-version 3.11 --group uv -o requirements/uv.txt
 	$(LOCK) --python-version 3.13 --group lambda-runtime -o requirements/lambda.txt
 	$(LOCK) --python-version 3.13 --group functions -o functions/requirements.txt

@@ -1,12 +1,13 @@
-"""Set up what the project's commands need: python3 local/install.py run|test|sam|uv
+"""Set up what the project's commands need: python3 local/install.py run|test|launch|sam|uv
 
 Runs on any Python from 3.11, with the standard library alone, and makes
 
-  .venv                 training, endpoint, tests: the Python that runs this, if PyTorch has a build for it
-  .local/venvs/emulator the emulated AWS
-  .local/venvs/sam      the SAM CLI
-  .local/venvs/lambda   Python 3.13 with AWS's Lambda runtime client: found, or fetched through uv
-  .local/venvs/uv       for `make lock`, and to fetch Python 3.13
+  .venv                  training, endpoint, tests: the Python that runs this, if PyTorch has a build for it
+  .local/venvs/emulator  the emulated AWS
+  .local/venvs/sam       the SAM CLI
+  .local/venvs/lambda    Python 3.13 with AWS's Lambda runtime client: found, or fetched through uv
+  .local/venvs/sagemaker SageMaker's SDK, which starts training jobs: about 1 GB, with `launch` only
+  .local/venvs/uv        for `make lock`, and to fetch Python 3.13
 
 each from its file of exact, hashed pins in requirements/. What is up to date is left alone.
 """
@@ -162,6 +163,8 @@ def main(what: str) -> None:
     check_machine()
     if what == "uv":
         return install_all([("uv", sys.executable, LOCAL / "venvs/uv", "uv.txt")])
+    if what == "launch":
+        return install_all([("sagemaker", sys.executable, LOCAL / "venvs/sagemaker", "sagemaker.txt")])
     lambda_python = find_lambda_python() or fetch_lambda_python()
     python = sys.executable if sys.version_info[:2] <= NEWEST else lambda_python
     environments = [("sam", python, LOCAL / "venvs/sam", "sam.txt")]
@@ -175,7 +178,7 @@ def main(what: str) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2 or sys.argv[1] not in ("run", "test", "sam", "uv"):
+    if len(sys.argv) != 2 or sys.argv[1] not in ("run", "test", "launch", "sam", "uv"):
         sys.exit(__doc__)
     try:
         main(sys.argv[1])
