@@ -1,6 +1,9 @@
 """template.yaml and the state machine's definition, as data."""
 
+import functools
 import json
+import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,16 @@ def _intrinsic(loader: yaml.Loader, tag: str, node: yaml.Node) -> dict[str, Any]
 
 
 _Loader.add_multi_constructor("!", _intrinsic)
+
+
+@functools.cache
+def transformed(deployment_preference: str = "AllAtOnce") -> dict[str, Any]:
+    """The CloudFormation template that SAM makes of template.yaml."""
+    python = ROOT / ".local/venvs/sam/bin/python"
+    command = [python, ROOT / "local/transform.py", f"DeploymentPreference={deployment_preference}"]
+    environment = os.environ | {"AWS_DEFAULT_REGION": "us-east-1"}
+    return yaml.safe_load(subprocess.run(command, env=environment, capture_output=True, check=True).stdout)
+
 
 TEMPLATE = yaml.load((ROOT / "template.yaml").read_text(), _Loader)
 RESOURCES = TEMPLATE["Resources"]

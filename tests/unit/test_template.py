@@ -46,7 +46,7 @@ def test_the_upload_trigger_sees_only_its_prefix_so_that_no_output_loops():
 
 def test_only_the_endpoint_and_the_vended_logs_have_names():
     named = re.findall(r"^\s+(\w*Name): !?\S", TEXT, re.MULTILINE)
-    references = {"ModelName", "EndpointConfigName", "Name"}
+    references = {"ModelName", "EndpointConfigName", "MetricName", "Name"}
     assert set(named) <= {"EndpointName", "LogGroupName", "VariantName", "PolicyName"} | references
 
 
@@ -75,3 +75,9 @@ def test_every_environment_of_samconfig_says_all_that_a_deployment_needs(environ
     assert {"stack_name", "region"} <= set(settings["global"]["parameters"])
     assert {"resolve_s3", "capabilities", "confirm_changeset"} <= set(settings["deploy"]["parameters"])
     assert settings["build"]["parameters"]["parallel"]
+
+
+def test_the_bucket_is_private_and_encrypted():
+    properties = RESOURCES["ImageBucket"]["Properties"]
+    assert set(properties["PublicAccessBlockConfiguration"].values()) == {True}
+    assert "BucketEncryption" in properties

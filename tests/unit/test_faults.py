@@ -1,0 +1,93 @@
+"""The checks of template, state machine, permissions, events and documents find the faults that people make.
+
+Each fault is planted in a copy of the project, where the named tests must fail; without one they pass.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from documents import ROOT
+
+TEMPLATE = "template.yaml"
+MACHINE = "statemachine/classify_image.asl.json"
+COPIED = [
+    "template.yaml",
+    "samconfig.toml",
+    "pyproject.toml",
+    "Makefile",
+    "README.md",
+    "CHANGELOG.md",
+    "LICENSE",
+    "functions",
+    "statemachine",
+    "events",
+    "docs",
+    "benchmarks",
+    "endpoint",
+    "training",
+    "local",
+    "tests",
+    "requirements",
+]
+FAULTS = {  # the file, what is right, what is planted, the tests that must fail
+    "a next state that is not there": (MACHINE, '"Next": "IsAccepted"', '"Next": "Accepted"', "state_machine"),
+    "a state that is not reached": (MACHINE, '"Next": "PublishImageNeedsReview"', '"End": true', "state_machine"),
+    "a state without an end": (MACHINE, '"End": true', '"Comment": "On."', "state_machine"),
+    "a misspelt substitution": (MACHINE, "${Threshold}", "${Treshold}", "state_machine"),
+    "broken JSONata": (MACHINE, "{% $states.input.accepted %}", "{% $states.input.accepted) %}", "state_machine"),
+    "a misspelt variable": (MACHINE, "detail.bucket.name", "detail.buckt.name", "events"),
+    "a retry of an error that nothing raises": (MACHINE, "UnavailableError", "DownError", "state_machine"),
+    "a task without a timeout": (MACHINE, '"TimeoutSeconds": 80,', "", "state_machine"),
+    "another function's handler": (TEMPLATE, "classify_image.lambda_", "check_confidence.lambda_", "state_machine"),
+    "a function without its alias": (TEMPLATE, "!Ref RetrieveImageFunction.Alias", "x", "state_machine"),
+    "a missing permission": (TEMPLATE, "sagemaker:InvokeEndpoint", "sagemaker:DescribeEndpoint", "permissions"),
+    "a permission for nothing": (TEMPLATE, "[s3:GetObject, ", "[s3:DeleteObject, s3:GetObject, ", "permissions"),
+    "a permission on everything": (TEMPLATE, '!Sub "${ImageBucket.Arn}/*"', '"*"', "permissions"),
+    "image bytes in the logs": (TEMPLATE, "IncludeExecutionData: false", "IncludeExecutionData: true", "template"),
+    "a parameter in a function's variables": (TEMPLATE, "LOG_LEVEL: INFO", "LOG_LEVEL: !Ref Labels", "template"),
+    "a typed-in partition": (TEMPLATE, "arn:${AWS::Partition}:sagemaker", "arn:aws:sagemaker", "template"),
+    "a trigger that sees its own output": (TEMPLATE, "{key: [{prefix: !Ref UploadPrefix}]}", "{}", "template"),
+    "an event without a field": ("events/check_confidence.json", '"threshold": 0.75,', "", "events"),
+    "a default that the documents do not know": (TEMPLATE, "Default: 2048", "Default: 4096", "docs"),
+    "a command that is not there": ("README.md", "make package-model", "make pack-model", "docs"),
+}
+
+
+@pytest.fixture
+def project(tmp_path):
+    for name in COPIED:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, tmp_path / name)
+    (tmp_path / ".local").symlink_to(ROOT / ".local")
+    return tmp_path
+
+
+def run(project, *suites):
+    """Run unit tests of the copy in a process of its own: their exit code and output."""
+    tests = [f"tests/unit/test_{suite}.py" for suite in suites]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
+    environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
+    result = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True)
+    return result.returncode, result.stdout
+
+
+def test_without_a_fault_the_checks_pass(project):
+    code, output = run(project, "state_machine", "template", "permissions", "events", "docs")
+    assert code == 0, output
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_found(project, fault):
+    name, right, wrong, suite = FAULTS[fault]
+    text = (project / name).read_text()
+    assert right in text
+    (project / name).write_text(text.replace(right, wrong))
+    code, output = run(project, suite)
+    assert (code, " failed" in output or " error" in output) == (1, True), output
