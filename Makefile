@@ -1,6 +1,6 @@
 # make help lists what there is to do. Each command sets up what it needs; everything made is in .venv and .local.
 .DEFAULT_GOAL := help
-.PHONY: help run up down classify test test-sam-local test-launch invoke lint train train-sagemaker package-model build deploy destroy bench clean lock
+.PHONY: help run up down classify test test-sam-local test-launch test-aws invoke lint train train-sagemaker package-model build deploy destroy bench clean lock
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 SHELL = bash
@@ -43,6 +43,9 @@ test-sam-local: .local/.test $(PACKAGE) $(BUILT) ## the functions in Docker, thr
 test-launch: .local/.launch .local/.test ## training/launch.py through SageMaker's SDK, against an emulated AWS
 	@# Without local/, whose sagemaker.py is not the SDK.
 	@.local/venvs/sagemaker/bin/python -m pytest -o pythonpath="training endpoint" tests/launch
+
+test-aws: .local/.test $(MODEL) ## AWS_STACK_NAME=name: the scenarios on a stack that you deployed on AWS for them
+	@$(PROJECT) -m pytest tests/aws
 
 invoke: .local/.test $(PACKAGE) $(BUILT) ## FUNCTION=ClassifyImageFunction EVENT=events/classify_image.json: one function in Docker
 	@$(PROJECT) local/invoke.py "$(FUNCTION)" "$(EVENT)"

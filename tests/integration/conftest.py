@@ -5,15 +5,11 @@ import threading
 import urllib.error
 import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import pytest
 
 import stack as local
-from workflow import Workflow
-
-ROOT = Path(__file__).parents[2]
-DIGITS = ROOT / ".local/data/digits"
+from workflow import DIGITS, Workflow
 
 
 class EndpointProxy(ThreadingHTTPServer):

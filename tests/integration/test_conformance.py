@@ -29,6 +29,7 @@ EMULATOR_PYTHON = os.environ.get("EMULATOR_PYTHON", str(ROOT / ".local/venvs/emu
 LAMBDA_PYTHON = os.environ.get("LAMBDA_PYTHON", str(ROOT / ".local/venvs/lambda/bin/python"))
 PLAIN = os.environ.get("EMULATOR") == "plain"
 WAIT_SCALE = 0.02  # a retry's delay of 50 seconds takes one here
+SECONDS_TO_END = 15
 PAYLOAD_LIMIT = 262_144
 ROLE = "arn:aws:iam::000000000000:role/conformance"
 
@@ -162,8 +163,26 @@ def client(emulator):
 
 
 @pytest.fixture
-def function(client):
+def role():
+    """The role of functions and state machines."""
+    return ROLE
+
+
+@pytest.fixture
+def wait_scale():
+    """What a second of a retry's delay takes."""
+    return WAIT_SCALE
+
+
+@pytest.fixture
+def seconds_to_end():
+    return SECONDS_TO_END
+
+
+@pytest.fixture
+def function(client, role):
     """Create a function from its source; returns its ARN."""
+    created = []
 
     def create(source, **settings):
         archive = io.BytesIO()
@@ -173,33 +192,41 @@ def function(client):
             FunctionName=f"conformance-{uuid.uuid4().hex[:8]}",
             Runtime="python3.13",
             Handler="app.handler",
-            Role=ROLE,
+            Role=role,
             Code={"ZipFile": archive.getvalue()},
             Timeout=10,
             **settings,
         )
-        return answer["FunctionArn"]
+        created.append(answer["FunctionArn"])
+        client("lambda").get_waiter("function_active_v2").wait(FunctionName=created[-1])
+        return created[-1]
 
-    return create
+    yield create
+    for arn in created:
+        client("lambda").delete_function(FunctionName=arn)
 
 
 @pytest.fixture
-def machine(client):
+def machine(client, role):
     """Create a state machine; returns its ARN."""
+    created = []
 
     def create(states, start=None, settings=None, **top_level):
         definition = {"QueryLanguage": "JSONata", "StartAt": start or next(iter(states)), "States": states, **top_level}
         name = f"conformance-{uuid.uuid4().hex[:8]}"
         answer = client("stepfunctions").create_state_machine(
-            name=name, definition=json.dumps(definition), roleArn=ROLE, **settings or {}
+            name=name, definition=json.dumps(definition), roleArn=role, **settings or {}
         )
-        return answer["stateMachineArn"]
+        created.append(answer["stateMachineArn"])
+        return created[-1]
 
-    return create
+    yield create
+    for arn in created:
+        client("stepfunctions").delete_state_machine(stateMachineArn=arn)
 
 
 @pytest.fixture
-def execute(client):
+def execute(client, seconds_to_end):
     """Run a machine to its end; returns DescribeExecution's answer."""
 
     def run(arn, value=None):
@@ -207,7 +234,8 @@ def execute(client):
         text = json.dumps(value or {}, ensure_ascii=False)
         execution = states.start_execution(stateMachineArn=arn, input=text)["executionArn"]
         return eventually(
-            lambda: (answer := states.describe_execution(executionArn=execution))["status"] != "RUNNING" and answer, 15
+            lambda: (answer := states.describe_execution(executionArn=execution))["status"] != "RUNNING" and answer,
+            seconds_to_end,
         )
 
     return run
@@ -259,10 +287,11 @@ def test_the_name_of_an_exception_is_the_error_that_a_retry_names(client, functi
 def test_simultaneous_cold_starts_each_get_a_process(client, function):
     """https://docs.aws.amazon.com/lambda/latest/dg/lambda-concurrency.html"""
     arn = function(
-        "import os, sys, time\n"
+        "import sys, time, uuid\n"
+        "process = uuid.uuid4().hex\n"
         "def handler(event, context):\n"
         "    time.sleep(2)\n"
-        "    return 'awslambdaric' in sys.modules, os.getpid()\n"
+        "    return 'awslambdaric' in sys.modules, process\n"
     )  # fmt: skip
     with ThreadPoolExecutor(6) as pool:
         answers = pool.map(lambda _: json.load(client("lambda").invoke(FunctionName=arn)["Payload"]), range(6))
@@ -277,7 +306,16 @@ def test_a_throttled_function_is_a_too_many_requests_exception(client, function,
     assert execute(machine({"Throttled": invoke_task(arn)}))["error"] == "Lambda.TooManyRequestsException"
 
 
-def test_what_a_state_machine_invokes_is_counted(client, function, machine, execute):
+def test_what_is_reserved_for_a_function_holds_for_its_versions(client, function, machine, execute):
+    """https://docs.aws.amazon.com/lambda/latest/dg/configuration-concurrency.html, shared by versions"""
+    arn = function("def handler(event, context): return event")
+    version = client("lambda").publish_version(FunctionName=arn)["FunctionArn"]
+    assert execute(machine({"Free": invoke_task(version)}))["status"] == "SUCCEEDED"
+    client("lambda").put_function_concurrency(FunctionName=arn, ReservedConcurrentExecutions=0)
+    assert execute(machine({"Throttled": invoke_task(version)}))["error"] == "Lambda.TooManyRequestsException"
+
+
+def test_what_a_state_machine_invokes_is_counted(client, function, machine, execute, seconds_to_end):
     """https://docs.aws.amazon.com/lambda/latest/dg/monitoring-metrics-types.html, Invocations and Errors"""
     arn = function("def handler(event, context): return 1 / event['divisor']")
     task = machine({"Divide": invoke_task(arn)})
@@ -296,7 +334,7 @@ def test_what_a_state_machine_invokes_is_counted(client, function, machine, exec
         )["Datapoints"]
         return sum(point["Sum"] for point in points)
 
-    assert (total("Invocations"), total("Errors")) == (2, 1)
+    assert eventually(lambda: (total("Invocations"), total("Errors")) == (2, 1), seconds_to_end)
 
 
 def test_a_segment_reaches_the_daemon(emulator, client, function):
@@ -316,26 +354,26 @@ def test_a_segment_reaches_the_daemon(emulator, client, function):
 # Step Functions
 
 
-def delays_between_attempts(client, execution):
+def delays_between_attempts(client, execution, wait_scale):
     events = client("stepfunctions").get_execution_history(executionArn=execution["executionArn"])["events"]
     failed = [event["timestamp"] for event in events if event["type"] == "TaskFailed"]
     scheduled = [event["timestamp"] for event in events if event["type"] == "TaskScheduled"]
-    return [(after - before).total_seconds() / WAIT_SCALE for before, after in zip(failed, scheduled[1:], strict=False)]
+    return [(after - before).total_seconds() / wait_scale for before, after in zip(failed, scheduled[1:], strict=False)]
 
 
-def test_max_delay_seconds_limits_the_delay_of_a_retry(client, machine, execute):
+def test_max_delay_seconds_limits_the_delay_of_a_retry(client, machine, execute, wait_scale):
     """https://docs.aws.amazon.com/step-functions/latest/dg/concepts-error-handling.html, MaxDelaySeconds"""
     retry = {"ErrorEquals": ["States.ALL"], "IntervalSeconds": 15, "BackoffRate": 4, "MaxDelaySeconds": 20}
     execution = execute(machine({"Task": failing_task(Retry=[retry | {"MaxAttempts": 2}])}))
-    first, second = delays_between_attempts(client, execution)
+    first, second = delays_between_attempts(client, execution, wait_scale)
     assert 15 <= first < 25 and 20 <= second < 30
 
 
-def test_full_jitter_draws_the_delay_of_a_retry(client, machine, execute):
+def test_full_jitter_draws_the_delay_of_a_retry(client, machine, execute, wait_scale):
     """https://docs.aws.amazon.com/step-functions/latest/dg/concepts-error-handling.html, JitterStrategy"""
     retry = {"ErrorEquals": ["States.ALL"], "IntervalSeconds": 20, "BackoffRate": 1, "JitterStrategy": "FULL"}
     execution = execute(machine({"Task": failing_task(Retry=[retry | {"MaxAttempts": 4}])}))
-    assert sum(delays_between_attempts(client, execution)) < 76  # 80 without jitter
+    assert sum(delays_between_attempts(client, execution, wait_scale)) < 76  # 80 without jitter
 
 
 def test_the_output_of_a_state_is_limited(machine, execute):
@@ -381,6 +419,35 @@ def test_an_execution_is_logged_without_its_data(client, machine, execute):
     assert {event["execution_arn"] for event in events} == {execution["executionArn"]}
     assert events[-1]["details"] == {"error": "REJECTED"}
     assert "a picture" not in json.dumps(events)
+
+
+# CloudFormation
+
+
+def test_a_stack_with_scaling_deploys(client):
+    """Recorded, and not acted on: the target and the policy of an endpoint that scales.
+
+    https://docs.aws.amazon.com/AWSCloudFormation/latest/TemplateReference/AWS_ApplicationAutoScaling.html
+    """
+    target = {
+        "ServiceNamespace": "sagemaker",
+        "ScalableDimension": "sagemaker:variant:DesiredInstanceCount",
+        "ResourceId": "endpoint/scaled/variant/AllTraffic",
+        "MinCapacity": 1,
+    }
+    policy = {"PolicyName": "p", "PolicyType": "TargetTrackingScaling", "ScalingTargetId": {"Ref": "ScalableTarget"}}
+
+    def template(most):
+        resources = {"ScalableTarget": target | {"MaxCapacity": most}, "ScalingPolicy": policy}
+        typed = {
+            name: {"Type": f"AWS::ApplicationAutoScaling::{name}", "Properties": properties}
+            for name, properties in resources.items()
+        }
+        return json.dumps({"Resources": typed, "Outputs": {"Target": {"Value": {"Ref": "ScalableTarget"}}}})
+
+    created = deploy(client, "scaled", template(4))
+    assert deploy(client, "scaled", template(8), "update") == created
+    client("cloudformation").delete_stack(StackName="scaled")
 
 
 # SageMaker, through CloudFormation

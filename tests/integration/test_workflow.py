@@ -1,6 +1,7 @@
 """Images through the deployed workflow, one scenario a test."""
 
 import base64
+import functools
 import io
 import json
 import random
@@ -9,9 +10,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from PIL import Image
 
-from conftest import DIGITS, ROOT
-from workflow import wait_for
+from workflow import DIGITS, ROOT, wait_for
 
+SECONDS_UNTIL_METRICS = 300  # on AWS; the local stack has them at once
 STATES = set(json.loads((ROOT / "statemachine/classify_image.asl.json").read_text())["States"])
 ACCEPTED_PATH = ["RetrieveImage", "ClassifyImage", "CheckConfidence", "IsAccepted", "PublishImageClassified"]
 REJECTED_PATH = [
@@ -27,7 +28,8 @@ REJECTED_PATH = [
 
 def lambda_errors(workflow, function):
     """The sum of AWS/Lambda's Errors of a function."""
-    answer = workflow.stack.client("cloudwatch").get_metric_statistics(
+    ask = functools.partial(
+        workflow.stack.client("cloudwatch").get_metric_statistics,
         Namespace="AWS/Lambda",
         MetricName="Errors",
         Dimensions=[{"Name": "FunctionName", "Value": workflow.outputs[f"{function}FunctionName"]}],
@@ -36,8 +38,8 @@ def lambda_errors(workflow, function):
         Period=3600,
         Statistics=["Sum"],
     )
-    assert answer["Datapoints"], f"{function} has no metric"
-    return sum(point["Sum"] for point in answer["Datapoints"])
+    points = wait_for(lambda: ask()["Datapoints"], SECONDS_UNTIL_METRICS)
+    return sum(point["Sum"] for point in points)
 
 
 def log_lines(workflow):

@@ -3,8 +3,11 @@
 import json
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).parents[2]
+DIGITS = ROOT / ".local/data/digits"
 SECONDS_TO_END = 60
 
 

@@ -14,25 +14,6 @@ from documents import ROOT
 
 TEMPLATE = "template.yaml"
 MACHINE = "statemachine/classify_image.asl.json"
-COPIED = [
-    "template.yaml",
-    "samconfig.toml",
-    "pyproject.toml",
-    "Makefile",
-    "README.md",
-    "CHANGELOG.md",
-    "LICENSE",
-    "functions",
-    "statemachine",
-    "events",
-    "docs",
-    "benchmarks",
-    "endpoint",
-    "training",
-    "local",
-    "tests",
-    "requirements",
-]
 FAULTS = {  # the file, what is right, what is planted, the tests that must fail
     "a next state that is not there": (MACHINE, '"Next": "IsAccepted"', '"Next": "Accepted"', "state_machine"),
     "a state that is not reached": (MACHINE, '"Next": "PublishImageNeedsReview"', '"End": true', "state_machine"),
@@ -59,12 +40,11 @@ FAULTS = {  # the file, what is right, what is planted, the tests that must fail
 
 @pytest.fixture
 def project(tmp_path):
-    for name in COPIED:
-        source = ROOT / name
+    for source in [path for path in ROOT.iterdir() if not path.name.startswith(".")]:
         if source.is_dir():
-            shutil.copytree(source, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(source, tmp_path / source.name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
-            shutil.copy(source, tmp_path / name)
+            shutil.copy(source, tmp_path / source.name)
     (tmp_path / ".local").symlink_to(ROOT / ".local")
     return tmp_path
 

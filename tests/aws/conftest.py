@@ -1,0 +1,98 @@
+"""A stack on AWS, deployed for these tests with the digits' model; and a role for functions and machines they make.
+
+They use the credentials and the region that boto3 finds, cost a few cents, and take their own things away again. The
+stack must be there for them alone: they empty its queues.
+"""
+
+import json
+import os
+import time
+import uuid
+from pathlib import Path
+from types import SimpleNamespace
+
+import boto3
+import pytest
+
+from workflow import Workflow
+
+ROOT = Path(__file__).parents[2]
+STACK_NAME = os.environ.get("AWS_STACK_NAME")
+SECONDS_UNTIL_A_ROLE_WORKS = 15 if STACK_NAME and "AWS_ENDPOINT_URL" not in os.environ else 0
+
+
+def trust(*services):
+    principal = {"Service": list(services)}
+    statement = {"Effect": "Allow", "Principal": principal, "Action": "sts:AssumeRole"}
+    return json.dumps({"Version": "2012-10-17", "Statement": [statement]})
+
+
+def allow(actions, resource, **more):
+    statement = {"Effect": "Allow", "Action": actions, "Resource": resource, **more}
+    return {"Version": "2012-10-17", "Statement": [statement]}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def stack_name():
+    if not STACK_NAME:
+        pytest.skip("needs an account and a stack of its own: AWS_STACK_NAME=image-classification-test make test-aws")
+    return STACK_NAME
+
+
+@pytest.fixture(scope="session")
+def client():
+    return boto3.client
+
+
+@pytest.fixture(scope="session")
+def workflow(stack_name):
+    (described,) = boto3.client("cloudformation").describe_stacks(StackName=stack_name)["Stacks"]
+    outputs = {output["OutputKey"]: output["OutputValue"] for output in described["Outputs"]}
+    return Workflow(SimpleNamespace(client=boto3.client), outputs)
+
+
+@pytest.fixture(scope="session")
+def outcome_events():
+    """A queue that gets every event of the workflow's outcomes."""
+    events, sqs = boto3.client("events"), boto3.client("sqs")
+    name = f"outcomes-{uuid.uuid4().hex[:8]}"
+    queue = sqs.create_queue(QueueName=name)["QueueUrl"]
+    arn = sqs.get_queue_attributes(QueueUrl=queue, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
+    policy = allow("sqs:SendMessage", arn, Principal={"Service": "events.amazonaws.com"})
+    sqs.set_queue_attributes(QueueUrl=queue, Attributes={"Policy": json.dumps(policy)})
+    events.put_rule(Name=name, EventPattern=json.dumps({"source": ["image-classification"]}))
+    events.put_targets(Rule=name, Targets=[{"Id": "queue", "Arn": arn}])
+    yield queue
+    events.remove_targets(Rule=name, Ids=["queue"])
+    events.delete_rule(Name=name)
+    sqs.delete_queue(QueueUrl=queue)
+
+
+@pytest.fixture(scope="session")
+def role():
+    iam = boto3.client("iam")
+    name = f"conformance-{uuid.uuid4().hex[:8]}"
+    services = trust("lambda.amazonaws.com", "states.amazonaws.com")
+    arn = iam.create_role(RoleName=name, AssumeRolePolicyDocument=services)["Role"]["Arn"]
+    actions = ["lambda:InvokeFunction", "logs:CreateLogGroup", "logs:CreateLogStream", "logs:PutLogEvents"]
+    iam.put_role_policy(RoleName=name, PolicyName="tests", PolicyDocument=json.dumps(allow(actions, "*")))
+    time.sleep(SECONDS_UNTIL_A_ROLE_WORKS)
+    yield arn
+    iam.delete_role_policy(RoleName=name, PolicyName="tests")
+    iam.delete_role(RoleName=name)
+
+
+@pytest.fixture
+def wait_scale():
+    """An emulator may be told to shorten waits; AWS waits as it is told."""
+    return float(os.environ.get("SFN_WAIT_SCALE", "1"))
+
+
+@pytest.fixture
+def seconds_to_end():
+    return 300  # metrics come minutes later
+
+
+@pytest.fixture(scope="session")
+def seven():
+    return sorted((ROOT / ".local/data/digits/test/7").iterdir())[0].read_bytes()
