@@ -70,14 +70,14 @@ train-sagemaker: .local/.launch | $(DIGITS) ## BUCKET=b ROLE=arn [ARGS="--dry-ru
 
 package-model: .local/.run $(PACKAGE) ## model.tar.gz, as SageMaker wants it
 
-build: .local/.run ## the functions, for AWS
+build: .local/.sam ## the functions, for AWS
 	@$(SAM_BUILD) build
 	@.local/venvs/lambda/bin/python local/compile.py .aws-sam/build
 
 deploy: build ## to AWS: sam deploy, which shows what it will change and asks
 	@$(SAM_BUILD) deploy --guided
 
-destroy: .local/.run ## the stack on AWS
+destroy: .local/.sam ## the stack on AWS
 	@$(SAM_BUILD) delete
 
 bench: .local/.test $(PACKAGE) $(BUILT) ## the figures of benchmarks/README.md
@@ -86,7 +86,7 @@ bench: .local/.test $(PACKAGE) $(BUILT) ## the figures of benchmarks/README.md
 clean: down ## everything that was made here
 	rm -rf .venv .local .aws-sam
 
-.local/.run .local/.test .local/.launch: .local/.%: requirements/*.txt local/install.py
+.local/.run .local/.test .local/.launch .local/.sam: .local/.%: requirements/*.txt local/install.py
 	@$(PYTHON) local/install.py $*
 	@touch $@
 

@@ -167,11 +167,13 @@ def main(what: str) -> None:
         return install_all([("sagemaker", sys.executable, LOCAL / "venvs/sagemaker", "sagemaker.txt")])
     lambda_python = find_lambda_python() or fetch_lambda_python()
     python = sys.executable if sys.version_info[:2] <= NEWEST else lambda_python
-    environments = [("sam", python, LOCAL / "venvs/sam", "sam.txt")]
+    environments = [
+        ("sam", python, LOCAL / "venvs/sam", "sam.txt"),
+        ("lambda", lambda_python, LOCAL / "venvs/lambda", "lambda.txt"),  # sam build packs with it
+    ]
     if what in ("run", "test"):
         environments += [
             ("project", python, ROOT / ".venv", f"{what}.txt", True),
-            ("lambda", lambda_python, LOCAL / "venvs/lambda", "lambda.txt"),
             ("emulator", python, LOCAL / "venvs/emulator", "emulator.txt"),
         ]
     install_all(environments)
