@@ -1,7 +1,12 @@
 """The forms of the stack, each deployed; updates of it; and parameters that can't be."""
 
+import io
 import json
+import re
 import shutil
+import subprocess
+import urllib.request
+import zipfile
 
 import pytest
 from botocore.exceptions import ClientError
@@ -135,6 +140,24 @@ def test_a_stack_is_updated_without_losing_its_way(stack, model, seven, build_fo
     again = update(EndpointType="serverless").classify("seven.png", seven)
     assert (again.output["endpoint"]["name"], again.output["label"]) == ("updated", "digit 7")
     stack.client("cloudformation").delete_stack(StackName="updated")
+
+
+def test_the_compiled_code_is_shipped_once_and_used(workflow, stack, tmp_path):
+    functions = [value for name, value in workflow.outputs.items() if name.endswith("FunctionName")]
+    digests = {
+        stack.client("lambda").get_function(FunctionName=name)["Configuration"]["CodeSha256"] for name in functions
+    }
+    assert len(functions) == 3 and len(digests) == 1
+    url = stack.client("lambda").get_function(FunctionName=functions[0])["Code"]["Location"]
+    with urllib.request.urlopen(url) as response, zipfile.ZipFile(io.BytesIO(response.read())) as package_:
+        package_.extractall(tmp_path)
+    imported = subprocess.run(
+        [local.LOCAL / "venvs/lambda/bin/python", "-v", "-c", "import contract"],
+        cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True,
+    )  # fmt: skip
+    sources = re.findall(rf"code object from '?{tmp_path}/([^'\n]+)", imported.stderr)
+    assert "__pycache__/contract.cpython-313.pyc" in sources
+    assert [source for source in sources if not source.endswith(".pyc")] == []
 
 
 @pytest.mark.parametrize(
