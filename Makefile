@@ -42,7 +42,7 @@ test-sam-local: .local/.test $(PACKAGE) $(BUILT) ## the functions in Docker, thr
 
 test-launch: .local/.launch .local/.test ## training/launch.py through SageMaker's SDK, against an emulated AWS
 	@# Without local/, whose sagemaker.py is not the SDK.
-	@.local/venvs/sagemaker/bin/python -m pytest -o pythonpath="training endpoint" tests/launch
+	@.local/venvs/sagemaker/bin/python -m pytest -o pythonpath="training endpoint tests/unit" tests/launch
 
 test-aws: .local/.test $(MODEL) ## AWS_STACK_NAME=name: the scenarios on a stack that you deployed on AWS for them
 	@$(PROJECT) -m pytest tests/aws
