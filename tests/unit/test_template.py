@@ -58,7 +58,7 @@ def test_no_partition_region_or_account_is_typed_in():
 
 def test_parameters_have_the_documented_defaults():
     defaults = {name: parameter["Default"] for name, parameter in TEMPLATE["Parameters"].items()}
-    assert defaults["Threshold"] == "0.75"
+    assert defaults["Threshold"] == 0.75
     assert defaults["EndpointType"] == "none"
     assert defaults["Architecture"] == "arm64"
 
