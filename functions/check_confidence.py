@@ -6,8 +6,7 @@ out  + label, confidence, accepted
 
 from typing import Any
 
-from aws_lambda_powertools import Logger, Metrics, Tracer
-from aws_lambda_powertools.metrics import MetricUnit
+from aws_lambda_powertools import Logger, Tracer
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from contract import CHECK_CONFIDENCE, validator
@@ -15,7 +14,6 @@ from predictions import check_predictions
 
 logger = Logger()
 tracer = Tracer(auto_patch=False)  # there is no client here to trace, and patching would import botocore
-metrics = Metrics()
 take = validator(CHECK_CONFIDENCE)
 
 
@@ -30,14 +28,13 @@ def decide(predictions: list[dict[str, Any]], threshold: float) -> dict[str, Any
     }
 
 
-@logger.inject_lambda_context
+@logger.inject_lambda_context(correlation_id_path="execution_arn")
 @tracer.capture_lambda_handler(capture_response=False)
-@metrics.log_metrics
 def lambda_handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     request = take(event)
     check_predictions(request["predictions"])
     decision = decide(request["predictions"], request["threshold"])
-    metrics.add_metric("Confidence", MetricUnit.NoUnit, decision["confidence"])
-    metrics.add_metric("Accepted", MetricUnit.Count, int(decision["accepted"]))
+    tracer.put_annotation("label", decision["label"])
+    tracer.put_annotation("accepted", decision["accepted"])
     logger.info("confidence checked", s3_key=request["s3_key"], **decision)
     return {**request, **decision}

@@ -93,7 +93,7 @@ def decode(data: str) -> bytes:
         raise InvalidInputError(f"The input is not valid: image.data is not base64 ({error})") from None
 
 
-@logger.inject_lambda_context
+@logger.inject_lambda_context(correlation_id_path="execution_arn")
 @tracer.capture_lambda_handler(capture_response=False)
 @metrics.log_metrics
 def lambda_handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:

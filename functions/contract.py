@@ -9,6 +9,7 @@ _OBJECT = {
     "s3_bucket": {"type": "string", "minLength": 1, "maxLength": 63},
     "s3_key": {"type": "string", "minLength": 1, "maxLength": 1024},
     "s3_version_id": {"type": "string", "minLength": 1, "maxLength": 1024},
+    "execution_arn": {"type": "string", "minLength": 1, "maxLength": 2048},
     "threshold": {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
 }
 _IMAGE = {

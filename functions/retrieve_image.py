@@ -5,6 +5,7 @@ out  + image: {content_type, width, height, source_bytes, resized, data}
 """
 
 import base64
+import hashlib
 import io
 import struct
 import zlib
@@ -88,6 +89,11 @@ def fetch(s3_bucket: str, s3_key: str, s3_version_id: str | None = None) -> byte
         raise ImageStoreUnavailableError(f"{uri}: {error}") from None
 
 
+def key_hash(s3_key: str) -> str:
+    """What finds a key's traces: an annotation with nothing in it that a filter of X-Ray would have to quote."""
+    return hashlib.sha256(s3_key.encode()).hexdigest()[:16]
+
+
 @tracer.capture_method(capture_response=False)
 def fit(source: bytes, uri: str) -> dict[str, Any]:
     """The image as it is, checked by decoding it whole; as a smaller upright JPEG if it has over MAX_IMAGE_BYTES.
@@ -138,11 +144,13 @@ def shrink(image: Image.Image) -> tuple[bytes, Image.Image]:
         side = side * 3 // 4
 
 
-@logger.inject_lambda_context
+@logger.inject_lambda_context(correlation_id_path="execution_arn")
 @tracer.capture_lambda_handler(capture_response=False)
 @metrics.log_metrics
 def lambda_handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     request = take(event)
+    tracer.put_annotation("s3_bucket", request["s3_bucket"])
+    tracer.put_annotation("s3_key_hash", key_hash(request["s3_key"]))
     source = fetch(request["s3_bucket"], request["s3_key"], request.get("s3_version_id"))
     image = fit(source, f"s3://{request['s3_bucket']}/{request['s3_key']}")
     metrics.add_metric("ImageBytes", MetricUnit.Bytes, image["source_bytes"])

@@ -11,9 +11,11 @@ from jsonata import Jsonata
 
 import check_confidence
 import classify_image
+import record_outcome
 import retrieve_image
 from documents import ROOT, STATES
 
+EXECUTION = "arn:aws:states:us-east-1:123456789012:execution:machine:name"
 PARAMETERS = {
     "Threshold": "0.75",
     "EndpointName": "image-classification",
@@ -28,7 +30,7 @@ def payload(state, state_input, **parameters):
     for name, value in (PARAMETERS | parameters).items():
         expression = expression.replace(f"${{{name}}}", value)
     jsonata = Jsonata(expression)
-    jsonata.assign("states", {"input": state_input})
+    jsonata.assign("states", {"input": state_input, "context": {"Execution": {"Id": EXECUTION}}})
     return jsonata.evaluate(None)
 
 
@@ -72,7 +74,7 @@ def test_check_confidence_takes_its_event(event, context):
 
 @pytest.mark.parametrize("name", ["classify_image_execution", "s3_object_created"])
 def test_an_execution_begins_with_the_event_of_retrieve_image(event, name):
-    assert payload("RetrieveImage", event(name)) == event("retrieve_image")
+    assert payload("RetrieveImage", event(name)) == event("retrieve_image") | {"execution_arn": EXECUTION}
 
 
 def test_the_version_in_an_upload_event_goes_on(event):
@@ -81,12 +83,21 @@ def test_the_version_in_an_upload_event_goes_on(event):
     assert payload("RetrieveImage", upload)["s3_version_id"] == "v1"
 
 
-@pytest.mark.parametrize("wrong", [{}, [], "text", 7, {"detail": "text"}, {"detail": {"object": {}}}])
+@pytest.mark.parametrize("wrong", [{}, {"detail": "text"}, {"detail": {"object": {}}}])
 def test_what_is_neither_reaches_the_function_as_it_is(wrong):
+    assert payload("RetrieveImage", wrong) == wrong | {"execution_arn": EXECUTION}
+
+
+@pytest.mark.parametrize("wrong", [[], "text", 7, None])
+def test_what_is_no_object_does_too(wrong):
     assert payload("RetrieveImage", wrong) == wrong
 
 
+def test_record_outcome_takes_its_event(event, context):
+    assert record_outcome.lambda_handler(event("record_outcome"), context)["outcome"] == "accepted"
+
+
 def test_every_event_file_is_tested_here():
-    functions = {"retrieve_image", "classify_image", "check_confidence"}
+    functions = {"retrieve_image", "classify_image", "check_confidence", "record_outcome"}
     names = {path.stem for path in (ROOT / "events").glob("*.json")}
     assert names == functions | {"classify_image_execution", "s3_object_created"}

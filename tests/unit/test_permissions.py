@@ -15,6 +15,7 @@ REASONS = {
         "s3:GetObjectVersion": "get_object with a VersionId",
         "s3:ListBucket": "without it a missing object is a 403 instead of a 404",
     },
+    "RecordOutcomeFunctionRole": {"sqs:SendMessage": "events that could not be recorded go to the failure queue"},
     "ClassifyImageStateMachineRole": {
         **dict.fromkeys(
             [
@@ -108,7 +109,7 @@ def test_the_roles_are_those_listed_here():
     assert set(ROLES) == listed
 
 
-@pytest.mark.parametrize("state", LAMBDA_STATES)
+@pytest.mark.parametrize("state", [*LAMBDA_STATES, "RecordOutcome"])
 def test_a_function_may_do_what_it_calls_and_no_more(state):
     called = calls_of_code(snake_case(state))
     assert granted(f"{state}FunctionRole") == called | set(REASONS.get(f"{state}FunctionRole", {}))

@@ -112,7 +112,13 @@ def test_one_name_leads_from_the_state_to_its_function_event_and_test(state):
 
 def test_the_template_has_no_function_that_the_definition_does_not_use():
     functions = {name for name, resource in RESOURCES.items() if resource["Type"] == "AWS::Serverless::Function"}
-    assert functions == {f"{state}Function" for state in LAMBDA_STATES}
+    assert functions == {f"{state}Function" for state in LAMBDA_STATES} | {"RecordOutcomeFunction"}
+
+
+def test_an_outcome_is_recorded_under_one_name_too():
+    assert RESOURCES["RecordOutcomeFunction"]["Properties"]["Handler"] == "record_outcome.lambda_handler"
+    for path in ("functions/record_outcome.py", "events/record_outcome.json", "tests/unit/test_record_outcome.py"):
+        assert (ROOT / path).is_file(), path
 
 
 @pytest.mark.parametrize("state", LAMBDA_STATES)

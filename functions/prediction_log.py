@@ -1,0 +1,30 @@
+"""A line of the prediction log: what became of one image. Single executions and batches write the same lines.
+
+outcome       accepted, review (the confidence is below the threshold) or error
+s3_bucket, s3_key, s3_version_id, execution_arn
+label, confidence, threshold, predictions (the best MAX_PREDICTIONS), endpoint, image    accepted and review
+error, cause                                                                            error: its name and words
+"""
+
+from typing import Any
+
+MESSAGE = "prediction"  # by which a reader of the logs finds the lines
+MAX_PREDICTIONS = 5
+MAX_CAUSE = 1000  # characters
+OBJECT = ("s3_bucket", "s3_key", "s3_version_id", "execution_arn")
+DECISION = ("label", "confidence", "threshold", "endpoint", "image")
+
+
+def decided(result: dict[str, Any]) -> dict[str, Any]:
+    """The line of an image that the endpoint classified, from CheckConfidence's output."""
+    return {
+        "outcome": "accepted" if result["accepted"] else "review",
+        **{key: result[key] for key in OBJECT + DECISION if key in result},
+        "predictions": result["predictions"][:MAX_PREDICTIONS],
+    }
+
+
+def failed(request: dict[str, Any], error: str, cause: str) -> dict[str, Any]:
+    """The line of an image that could not be classified, from what was asked for, the error's name and its words."""
+    identified = {key: request[key] for key in OBJECT if isinstance(request.get(key), str)}
+    return {"outcome": "error", **identified, "error": error, "cause": cause[:MAX_CAUSE]}

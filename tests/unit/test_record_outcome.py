@@ -1,0 +1,112 @@
+import json
+
+import pytest
+
+import record_outcome
+from prediction_log import MAX_PREDICTIONS
+
+ARN = "arn:aws:states:us-east-1:123456789012:execution:image-classification-ClassifyImageStateMachine:"
+ARN += "17793124-05d4-b198-2fde-7ededc63b103"
+ASKED = {"s3_bucket": "images", "s3_key": "uploads/seven.png"}
+
+
+def ended(event, status, **detail):
+    ending = event("record_outcome")
+    ending["detail"] |= {"status": status, "output": None, **detail}
+    return ending
+
+
+def result_in(event):
+    return json.loads(event("record_outcome")["detail"]["output"])
+
+
+def metrics_in(printed):
+    """Every metric that was printed: {(name, dimensions): value}."""
+    found = {}
+    for line in map(json.loads, printed.splitlines()):
+        for group in line.get("_aws", {}).get("CloudWatchMetrics", []):
+            assert group["Namespace"] == "ImageClassification"
+            dimensions = tuple((name, line[name]) for name in sorted(group["Dimensions"][0]) if name != "service")
+            found |= {(metric["Name"], *dimensions): line[metric["Name"]] for metric in group["Metrics"]}
+    return found
+
+
+def test_an_accepted_image_is_a_line_and_metrics(event, context, capsys, log):
+    written = log(record_outcome)
+    line = record_outcome.lambda_handler(event("record_outcome"), context)
+    result = result_in(event)
+    assert line == {
+        "outcome": "accepted",
+        "s3_bucket": "images",
+        "s3_key": "uploads/seven.png",
+        "execution_arn": ARN,
+        **{key: result[key] for key in ("label", "confidence", "threshold", "endpoint", "image", "predictions")},
+    }
+    logged = json.loads(written.getvalue())
+    assert logged["message"] == "prediction"
+    assert {key: logged[key] for key in line} == line
+    assert (logged["correlation_id"], logged["milliseconds"]) == (ARN, 1200)
+    assert metrics_in(capsys.readouterr().out) == {
+        ("Images",): [1],
+        ("Accepted",): [1],
+        ("ForReview",): [0],
+        ("Confidence",): [0.97],
+        ("LabelConfidence", ("label", "7")): [0.97],
+    }
+
+
+def test_an_image_for_review_is_one_too_and_no_failure(event, context, capsys):
+    result = result_in(event) | {"accepted": False, "threshold": 0.99}
+    rejected = ended(event, "FAILED", error="THRESHOLD_CONFIDENCE_NOT_MET", cause=json.dumps(result))
+    line = record_outcome.lambda_handler(rejected, context)
+    assert (line["outcome"], line["label"], line["threshold"]) == ("review", "7", 0.99)
+    counted = metrics_in(capsys.readouterr().out)
+    assert (counted[("Accepted",)], counted[("ForReview",)]) == ([0], [1])
+    assert ("Failed",) not in counted
+
+
+@pytest.mark.parametrize(
+    ("status", "detail", "error", "cause"),
+    [
+        (
+            "FAILED",
+            {"error": "ImageNotFoundError", "cause": '{"errorMessage": "it is gone", "errorType": "x"}'},
+            "ImageNotFoundError",
+            "it is gone",
+        ),
+        ("FAILED", {"error": "States.DataLimitExceeded", "cause": "too much"}, "States.DataLimitExceeded", "too much"),
+        ("TIMED_OUT", {}, "TIMED_OUT", ""),
+        ("ABORTED", {"error": None, "cause": None}, "ABORTED", ""),
+        ("SUCCEEDED", {"output": None}, "SUCCEEDED", ""),  # the output is left out where it is too large
+        ("FAILED", {"error": "THRESHOLD_CONFIDENCE_NOT_MET", "cause": "[]"}, "THRESHOLD_CONFIDENCE_NOT_MET", "[]"),
+    ],
+)  # fmt: skip
+def test_whatever_else_ends_an_execution_is_an_error_with_its_name(
+    event, context, capsys, status, detail, error, cause
+):
+    line = record_outcome.lambda_handler(ended(event, status, **detail), context)
+    assert line == {"outcome": "error", **ASKED, "execution_arn": ARN, "error": error, "cause": cause}
+    assert metrics_in(capsys.readouterr().out) == {
+        ("Images",): [1],
+        ("Failed",): [1],
+        ("Errors", ("error", error)): [1],
+    }
+
+
+@pytest.mark.parametrize("asked", ["no JSON", "[]", '{"s3_bucket": 1}', None, '{"detail": {"object": {}}}'])
+def test_an_execution_that_was_asked_for_nonsense_is_recorded_all_the_same(event, context, asked):
+    line = record_outcome.lambda_handler(ended(event, "FAILED", input=asked, error="InvalidInputError"), context)
+    assert line == {"outcome": "error", "execution_arn": ARN, "error": "InvalidInputError", "cause": ""}
+
+
+def test_an_upload_is_recorded_by_its_object(event, context):
+    asked = json.dumps(event("s3_object_created"))
+    line = record_outcome.lambda_handler(ended(event, "TIMED_OUT", input=asked), context)
+    assert (line["s3_bucket"], line["s3_key"]) == ("images", "uploads/seven.png")
+
+
+def test_a_model_of_many_labels_costs_no_metric_for_each(event, context, capsys):
+    result = result_in(event) | {"predictions": [{"label": str(n), "probability": 0.05} for n in range(20)]}
+    line = record_outcome.lambda_handler(ended(event, "SUCCEEDED", output=json.dumps(result)), context)
+    assert len(line["predictions"]) == MAX_PREDICTIONS
+    assert "LabelConfidence" not in {name for name, *_ in metrics_in(capsys.readouterr().out)}
