@@ -1,6 +1,6 @@
 # make help lists what there is to do. Each command sets up what it needs; everything made is in .venv and .local.
 .DEFAULT_GOAL := help
-.PHONY: help run up down classify test test-sam-local test-launch test-aws invoke lint train train-sagemaker package-model build deploy destroy bench clean lock
+.PHONY: help run up down classify dashboard test test-sam-local test-launch test-aws invoke lint train train-sagemaker package-model build deploy destroy bench clean lock
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 SHELL = bash
@@ -33,6 +33,9 @@ down: ## stop the local stack
 
 classify: .local/.run $(PACKAGE) $(BUILT) ## IMAGE=path [THRESHOLD=t]: a picture of yours through the local stack
 	@$(PROJECT) local/classify.py "$(IMAGE)" --threshold "$(THRESHOLD)"
+
+dashboard: .local/.run ## the stack's dashboard, drawn from what the local stack has collected
+	@$(PROJECT) local/dashboard.py
 
 test: .local/.test $(PACKAGE) $(BUILT) ## unit and integration tests
 	@$(PROJECT) -m pytest
