@@ -118,12 +118,14 @@ class Endpoint:
 
     @contextlib.asynccontextmanager
     async def lifespan(self, app):
+        self.check()
         yield
         if self.capture:
             self.capture.close()
 
 
-def create_app(endpoint):
+def create_app(inference, model, capture=None):
+    endpoint = Endpoint(inference, model, capture)
     routes = [Route("/ping", endpoint.ping), Route("/invocations", endpoint.invocations, methods=["POST"])]
     handlers = {HTTPException: http_error, Exception: internal_error}
     return access_log(Starlette(routes=routes, exception_handlers=handlers, lifespan=endpoint.lifespan))
@@ -194,10 +196,8 @@ def main():
     model_dir = Path(os.environ.get("SM_MODEL_DIR", "/opt/ml/model"))
     capture_dir = os.environ.get("DATA_CAPTURE_DIR")
     inference = load_inference(model_dir)
-    endpoint = Endpoint(inference, inference.model_fn(str(model_dir)), Capture(capture_dir) if capture_dir else None)
-    endpoint.check()
     uvicorn.run(
-        create_app(endpoint),
+        create_app(inference, inference.model_fn(str(model_dir)), Capture(capture_dir) if capture_dir else None),
         host=host,
         port=int(os.environ.get("SAGEMAKER_BIND_TO_PORT", "8080")),
         access_log=False,

@@ -18,10 +18,10 @@ from starlette.testclient import TestClient
 
 import inference
 import server
-from server import Endpoint, create_app
 from tiny_model import write_tiny_model
 
 WHITE = {"predictions": [{"label": "light", "probability": 1.0}, {"label": "dark", "probability": 0.0}]}
+OTHER_SIZE = json.dumps({"labels": ["dark", "light"], "input": {"height": 5, "width": 5}})  # than the model's
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def white_png():
 
 
 def client_of(model):
-    return TestClient(create_app(Endpoint(inference, model)), raise_server_exceptions=False)
+    return TestClient(server.create_app(inference, model), raise_server_exceptions=False)
 
 
 def post(client, body, content_type):
@@ -210,14 +210,15 @@ def test_a_stop_writes_the_captured_events_that_wait(model_dir, white_png, tmp_p
     assert event["captureData"]["endpointOutput"]["data"] == json.dumps(WHITE)
 
 
-def test_a_model_that_does_not_work_never_listens(tmp_path):
-    (write_tiny_model(tmp_path) / "model.onnx").write_bytes(b"no model")
+@pytest.mark.parametrize("file, content", [("model.onnx", "no model"), ("metadata.json", OTHER_SIZE)])
+def test_a_model_that_does_not_work_never_listens(tmp_path, file, content):
+    (write_tiny_model(tmp_path) / file).write_text(content)
     command = [sys.executable, server.__file__, "--host", "127.0.0.1"]
     process = subprocess.run(
         command, env=os.environ | {"SM_MODEL_DIR": str(tmp_path)}, capture_output=True, text=True, timeout=30
     )
     assert process.returncode != 0
-    assert "model.onnx" in process.stderr
+    assert "onnxruntime" in process.stderr
 
 
 class Process:
