@@ -1,6 +1,6 @@
 # make help lists what there is to do. Each command sets up what it needs; everything made is in .venv and .local.
 .DEFAULT_GOAL := help
-.PHONY: help run up down classify test test-sam-local invoke lint train package-model build deploy destroy bench clean lock
+.PHONY: help run up down classify test test-sam-local test-containers invoke lint train package-model build deploy destroy bench clean lock
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 SHELL = bash
@@ -40,6 +40,9 @@ test: .local/.test $(PACKAGE) $(BUILT) ## unit and integration tests
 test-sam-local: .local/.test $(PACKAGE) $(BUILT) ## the functions in Docker, through sam local
 	@$(PROJECT) -m pytest tests/sam_local
 
+test-containers: .local/.test .local/.containers $(PACKAGE) ## the archive in the scikit-learn image's server, and our own image in Docker
+	@$(PROJECT) -m pytest tests/containers
+
 invoke: .local/.test $(PACKAGE) $(BUILT) ## FUNCTION=ClassifyImageFunction EVENT=events/classify_image.json: one function in Docker
 	@$(PROJECT) local/invoke.py "$(FUNCTION)" "$(EVENT)"
 
@@ -74,7 +77,7 @@ bench: .local/.test $(PACKAGE) $(BUILT) ## the figures of benchmarks/README.md
 clean: down ## everything that was made here
 	rm -rf .venv .local .aws-sam
 
-.local/.run .local/.test: .local/.%: requirements/*.txt local/install.py
+.local/.run .local/.test .local/.containers: .local/.%: requirements/*.txt local/install.py
 	@$(PYTHON) local/install.py $*
 	@touch $@
 
@@ -100,5 +103,7 @@ lock: ## pin pyproject.toml's groups again
 	$(LOCK) --python-version 3.11 --group emulator -o requirements/emulator.txt
 	$(LOCK) --python-version 3.11 --group sam -o requirements/sam.txt
 	$(LOCK) --python-version 3.11 --group uv -o requirements/uv.txt
+	$(LOCK) --python-version 3.12 --group build -o requirements/build.txt
+	$(LOCK) --python-version 3.12 --group sklearn-serving --overrides requirements/sklearn-serving.overrides -o requirements/sklearn-serving.txt
 	$(LOCK) --python-version 3.13 --group lambda-runtime -o requirements/lambda.txt
 	$(LOCK) --python-version 3.13 --group functions -o functions/requirements.txt
