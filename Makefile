@@ -6,6 +6,8 @@
 SHELL = bash
 .SHELLFLAGS = -o pipefail -c
 
+# ONNX Runtime's official builds report to Microsoft otherwise.
+export ORT_DISABLE_TELEMETRY = 1
 PYTHON ?= python3
 PROJECT = .venv/bin/python
 DIGITS = .local/data/digits
@@ -106,4 +108,5 @@ lock: ## pin pyproject.toml's groups again
 	$(LOCK) --python-version 3.12 --group build -o requirements/build.txt
 	$(LOCK) --python-version 3.12 --group sklearn-serving --overrides requirements/sklearn-serving.overrides -o requirements/sklearn-serving.txt
 	$(LOCK) --python-version 3.13 --group lambda-runtime -o requirements/lambda.txt
+	$(LOCK) --python-version 3.11 --group serve -c requirements/run.txt -o endpoint/requirements.txt
 	$(LOCK) --python-version 3.13 --group functions -o functions/requirements.txt

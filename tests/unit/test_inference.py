@@ -3,7 +3,10 @@ import contextlib
 import io
 import json
 import struct
+import subprocess
+import sys
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -201,3 +204,12 @@ def test_no_line_is_lost_over_many_batches_with_blank_lines_and_no_newline_at_th
 
 def test_an_empty_json_lines_body_has_an_empty_answer(model):
     assert ask(b"", "application/jsonlines", model) == ("", "application/jsonlines")
+
+
+def test_onnx_runtime_neither_reports_to_microsoft_nor_leaves_an_id_for_it(tmp_path):
+    model_dir, home = write_tiny_model(tmp_path / "model"), tmp_path / "home"
+    home.mkdir()
+    code = "import sys, inference; inference.model_fn(sys.argv[1])"
+    environment = {"HOME": str(home), "PYTHONPATH": str(Path(inference.__file__).parent)}
+    subprocess.run([sys.executable, "-c", code, model_dir], env=environment, check=True)
+    assert list(home.iterdir()) == []
