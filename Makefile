@@ -1,6 +1,6 @@
 # make help lists what there is to do. Each command sets up what it needs; everything made is in .venv and .local.
 .DEFAULT_GOAL := help
-.PHONY: help run up down classify test test-sam-local test-containers invoke lint train package-model build deploy destroy bench clean lock
+.PHONY: help run up down classify test test-sam-local test-containers invoke lint train package-model build deploy destroy bench bench-endpoint clean lock
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 SHELL = bash
@@ -76,10 +76,13 @@ destroy: .local/.run ## the stack on AWS
 bench: .local/.test $(PACKAGE) $(BUILT) ## the figures of benchmarks/README.md
 	@$(PROJECT) benchmarks/workflow.py
 
+bench-endpoint: .local/.test .local/.containers .local/.bench $(PACKAGE) ## the endpoint's server against AWS's serving stacks
+	@$(PROJECT) benchmarks/endpoint.py --picture docs/endpoint-speed.svg
+
 clean: down ## everything that was made here
 	rm -rf .venv .local .aws-sam
 
-.local/.run .local/.test .local/.containers: .local/.%: requirements/*.txt local/install.py
+.local/.run .local/.test .local/.containers .local/.bench: .local/.%: requirements/*.txt local/install.py
 	@$(PYTHON) local/install.py $*
 	@touch $@
 
@@ -107,6 +110,7 @@ lock: ## pin pyproject.toml's groups again
 	$(LOCK) --python-version 3.11 --group uv -o requirements/uv.txt
 	$(LOCK) --python-version 3.12 --group build -o requirements/build.txt
 	$(LOCK) --python-version 3.12 --group sklearn-serving --overrides requirements/sklearn-serving.overrides -o requirements/sklearn-serving.txt
+	$(LOCK) --python-version 3.11 --group bench-serving -o requirements/bench-serving.txt
 	$(LOCK) --python-version 3.13 --group lambda-runtime -o requirements/lambda.txt
 	$(LOCK) --python-version 3.11 --group serve -c requirements/run.txt -o endpoint/requirements.txt
 	$(LOCK) --python-version 3.13 --group functions -o functions/requirements.txt

@@ -1,4 +1,4 @@
-"""Set up what the project's commands need: python3 local/install.py run|test|sam|containers|uv
+"""Set up what the project's commands need: python3 local/install.py run|test|sam|containers|bench|uv
 
 Runs on any Python from 3.11, with the standard library alone, and makes
 
@@ -8,6 +8,8 @@ Runs on any Python from 3.11, with the standard library alone, and makes
   .local/venvs/lambda   Python 3.13 with AWS's Lambda runtime client: found, or fetched through uv
   .local/venvs/sklearn-serving
                         Python 3.12 with the server of SageMaker's scikit-learn image, for `make test-containers`
+  .local/venvs/bench-serving
+                        the servers that `make bench-endpoint` compares with
   .local/venvs/uv       for `make lock`, and to fetch a Python that is not here
 
 each from its file of exact, hashed pins in requirements/. What is up to date is left alone.
@@ -173,6 +175,9 @@ def main(what: str) -> None:
         python = find_python(SKLEARN_PYTHON) or fetch_python(SKLEARN_PYTHON, "SageMaker's scikit-learn image runs")
         venv = LOCAL / "venvs/sklearn-serving"
         return install_all([("sklearn-serving", python, venv, "sklearn-serving.txt", False, True)])
+    if what == "bench":
+        venv = LOCAL / "venvs/bench-serving"
+        return install_all([("bench-serving", sys.executable, venv, "bench-serving.txt", True, True)])
     lambda_python = find_python(LAMBDA_PYTHON) or fetch_python(LAMBDA_PYTHON, "The functions run")
     python = sys.executable if sys.version_info[:2] <= NEWEST else lambda_python
     environments = [("sam", python, LOCAL / "venvs/sam", "sam.txt")]
@@ -186,7 +191,7 @@ def main(what: str) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2 or sys.argv[1] not in ("run", "test", "sam", "containers", "uv"):
+    if len(sys.argv) != 2 or sys.argv[1] not in ("run", "test", "sam", "containers", "bench", "uv"):
         sys.exit(__doc__)
     try:
         main(sys.argv[1])
