@@ -330,27 +330,22 @@ def medians(results):
 
 
 def markdown(table):
-    heads = [
-        "server",
-        *(f"{kind}, {clients}" for kind in ("single", "batch") for clients in CLIENTS),
-        "ready",
-        "memory",
-    ]
+    loads = [(kind, clients) for kind in ("single", "batch") for clients in CLIENTS]
+    heads = ["server", *(f"{kind}, {clients}" for kind, clients in loads), "processor", "ready", "memory"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name, figures in table.items():
         if isinstance(figures, str):
             lines.append(f"| {name} | not measured: {' '.join(figures.split())[:200]} |" + " |" * (len(heads) - 2))
             continue
-        cells = []
-        for kind in ("single", "batch"):
-            for clients in CLIENTS:
-                cell = figures[kind, clients]
-                cells.append(
-                    f"**{cell['per_second']:.{0 if kind == 'single' else 1}f}** {cell['p50']:.1f} {cell['p99']:.1f}"
-                )
-        ready = f"{figures['ready']:.2f} s" if "ready" in figures else ""
-        memory = f"{figures['memory']:.0f} MB" if "memory" in figures else ""
-        lines.append(f"| {' | '.join([name, *cells, ready, memory])} |")
+        cells = [
+            f"**{cell['per_second'] * (LINES if kind == 'batch' else 1):.0f}** {cell['p50']:.1f} {cell['p99']:.1f}"
+            for kind, cell in ((kind, figures[kind, clients]) for kind, clients in loads)
+        ]
+        busiest = figures["single", CLIENTS[-1]]
+        cells.append(f"{busiest['cpu'] * 1000 / busiest['answered']:.2f} ms")
+        cells.append(f"{figures['ready']:.2f} s" if "ready" in figures else "")
+        cells.append(f"{figures['memory']:.0f} MB" if "memory" in figures else "")
+        lines.append(f"| {' | '.join([name, *cells])} |")
     return "\n".join(lines)
 
 
@@ -376,7 +371,7 @@ def picture(table):
     """Bars of images a second with 8 clients, as SVG."""
     measured = {name: figures for name, figures in table.items() if not isinstance(figures, str)}
     panels = (("single", 1, "one image a request, 8 clients"), ("batch", LINES, f"{LINES} images a request, 8 clients"))
-    width, left, bar, gap = 760, 290, 22, 8
+    width, left, bar, gap = 780, 310, 22, 8
     parts, y = [], 20
     for kind, images, title in panels:
         values = {name: figures[kind, CLIENTS[-1]]["per_second"] * images for name, figures in measured.items()}
@@ -409,12 +404,9 @@ def main():
     args = parser.parse_args()
     before = os.getloadavg()
     table = medians(measure(args.rounds, args.seconds))
-    print(f"{CORES} cores, load {before[0]:.1f} before; requests a second in bold, then p50 and p99 in ms\n")
+    print(f"{CORES} cores, load {before[0]:.1f} before. Images a second in bold, then p50 and p99 of requests in ms.")
+    print(f"processor: time of all cores that the server takes for one image, with {CLIENTS[-1]} clients\n")
     print(f"{markdown(table)}\n\n{ratios(table)}")
-    for name, figures in table.items():
-        if not isinstance(figures, str) and "ready" in figures:
-            per_image = figures["single", 8]["cpu"] * 1000 / figures["single", 8]["per_second"] / (args.seconds + 0.5)
-            print(f"{name}: {per_image:.2f} ms of processor time for one image, 8 clients")
     if args.picture:
         args.picture.write_text(picture(table))
 

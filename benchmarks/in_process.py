@@ -19,7 +19,7 @@ import inference
 
 
 def run(model, clients, seconds, content_type, bodies):
-    waiting, latencies = queue.SimpleQueue(), []
+    waiting, all_latencies, latencies = queue.SimpleQueue(), [], []
     begin = time.perf_counter() + WARM_UP
     for number in range(clients):
         waiting.put((number, time.perf_counter()))
@@ -30,6 +30,7 @@ def run(model, clients, seconds, content_type, bodies):
             body = bodies[number % len(bodies)]
             inference.output_fn(inference.predict_fn(inference.input_fn(body, content_type), model), "*/*")
             now = time.perf_counter()
+            all_latencies.append(now - started)
             if now >= begin:
                 latencies.append(now - started)
             waiting.put((number + clients, now))
@@ -39,11 +40,13 @@ def run(model, clients, seconds, content_type, bodies):
         thread.start()
     for thread in threads:
         thread.join()
-    return latencies, time.perf_counter() - begin
+    return len(all_latencies), latencies, time.perf_counter() - begin
 
 
 if __name__ == "__main__":
     model_dir, clients, seconds, content_type, *paths = sys.argv[1:]
     bodies = [Path(path).read_bytes() for path in paths]
-    figures = run(inference.model_fn(model_dir), int(clients), float(seconds), content_type, bodies)
-    print(json.dumps(summary(*figures)))
+    model = inference.model_fn(model_dir)
+    before = time.process_time()
+    figures = summary(*run(model, int(clients), float(seconds), content_type, bodies))
+    print(json.dumps(figures | {"cpu": time.process_time() - before}))

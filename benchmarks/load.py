@@ -62,8 +62,8 @@ def request(content_type, body):
 
 
 def run(port, clients, seconds, requests):
-    """Latencies in seconds, and the seconds that they were measured in."""
-    selector, latencies, asked = selectors.DefaultSelector(), [], 0
+    """How many were answered, the latencies in seconds of those after the warm-up, and the seconds since then."""
+    selector, latencies, asked, answered = selectors.DefaultSelector(), [], 0, 0
     for _ in range(clients):
         Client(port, selector).start(requests[asked % len(requests)])
         asked += 1
@@ -73,17 +73,18 @@ def run(port, clients, seconds, requests):
             if events & selectors.EVENT_WRITE:
                 key.data.send()
             if events & selectors.EVENT_READ and (latency := key.data.receive()):
+                answered += 1
                 if time.perf_counter() >= begin:
                     latencies.append(latency)
                 key.data.start(requests[asked % len(requests)])
                 asked += 1
-    return latencies, time.perf_counter() - begin
+    return answered, latencies, time.perf_counter() - begin
 
 
-def summary(latencies, seconds):
+def summary(answered, latencies, seconds):
     latencies = sorted(latencies)
     p50, p99 = (latencies[int(len(latencies) * part)] * 1000 for part in (0.5, 0.99))
-    return {"per_second": len(latencies) / seconds, "p50": p50, "p99": p99}
+    return {"per_second": len(latencies) / seconds, "p50": p50, "p99": p99, "answered": answered}
 
 
 if __name__ == "__main__":
