@@ -8,7 +8,7 @@ SageMaker starts it with the argument `serve`, on all interfaces; without it, it
     SAGEMAKER_SUBMIT_DIRECTORY    folder of the inference code (the model's code/, else the one beside this file)
     SAGEMAKER_PROGRAM             its file (inference.py)
     SAGEMAKER_BIND_TO_PORT        port (8080)
-    DATA_CAPTURE_DIR              folder to write requests and answers to (none: nothing is written; see capture.py)
+    DATA_CAPTURE_DIR              folder for requests and answers (data_capture.py); without it, none are kept
 
 One process: a thread for each core decodes and classifies, while one more receives and sends. It listens once the model
 has answered a first image, and every /ping asks it another: 200 if it is answered, else 503. SIGTERM lets it finish
@@ -38,7 +38,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from capture import Capture
+from data_capture import Capture
 
 MAX_BODY_BYTES = 6_291_456  # what InvokeEndpoint takes
 STOP_SECONDS = 25  # SageMaker kills 30 s after SIGTERM

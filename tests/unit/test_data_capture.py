@@ -3,8 +3,8 @@ import json
 import re
 from datetime import UTC, datetime
 
-import capture
-from capture import Capture, capture_event
+import data_capture
+from data_capture import Capture, capture_event
 
 NOON = datetime(2026, 1, 31, 12, 0, 59, tzinfo=UTC)
 UUID = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
@@ -66,7 +66,7 @@ def test_what_cannot_be_written_is_lost_with_a_word_and_the_next_is_tried(tmp_pa
 
 def test_an_event_that_finds_no_room_is_lost_and_counted(tmp_path, capsys):
     writer = Capture(tmp_path)
-    writer.add("image/png", bytes(capture.MAX_WAITING_BYTES + 1), "application/json", b"{}")
+    writer.add("image/png", bytes(data_capture.MAX_WAITING_BYTES + 1), "application/json", b"{}")
     writer.add("image/png", b"two", "application/json", b"{}")
     writer.close()
     assert [event["captureData"]["endpointInput"]["data"] for event in events_of(tmp_path)] == ["dHdv"]
