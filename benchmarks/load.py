@@ -18,19 +18,22 @@ WARM_UP = 0.5  # seconds
 
 class Client:
     def __init__(self, port, selector):
-        self.socket = socket.create_connection(("127.0.0.1", port))
+        self.port, self.selector = port, selector
+        self.connect()
+
+    def connect(self):
+        self.socket, self.last = socket.create_connection(("127.0.0.1", self.port)), False
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.socket.setblocking(False)
-        self.selector = selector
         self.selector.register(self.socket, selectors.EVENT_READ, self)
 
     def start(self, request):
-        self.unsent, self.answer, self.length, self.started = (
-            memoryview(request),
-            bytearray(),
-            None,
-            time.perf_counter(),
-        )
+        if self.last:
+            self.selector.unregister(self.socket)
+            self.socket.close()
+            self.connect()
+        self.answer, self.length = bytearray(), None
+        self.unsent, self.started = memoryview(request), time.perf_counter()
         self.send()
 
     def send(self):
@@ -50,6 +53,7 @@ class Client:
             head = self.answer[:end].lower()
             if head.split(None, 2)[1] != b"200":
                 sys.exit(f"the server answered {bytes(self.answer[:500])}")
+            self.last = b"connection: close" in head  # nginx does so after 1,000 requests
             self.length = end + 4 + int(head.partition(b"content-length:")[2].split(None, 1)[0])
         if self.length is not None and len(self.answer) >= self.length:
             return time.perf_counter() - self.started
