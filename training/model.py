@@ -1,4 +1,7 @@
-"""The network: a small wide residual network for pictures of any size (Zagoruyko and Komodakis, 2016: WRN-16)."""
+"""The network: a small wide residual network for pictures of any size.
+
+WRN-16 of Zagoruyko and Komodakis, 2016; the shortcuts that halve a picture take means, as He and others have it, 2018.
+"""
 
 import torch
 from torch import nn
@@ -30,6 +33,9 @@ class Classifier(nn.Module):
             *layers, nn.BatchNorm2d(channels), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
         )
         self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(channels, classes))
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, pixels):
         return self.head(self.features((pixels - self.mean) / self.std))
@@ -49,7 +55,7 @@ class Block(nn.Module):
         )
         self.shortcut = None
         if channels_in != channels_out or stride != 1:
-            self.shortcut = nn.Conv2d(channels_in, channels_out, 1, stride, bias=False)
+            self.shortcut = nn.Sequential(nn.AvgPool2d(stride), nn.Conv2d(channels_in, channels_out, 1, bias=False))
 
     def forward(self, pixels):
         inside = self.before(pixels)

@@ -11,8 +11,8 @@ listed and left out; more than one in ten end the training.
 
 What an option's help calls suited to the data is chosen by `suit`, from three things: the pictures' size, how many
 there are, and whether they have colour. Coloured pictures are taken for photographs of things, which stay what they
-are in a mirror, in another light and half hidden. Set --flip 0 for coloured pictures that do not (signs, letters, left
-and right hands), and --flip 0.5 for grey ones that do.
+are in a mirror, in another light and where only a part is seen. Set --flip 0 for coloured pictures that do not (signs,
+letters, left and right hands), and --flip 0.5 --mix 0.5 for grey ones that do.
 
 The network that is kept is a moving average of the trained one. Validation data chooses the epoch that is kept, ends
 the training when it no longer improves, and gives the temperature that makes probabilities honest; test data is looked
@@ -65,6 +65,7 @@ DIGITS = ROOT / ".local/data/digits"
 MAX_DIFFERENCE = 1e-5  # between PyTorch's probabilities and the exported model's
 SMALL_SIDE = 32  # pixels; smaller pictures make do with a smaller network and a shorter training
 FEWEST_EPOCHS, MOST_EPOCHS = 10, 150
+COLOURLESS = 0.1  # part of the pictures in another light
 SECONDS_BETWEEN_LINES = 5
 
 
@@ -100,7 +101,7 @@ def parse_options(argv=None):
     add("--scale", type=float, default=0.15, help="augmentation: part larger or smaller")
     add("--flip", type=float, help="augmentation: probability of a mirror image; suited to the data, 0 for digits")
     add("--light", type=float, help="augmentation: part of brightness, contrast and colour; suited to the data")
-    add("--hide", type=float, help="augmentation: side of a square that is blotted out; suited to the data")
+    add("--mix", type=float, help="augmentation: probability of a part of another picture; suited to the data")
     add("--seed", type=int, default=0)
     options, ignored = parser.parse_known_args(argv)
     if ignored:
@@ -137,18 +138,13 @@ def suit(options, train):
         "epochs": min(max(epochs, FEWEST_EPOCHS), MOST_EPOCHS),
         "flip": 0.5 if photographs else 0.0,
         "light": 0.3 if photographs else 0.0,
-        "hide": 0.4 if photographs else 0.0,
+        "mix": 0.5 if photographs else 0.0,
     }
     for name, value in suited.items():
         if getattr(options, name) is None:
             setattr(options, name, value)
     if options.patience is None:
         options.patience = max(1, options.epochs // 2)
-
-
-def augment(images, options):
-    """Another picture of the same thing, for each of images [N, 3, height, width], at random."""
-    return blot(relight(move(images, options), options), options)
 
 
 def move(images, options):
@@ -168,25 +164,31 @@ def move(images, options):
 
 
 def relight(images, options):
-    """More or less colour, contrast and brightness."""
+    """More or less contrast, brightness and colour, or none."""
     if not options.light:
         return images
     colour, contrast, brightness = (1 + between(options.light, len(images)).reshape(-1, 1, 1, 1) for _ in range(3))
+    colour[torch.rand(len(images)) < COLOURLESS] = 0
     grey = images.mean(1, keepdim=True)
     images = grey + (images - grey) * colour
     mean = images.mean((1, 2, 3), keepdim=True)
     return (images - mean) * contrast + mean * brightness
 
 
-def blot(images, options):
-    """Fill a square somewhere, which may reach over the edge, with the picture's mean."""
-    if not options.hide:
-        return images
-    rows, columns = torch.arange(images.shape[2]), torch.arange(images.shape[3])
-    half = options.hide / 2 * min(images.shape[2:])
-    y, x = torch.rand(2, len(images), 1) * torch.tensor(images.shape[2:]).reshape(2, 1, 1)
-    hidden = ((rows - y).abs() < half)[:, None, :, None] & ((columns - x).abs() < half)[:, None, None, :]
-    return torch.where(hidden, images.mean((2, 3), keepdim=True), images)
+def mix(images, truth, options):
+    """Into a part of the batches, paste a rectangle of another picture; truth [N, classes] is divided by area."""
+    if torch.rand(()) >= options.mix:
+        return images, truth
+    height, width = images.shape[2:]
+    side = torch.rand(()).sqrt()  # so that every area is as likely
+    high, wide = int(side * height), int(side * width)
+    top, left = (int(torch.randint(space + 1, ())) for space in (height - high, width - wide))
+    rows, columns = slice(top, top + high), slice(left, left + wide)
+    others = torch.randperm(len(images))
+    images = images.clone()
+    images[:, :, rows, columns] = images[others][:, :, rows, columns]
+    part = high * wide / (height * width)
+    return images, (1 - part) * truth + part * truth[others]
 
 
 def between(limit, count):
@@ -226,7 +228,7 @@ def fit(model, train, validation, options):
 
     Returns one dict an epoch.
     """
-    images, targets = torch.from_numpy(train.images), torch.from_numpy(train.targets)
+    images, truth = torch.from_numpy(train.images), torch.eye(len(train.labels))[train.targets]
     model.to(memory_format=torch.channels_last)
     average = copy.deepcopy(model)
     matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
@@ -243,10 +245,11 @@ def fit(model, train, validation, options):
         for batch in torch.randperm(len(train)).split(options.batch_size):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate((step + 1) / steps, options.learning_rate)
-            pictures = augment(images[batch], options).contiguous(memory_format=torch.channels_last)
+            pictures, wanted = mix(relight(move(images[batch], options), options), truth[batch], options)
+            pictures = pictures.contiguous(memory_format=torch.channels_last)
             with torch.autocast("cpu", torch.bfloat16, enabled=in_halves):
                 logits = model(pictures).float()
-            loss = functional.cross_entropy(logits, targets[batch], label_smoothing=options.label_smoothing)
+            loss = functional.cross_entropy(logits, wanted, label_smoothing=options.label_smoothing)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -347,8 +350,11 @@ def main(argv=None):
     if max(height, width) < SMALL_SIDE:  # threads would wait for each other longer than they work
         torch.set_num_threads(1)
     sets = {"train": train, "validation": validation} | ({"test": test} if test else {})
-    chosen = ", ".join(f"{name} {getattr(options, name)}" for name in ("epochs", "width", "flip", "light", "hide"))
-    print("Training on " + ", ".join(f"{len(dataset):,} {name}" for name, dataset in sets.items()) + f"; {chosen}")
+    chosen = ", ".join(f"{name} {getattr(options, name)}" for name in ("epochs", "width", "flip", "light", "mix"))
+    print(
+        "Training on " + ", ".join(f"{len(dataset):,} {name}" for name, dataset in sets.items()) + f"; {chosen}",
+        flush=True,
+    )
 
     mean, std = train.images.mean((0, 2, 3)), train.images.std((0, 2, 3)).clip(1e-3)
     network = Classifier(len(train.labels), mean, std, (height, width), options.width, options.dropout)

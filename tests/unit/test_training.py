@@ -157,10 +157,10 @@ def colourful(count, side, colour):
 @pytest.mark.parametrize(
     "dataset, suited",
     [
-        (colourful(100, 16, colour=False), {"width": 16, "epochs": 80, "flip": 0, "light": 0, "hide": 0}),
-        (colourful(100, 16, colour=True), {"width": 16, "epochs": 80, "flip": 0.5, "light": 0.3, "hide": 0.4}),
-        (colourful(100, 32, colour=False), {"width": 32, "epochs": 150, "flip": 0, "light": 0, "hide": 0}),
-        (colourful(10_000, 32, colour=True), {"width": 32, "epochs": 30, "flip": 0.5, "light": 0.3, "hide": 0.4}),
+        (colourful(100, 16, colour=False), {"width": 16, "epochs": 80, "flip": 0, "light": 0, "mix": 0}),
+        (colourful(100, 16, colour=True), {"width": 16, "epochs": 80, "flip": 0.5, "light": 0.3, "mix": 0.5}),
+        (colourful(100, 32, colour=False), {"width": 32, "epochs": 150, "flip": 0, "light": 0, "mix": 0}),
+        (colourful(10_000, 32, colour=True), {"width": 32, "epochs": 30, "flip": 0.5, "light": 0.3, "mix": 0.5}),
     ],
 )
 def test_what_is_not_given_suits_the_data(dataset, suited):
@@ -171,7 +171,7 @@ def test_what_is_not_given_suits_the_data(dataset, suited):
 
 
 def test_what_is_given_is_kept():
-    given = ["--flip", "0", "--width", "8", "--epochs", "3", "--light", "0", "--hide", "0", "--patience", "2"]
+    given = ["--flip", "0", "--width", "8", "--epochs", "3", "--light", "0", "--mix", "0", "--patience", "2"]
     options = train.parse_options(["--train", "pictures", *given])
     before = dict(vars(options))
     train.suit(options, colourful(100, 32, colour=True))
@@ -179,22 +179,30 @@ def test_what_is_given_is_kept():
 
 
 def test_augmentation_of_nothing_changes_nothing_and_a_flip_mirrors():
-    images = torch.rand(4, 3, *SIZE)
-    nothing = ["--rotate", "0", "--shift", "0", "--scale", "0", "--flip", "0", "--light", "0", "--hide", "0"]
+    images, truth = torch.rand(4, 3, *SIZE), torch.eye(4)
+    nothing = ["--rotate", "0", "--shift", "0", "--scale", "0", "--flip", "0", "--light", "0", "--mix", "0"]
     options = train.parse_options(nothing)
-    torch.testing.assert_close(train.augment(images, options), images)
+    torch.testing.assert_close(train.move(images, options), images)
+    torch.testing.assert_close(train.relight(images, options), images)
+    torch.testing.assert_close(train.mix(images, truth, options), (images, truth))
     options.flip = 1
-    torch.testing.assert_close(train.augment(images, options), images.flip(3))
+    torch.testing.assert_close(train.move(images, options), images.flip(3))
 
 
-def test_a_blot_hides_a_square_and_light_leaves_grey_pictures_grey():
-    images = torch.rand(50, 3, 16, 16)
-    options = train.parse_options(["--hide", "0.5", "--light", "0.5"])
-    hidden = (train.blot(images, options) != images).any(1).sum((1, 2))
-    assert 16 <= hidden.min() <= hidden.max() == 64
-    grey = train.relight(images.mean(1, keepdim=True).expand_as(images), options)
-    torch.testing.assert_close(grey, grey.mean(1, keepdim=True).expand_as(grey))
-    assert not torch.allclose(grey, images.mean(1, keepdim=True).expand_as(images))
+def test_another_light_leaves_grey_pictures_grey():
+    images = torch.rand(50, 1, 16, 16).expand(50, 3, 16, 16)
+    lit = train.relight(images, train.parse_options(["--light", "0.5"]))
+    torch.testing.assert_close(lit, lit.mean(1, keepdim=True).expand_as(lit))
+    assert not torch.allclose(lit, images)
+
+
+def test_mixed_pictures_have_the_truth_of_what_they_show():
+    torch.manual_seed(0)
+    numbers = torch.arange(4.0).reshape(4, 1, 1, 1).expand(4, 3, *SIZE)  # each picture is one colour, its class
+    for _ in range(20):
+        mixed, truth = train.mix(numbers, torch.eye(4), train.parse_options(["--mix", "1"]))
+        shown = torch.stack([(mixed[:, 0] == number).float().mean((1, 2)) for number in range(4)], 1)
+        torch.testing.assert_close(shown, truth)
 
 
 def test_the_defaults_are_the_digits_and_one_channel_brings_no_other(monkeypatch):
