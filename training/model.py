@@ -66,15 +66,17 @@ def convolution(channels_in, channels_out, stride=1):
     return nn.Conv2d(channels_in, channels_out, 3, stride, padding=1, bias=False)
 
 
-class Mirrored(nn.Module):
-    """The mean logits of each picture and its mirror image."""
+class Average(nn.Module):
+    """The mean logits of several networks; if `mirrored`, of each picture and its mirror image."""
 
-    def __init__(self, classifier):
+    def __init__(self, networks, mirrored):
         super().__init__()
-        self.classifier = classifier
+        self.networks = nn.ModuleList(networks)
+        self.mirrored = mirrored
 
     def forward(self, pixels):
-        return (self.classifier(pixels) + self.classifier(pixels.flip(3))) / 2
+        views = [pixels, pixels.flip(3)] if self.mirrored else [pixels]
+        return torch.stack([network(view) for network in self.networks for view in views]).mean(0)
 
 
 class Probabilities(nn.Module):

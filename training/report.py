@@ -45,7 +45,7 @@ th { font-weight: 600 } .scroll { overflow-x: auto }
 <p>$summary</p>
 <div class="scroll">$figures</div>
 <h2>Learning curve</h2>
-<p>Kept: epoch $best of $epochs, that of the lowest validation loss.</p>
+<p>Kept of each network: the epoch of the lowest validation loss, $best.</p>
 <div class="charts">$learning</div>
 <h2>Confusion, $part pictures</h2>
 <div class="scroll">$confusion</div>
@@ -69,8 +69,7 @@ def write_report(path, metadata, history, sets, probabilities):
     page = PAGE.substitute(
         summary=summary(metadata),
         figures=figures_table(metadata["figures"], metadata["images"]),
-        best=metadata["best_epoch"],
-        epochs=metadata["epochs"],
+        best=" and ".join(str(best["epoch"]) for best in best_epochs(history)),
         learning=learning_charts(history),
         part=part,
         confusion=confusion(dataset.labels, dataset.targets, answers.argmax(1)),
@@ -116,24 +115,33 @@ def thresholds_table(lines):
     return table(["threshold", "accepts", "pictures", "right of these"], rows)
 
 
+def by_network(history):
+    numbers = sorted({line["network"] for line in history})
+    return [[line for line in history if line["network"] == number] for number in numbers]
+
+
+def best_epochs(history):
+    """The line of the lowest validation loss of each network."""
+    return [min(lines, key=lambda line: line["validation_loss"]) for lines in by_network(history)]
+
+
 def learning_charts(history):
-    epochs = [line["epoch"] for line in history]
-    losses = {name: [line[f"{name}_loss"] for line in history] for name in ("train", "validation")}
-    accuracies = [line["validation_accuracy"] for line in history]
-    highest = max(map(max, losses.values()))
-    lowest = min(math.floor(10 * min(accuracies)) / 10, 0.9)
-    x = (0, max(epochs))
+    highest = max(max(line["train_loss"], line["validation_loss"]) for line in history)
+    lowest = min(math.floor(10 * min(line["validation_accuracy"] for line in history)) / 10, 0.9)
+    x, y, z = (0, max(line["epoch"] for line in history)), (0, highest), (lowest, 1)
+
+    def draw(style, name, y):
+        networks = by_network(history)
+        return "".join(
+            line(style, [each["epoch"] for each in lines], [each[name] for each in lines], x, y) for lines in networks
+        )
+
     return chart(
         "Loss: blue in training (with augmentation and label smoothing), orange in validation",
         ("epoch", *x),
-        ("loss", 0, highest),
-        line("a", epochs, losses["train"], x, (0, highest)) + line("b", epochs, losses["validation"], x, (0, highest)),
-    ) + chart(
-        "Accuracy in validation",
-        ("epoch", *x),
-        ("accuracy", lowest, 1),
-        line("b", epochs, accuracies, x, (lowest, 1)),
-    )
+        ("loss", *y),
+        draw("a", "train_loss", y) + draw("b", "validation_loss", y),
+    ) + chart("Accuracy in validation", ("epoch", *x), ("accuracy", *z), draw("b", "validation_accuracy", z))
 
 
 def reliability_chart(confidences, right):

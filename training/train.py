@@ -14,7 +14,8 @@ there are, and whether they have colour. Coloured pictures are taken for photogr
 are in a mirror, in another light and where only a part is seen. Set --flip 0 for coloured pictures that do not (signs,
 letters, left and right hands), and --flip 0.5 --mix 0.5 for grey ones that do.
 
-The network that is kept is a moving average of the trained one. Validation data chooses the epoch that is kept, ends
+What is kept of a network is a moving average of the trained one; the model averages the answers of one or two of them.
+Validation data chooses the epoch that is kept, ends
 the training when it no longer improves, and gives the temperature that makes probabilities honest; test data is looked
 at once, at the end.
 
@@ -57,13 +58,14 @@ from torch.nn import functional
 
 import calibration
 from data import DataError, are_photographs, choose_size, list_images, load, stratified_split
-from model import Classifier, Mirrored, Probabilities
+from model import Average, Classifier, Probabilities
 from report import write_report
 
 ROOT = Path(__file__).parents[1]
 DIGITS = ROOT / ".local/data/digits"
 MAX_DIFFERENCE = 1e-5  # between PyTorch's probabilities and the exported model's
 SMALL_SIDE = 32  # pixels; smaller pictures make do with a smaller network and a shorter training
+MANY = 5_000  # pictures; with more of them, a second network brings little
 FEWEST_EPOCHS, MOST_EPOCHS = 10, 150
 COLOURLESS = 0.1  # part of the pictures in another light
 SECONDS_BETWEEN_LINES = 5
@@ -96,6 +98,7 @@ def parse_options(argv=None):
     add("--averaging", type=float, default=0.995, help="of the moving average of the weights, a step")
     add("--width", type=int, help="channels of the first group of layers; suited to the data")
     add("--dropout", type=float, default=0)
+    add("--networks", type=int, help="trained one after the other, their answers averaged; suited to the data")
     add("--rotate", type=float, default=10, help="augmentation: degrees either way")
     add("--shift", type=float, default=0.12, help="augmentation: part of the side either way")
     add("--scale", type=float, default=0.15, help="augmentation: part larger or smaller")
@@ -132,9 +135,10 @@ def suit(options, train):
     """Choose the options that were not given, for this Dataset. The length grows with the root of its size: 850
     photographs of 32 x 32 pixels get 100 epochs, 50,000 get 13."""
     small, photographs = max(train.images.shape[2:]) < SMALL_SIDE, are_photographs(train)
-    epochs = round((800 if small else 3000) / len(train) ** 0.5)
+    epochs = round((400 if small else 3000) / len(train) ** 0.5)
     suited = {
         "width": 16 if small else 32,
+        "networks": 1 if small or len(train) > MANY else 2,
         "epochs": min(max(epochs, FEWEST_EPOCHS), MOST_EPOCHS),
         "flip": 0.5 if photographs else 0.0,
         "light": 0.3 if photographs else 0.0,
@@ -235,7 +239,8 @@ def fit(model, train, validation, options):
     vectors = [parameter for parameter in model.parameters() if parameter.ndim == 1]
     groups = [{"params": matrices, "weight_decay": options.weight_decay}, {"params": vectors, "weight_decay": 0}]
     optimizer = torch.optim.SGD(groups, lr=options.learning_rate, momentum=0.9, nesterov=True)
-    in_halves = torch.cpu.get_capabilities().get("amx_bf16", False)  # elsewhere bfloat16 is not faster
+    small = max(train.images.shape[2:]) < SMALL_SIDE
+    bfloat16 = torch.cpu.get_capabilities().get("amx_bf16", False) and not small  # elsewhere it is not faster
     steps = options.epochs * -(-len(train) // options.batch_size)
     history, best, best_state, step = [], None, None, 0
     for epoch in range(1, options.epochs + 1):
@@ -247,7 +252,7 @@ def fit(model, train, validation, options):
                 group["lr"] = learning_rate((step + 1) / steps, options.learning_rate)
             pictures, wanted = mix(relight(move(images[batch], options), options), truth[batch], options)
             pictures = pictures.contiguous(memory_format=torch.channels_last)
-            with torch.autocast("cpu", torch.bfloat16, enabled=in_halves):
+            with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
                 logits = model(pictures).float()
             loss = functional.cross_entropy(logits, wanted, label_smoothing=options.label_smoothing)
             optimizer.zero_grad()
@@ -350,18 +355,23 @@ def main(argv=None):
     if max(height, width) < SMALL_SIDE:  # threads would wait for each other longer than they work
         torch.set_num_threads(1)
     sets = {"train": train, "validation": validation} | ({"test": test} if test else {})
-    chosen = ", ".join(f"{name} {getattr(options, name)}" for name in ("epochs", "width", "flip", "light", "mix"))
+    chosen = ", ".join(
+        f"{name} {getattr(options, name)}" for name in ("networks", "epochs", "width", "flip", "light", "mix")
+    )
     print(
         "Training on " + ", ".join(f"{len(dataset):,} {name}" for name, dataset in sets.items()) + f"; {chosen}",
         flush=True,
     )
 
     mean, std = train.images.mean((0, 2, 3)), train.images.std((0, 2, 3)).clip(1e-3)
-    network = Classifier(len(train.labels), mean, std, (height, width), options.width, options.dropout)
-    history = fit(network, train, validation, options)
+    networks, history = [], []
+    for number in range(1, options.networks + 1):
+        print(f"Network {number} of {options.networks}", flush=True)
+        networks.append(Classifier(len(train.labels), mean, std, (height, width), options.width, options.dropout))
+        history += [{"network": number, **line} for line in fit(networks[-1], train, validation, options)]
     write_csv(history, options.output_data_dir / "history.csv")
 
-    classifier = Mirrored(network) if options.flip else network
+    classifier = Average(networks, mirrored=options.flip > 0)
     logits = {name: outputs_of(classifier, dataset).double().numpy() for name, dataset in sets.items()}
     temperature = calibration.fit_temperature(logits["validation"], validation.targets)
     figures = {name: calibration.trust(logits[name], dataset.targets, temperature) for name, dataset in sets.items()}

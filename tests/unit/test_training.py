@@ -19,7 +19,7 @@ import inference
 import prepare
 import server
 import train
-from model import Classifier, Mirrored, Probabilities
+from model import Average, Classifier, Probabilities
 
 SIZE = (16, 24)  # not square, so that height and width are not mistaken for each other
 
@@ -49,7 +49,18 @@ def trained(tmp_path_factory):
     write_classes(folder / "train", {"bright cat": 20, "dark dog": 10})
     own = {"SM_CHANNEL_TRAIN": "train", "SM_MODEL_DIR": "model", "SM_OUTPUT_DATA_DIR": "output"}
     foreign = {name: value for name, value in os.environ.items() if not name.startswith("SM_")}
-    command = [sys.executable, train.__file__, "--epochs", "2", "--width", "8", "--sagemaker_region", "eu-west-1"]
+    command = [
+        sys.executable,
+        train.__file__,
+        "--epochs",
+        "2",
+        "--width",
+        "8",
+        "--networks",
+        "2",
+        "--sagemaker_region",
+        "eu-west-1",
+    ]
     environment = foreign | {name: str(folder / part) for name, part in own.items()}
     job = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert job.returncode == 0, job.stderr
@@ -157,10 +168,19 @@ def colourful(count, side, colour):
 @pytest.mark.parametrize(
     "dataset, suited",
     [
-        (colourful(100, 16, colour=False), {"width": 16, "epochs": 80, "flip": 0, "light": 0, "mix": 0}),
-        (colourful(100, 16, colour=True), {"width": 16, "epochs": 80, "flip": 0.5, "light": 0.3, "mix": 0.5}),
-        (colourful(100, 32, colour=False), {"width": 32, "epochs": 150, "flip": 0, "light": 0, "mix": 0}),
-        (colourful(10_000, 32, colour=True), {"width": 32, "epochs": 30, "flip": 0.5, "light": 0.3, "mix": 0.5}),
+        (colourful(100, 16, colour=False), {"networks": 1, "width": 16, "epochs": 40, "flip": 0, "light": 0, "mix": 0}),
+        (
+            colourful(100, 16, colour=True),
+            {"networks": 1, "width": 16, "epochs": 40, "flip": 0.5, "light": 0.3, "mix": 0.5},
+        ),
+        (
+            colourful(100, 32, colour=False),
+            {"networks": 2, "width": 32, "epochs": 150, "flip": 0, "light": 0, "mix": 0},
+        ),
+        (
+            colourful(10_000, 32, colour=True),
+            {"networks": 1, "width": 32, "epochs": 30, "flip": 0.5, "light": 0.3, "mix": 0.5},
+        ),
     ],
 )
 def test_what_is_not_given_suits_the_data(dataset, suited):
@@ -171,7 +191,8 @@ def test_what_is_not_given_suits_the_data(dataset, suited):
 
 
 def test_what_is_given_is_kept():
-    given = ["--flip", "0", "--width", "8", "--epochs", "3", "--light", "0", "--mix", "0", "--patience", "2"]
+    given = ["--flip", "0", "--width", "8", "--epochs", "3", "--light", "0", "--mix", "0"]
+    given += ["--patience", "2", "--networks", "1"]
     options = train.parse_options(["--train", "pictures", *given])
     before = dict(vars(options))
     train.suit(options, colourful(100, 32, colour=True))
@@ -249,9 +270,10 @@ def test_one_channel_and_a_model_folder_are_all_that_training_needs(trained):
     }
     assert metadata["largest_difference_from_pytorch"] <= train.MAX_DIFFERENCE
     assert metadata["sha256"] == hashlib.sha256((folder / "model/model.onnx").read_bytes()).hexdigest()
-    assert (metadata["epochs"], metadata["hyperparameters"]["epochs"], metadata["seed"]) == (2, 2, 0)
+    assert (metadata["epochs"], metadata["hyperparameters"]["epochs"], metadata["seed"]) == (4, 2, 0)
     assert sorted(path.name for path in (folder / "model").iterdir()) == ["metadata.json", "model.onnx"]
-    assert len(list(csv.DictReader((folder / "output/history.csv").open()))) == 2
+    history = list(csv.DictReader((folder / "output/history.csv").open()))
+    assert [(line["network"], line["epoch"]) for line in history] == [("1", "1"), ("1", "2"), ("2", "1"), ("2", "2")]
     predictions = list(csv.DictReader((folder / "output/predictions.csv").open()))
     assert [line["truth"] for line in predictions] == ["bright cat"] * 3 + ["dark dog"] * 2
     right = sum(line["label"] == line["truth"] for line in predictions)
@@ -261,7 +283,7 @@ def test_one_channel_and_a_model_folder_are_all_that_training_needs(trained):
 def test_training_prints_a_line_an_epoch_and_no_noise(trained):
     _, job = trained
     lines = job.stdout.splitlines()
-    assert [line.split()[0] for line in lines if line.startswith("epoch=")] == ["epoch=1", "epoch=2"]
+    assert [line.split()[0] for line in lines if line.startswith("epoch=")] == ["epoch=1", "epoch=2"] * 2
     assert lines[0] == "Ignored, as no options of this script: --sagemaker_region eu-west-1"
     assert job.stderr == ""
 
@@ -283,7 +305,7 @@ def test_the_same_bytes_get_the_same_probabilities_everywhere(tmp_path):
     torch.manual_seed(0)
     labels = ["cat", "dog", "gnu"]
     dataset = data.load(data.list_images(write_classes(tmp_path / "data", dict.fromkeys(labels[:2], 3))), SIZE)
-    classifier = Mirrored(Classifier(3, [0.3, 0.4, 0.5], [0.2, 0.3, 0.4], width=8))
+    classifier = Average([Classifier(3, [0.3, 0.4, 0.5], [0.2, 0.3, 0.4], width=8) for _ in range(2)], mirrored=True)
     network = Probabilities(classifier, temperature=0.5).eval()
     train.export(network, SIZE, tmp_path / "model.onnx")
     metadata = {"labels": labels, "input": {"height": SIZE[0], "width": SIZE[1]}}
@@ -299,6 +321,14 @@ def test_the_same_bytes_get_the_same_probabilities_everywhere(tmp_path):
     for answers in (single, [json.loads(line) for line in batch.text.splitlines()]):
         by_label = [{each["label"]: each["probability"] for each in answer["predictions"]} for answer in answers]
         np.testing.assert_allclose([[row[label] for label in labels] for row in by_label], expected, atol=1e-5)
+
+
+def test_the_average_of_networks_is_theirs_of_a_picture_and_its_mirror_image():
+    networks = [Classifier(2, [0.5] * 3, [0.2] * 3, width=8).eval() for _ in range(2)]
+    images = torch.rand(3, 3, *SIZE)
+    answers = [network(view) for network in networks for view in (images, images.flip(3))]
+    torch.testing.assert_close(Average(networks, mirrored=True)(images), sum(answers) / 4)
+    torch.testing.assert_close(Average(networks, mirrored=False)(images), (answers[0] + answers[2]) / 2)
 
 
 def test_an_exported_model_that_answers_otherwise_is_refused(tmp_path):
