@@ -35,20 +35,20 @@ and to the output folder
 """
 
 import argparse
+import concurrent.futures
 import copy
 import csv
 import hashlib
 import json
 import logging
 import math
+import multiprocessing
 import os
 import platform
 import sys
 import time
 import warnings
 from pathlib import Path
-
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait leave the core to others
 
 import numpy as np
 import onnx
@@ -98,7 +98,7 @@ def parse_options(argv=None):
     add("--averaging", type=float, default=0.995, help="of the moving average of the weights, a step")
     add("--width", type=int, help="channels of the first group of layers; suited to the data")
     add("--dropout", type=float, default=0)
-    add("--networks", type=int, help="trained one after the other, their answers averaged; suited to the data")
+    add("--networks", type=int, help="trained side by side, their answers averaged; suited to the data")
     add("--rotate", type=float, default=10, help="augmentation: degrees either way")
     add("--shift", type=float, default=0.12, help="augmentation: part of the side either way")
     add("--scale", type=float, default=0.15, help="augmentation: part larger or smaller")
@@ -227,10 +227,10 @@ def follow(average, model, averaging):
             ours.lerp_(theirs, 1 - averaging)
 
 
-def fit(model, train, validation, options):
+def fit(model, train, validation, options, name=""):
     """Train `model` in place and leave it at its moving average, in the epoch of the lowest validation loss.
 
-    Returns one dict an epoch.
+    Returns one dict an epoch, which it prints after `name`.
     """
     images, truth = torch.from_numpy(train.images), torch.eye(len(train.labels))[train.targets]
     model.to(memory_format=torch.channels_last)
@@ -264,7 +264,7 @@ def fit(model, train, validation, options):
             done += len(batch)
             if time.perf_counter() - printed > SECONDS_BETWEEN_LINES:
                 printed = time.perf_counter()
-                print(f"epoch {epoch}: {done:,} of {len(train):,} images", flush=True)
+                print(f"{name}epoch {epoch}: {done:,} of {len(train):,} images", flush=True)
 
         figures = evaluate(average, validation)
         history.append(
@@ -276,7 +276,7 @@ def fit(model, train, validation, options):
                 "seconds": time.perf_counter() - started,
             }
         )
-        print(" ".join(f"{name}={value:.4g}" for name, value in history[-1].items()), flush=True)
+        print(name + " ".join(f"{key}={value:.4g}" for key, value in history[-1].items()), flush=True)
         if best is None or figures["loss"] < best["validation_loss"]:
             best = history[-1]
             best_state = {name: value.clone() for name, value in average.state_dict().items()}
@@ -285,6 +285,39 @@ def fit(model, train, validation, options):
     model.load_state_dict(best_state)
     model.to(memory_format=torch.contiguous_format)
     return history
+
+
+def build(train, options):
+    """An untrained network for this Dataset."""
+    mean, std = train.images.mean((0, 2, 3)), train.images.std((0, 2, 3)).clip(1e-3)
+    return Classifier(len(train.labels), mean, std, train.images.shape[2:], options.width, options.dropout)
+
+
+def train_one(number, train, validation, options):
+    """Train network `number` of options.networks, with its share of the cores. Returns its weights, and fit's lines."""
+    torch.manual_seed(options.seed + 1000 * (number - 1))
+    small = max(train.images.shape[2:]) < SMALL_SIDE  # there, threads would wait for each other longer than they work
+    torch.set_num_threads(1 if small else max(1, torch.get_num_threads() // options.networks))
+    network = build(train, options)
+    history = fit(network, train, validation, options, f"network={number} " if options.networks > 1 else "")
+    weights = {name: value.numpy() for name, value in network.state_dict().items()}
+    return weights, [{"network": number, **line} for line in history]
+
+
+def train_all(train, validation, options):
+    """Train options.networks networks side by side, each in a process of its own. Returns them and the lines of fit."""
+    numbers = range(1, options.networks + 1)
+    if options.networks == 1:
+        results = [train_one(1, train, validation, options)]
+    else:
+        spawn = multiprocessing.get_context("spawn")
+        with concurrent.futures.ProcessPoolExecutor(options.networks, mp_context=spawn) as pool:
+            jobs = [pool.submit(train_one, number, train, validation, options) for number in numbers]
+            results = [job.result() for job in jobs]
+    networks = [build(train, options) for _ in numbers]
+    for network, (weights, _) in zip(networks, results, strict=True):
+        network.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in weights.items()})
+    return networks, [line for _, history in results for line in history]
 
 
 def export(model, size, path):
@@ -348,12 +381,9 @@ def answers(part, dataset, probabilities):
 def main(argv=None):
     started = time.perf_counter()
     options = parse_options(argv)
-    torch.manual_seed(options.seed)
     train, validation, test = load_data(options)
     suit(options, train)
     height, width = train.images.shape[2:]
-    if max(height, width) < SMALL_SIDE:  # threads would wait for each other longer than they work
-        torch.set_num_threads(1)
     sets = {"train": train, "validation": validation} | ({"test": test} if test else {})
     chosen = ", ".join(
         f"{name} {getattr(options, name)}" for name in ("networks", "epochs", "width", "flip", "light", "mix")
@@ -363,12 +393,7 @@ def main(argv=None):
         flush=True,
     )
 
-    mean, std = train.images.mean((0, 2, 3)), train.images.std((0, 2, 3)).clip(1e-3)
-    networks, history = [], []
-    for number in range(1, options.networks + 1):
-        print(f"Network {number} of {options.networks}", flush=True)
-        networks.append(Classifier(len(train.labels), mean, std, (height, width), options.width, options.dropout))
-        history += [{"network": number, **line} for line in fit(networks[-1], train, validation, options)]
+    networks, history = train_all(train, validation, options)
     write_csv(history, options.output_data_dir / "history.csv")
 
     classifier = Average(networks, mirrored=options.flip > 0)
@@ -388,7 +413,11 @@ def main(argv=None):
     metadata = {
         "labels": train.labels,
         "input": {"name": "pixels", "height": height, "width": width, "range": [0, 1]},
-        "normalisation": {"mean": mean.tolist(), "std": std.tolist(), "where": "inside the model"},
+        "normalisation": {
+            "mean": networks[0].mean.flatten().tolist(),
+            "std": networks[0].std.flatten().tolist(),
+            "where": "inside the model",
+        },
         "temperature": temperature,
         "figures": figures,
         "images": {name: dataset.counts() for name, dataset in sets.items()},

@@ -283,7 +283,8 @@ def test_one_channel_and_a_model_folder_are_all_that_training_needs(trained):
 def test_training_prints_a_line_an_epoch_and_no_noise(trained):
     _, job = trained
     lines = job.stdout.splitlines()
-    assert [line.split()[0] for line in lines if line.startswith("epoch=")] == ["epoch=1", "epoch=2"] * 2
+    epochs = [line.split()[:2] for line in lines if line.startswith("network=")]
+    assert sorted(epochs) == [[f"network={number}", f"epoch={epoch}"] for number in (1, 2) for epoch in (1, 2)]
     assert lines[0] == "Ignored, as no options of this script: --sagemaker_region eu-west-1"
     assert job.stderr == ""
 
