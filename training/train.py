@@ -50,6 +50,8 @@ import time
 import warnings
 from pathlib import Path
 
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # it reports to Microsoft otherwise, once it is imported
+
 import numpy as np
 import onnx
 import onnxruntime
