@@ -67,16 +67,18 @@ def convolution(channels_in, channels_out, stride=1):
 
 
 class Average(nn.Module):
-    """The mean logits of several networks; if `mirrored`, of each picture and its mirror image."""
+    """The mean logits of several models, each with its weight; if `mirrored`, of each picture and its mirror image."""
 
-    def __init__(self, networks, mirrored):
+    def __init__(self, models, mirrored, weights=None):
         super().__init__()
-        self.networks = nn.ModuleList(networks)
+        self.models = nn.ModuleList(models)
         self.mirrored = mirrored
+        self.weights = weights or [1 / len(models)] * len(models)
 
     def forward(self, pixels):
         views = [pixels, pixels.flip(3)] if self.mirrored else [pixels]
-        return torch.stack([network(view) for network in self.networks for view in views]).mean(0)
+        weighed = zip(self.weights, self.models, strict=True)
+        return torch.stack([weight * model(view) for weight, model in weighed for view in views]).sum(0) / len(views)
 
 
 class Probabilities(nn.Module):

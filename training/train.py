@@ -59,6 +59,7 @@ import torch
 from torch.nn import functional
 
 import calibration
+import patches
 from data import DataError, are_photographs, choose_size, list_images, load, stratified_split
 from model import Average, Classifier, Probabilities
 from report import write_report
@@ -68,6 +69,8 @@ DIGITS = ROOT / ".local/data/digits"
 MAX_DIFFERENCE = 1e-5  # between PyTorch's probabilities and the exported model's
 SMALL_SIDE = 32  # pixels; smaller pictures make do with a smaller network and a shorter training
 MANY = 5_000  # pictures; with more of them, a second network brings little
+FEW = 2_000  # pictures, up to which patches.py is asked too
+PATCH_WEIGHT = 0.6  # of its opinion, against the networks'
 FEWEST_EPOCHS, MOST_EPOCHS = 10, 150
 COLOURLESS = 0.1  # part of the pictures in another light
 SECONDS_BETWEEN_LINES = 5
@@ -89,7 +92,7 @@ def parse_options(argv=None):
     add("--test", type=Path, default=environment.get("SM_CHANNEL_TEST"), help="same classes or fewer")
     add("--model-dir", type=Path, default=environment.get("SM_MODEL_DIR", ROOT / ".local/model"))
     add("--output-data-dir", type=Path, default=environment.get("SM_OUTPUT_DATA_DIR", ROOT / ".local/training"))
-    add("--validation-fraction", type=float, default=0.15, help="of the training data, where no validation is given")
+    add("--validation-fraction", type=float, default=0.1, help="of the training data, where no validation is given")
     add("--image-size", type=int, default=0, help="pixels a side; 0 suits it to the data, between 16 and 64")
     add("--epochs", type=int, help="suited to the data: fewer of more pictures")
     add("--patience", type=int, help="epochs without a better validation loss before it stops [half of all]")
@@ -101,6 +104,7 @@ def parse_options(argv=None):
     add("--width", type=int, help="channels of the first group of layers; suited to the data")
     add("--dropout", type=float, default=0)
     add("--networks", type=int, help="trained side by side, their answers averaged; suited to the data")
+    add("--patches", type=int, help="entries of the dictionary of patches.py, 0 for none; suited to the data")
     add("--rotate", type=float, default=10, help="augmentation: degrees either way")
     add("--shift", type=float, default=0.12, help="augmentation: part of the side either way")
     add("--scale", type=float, default=0.15, help="augmentation: part larger or smaller")
@@ -141,6 +145,7 @@ def suit(options, train):
     suited = {
         "width": 16 if small else 32,
         "networks": 1 if small or len(train) > MANY else 2,
+        "patches": 0 if small or len(train) > FEW else 800,
         "epochs": min(max(epochs, FEWEST_EPOCHS), MOST_EPOCHS),
         "flip": 0.5 if photographs else 0.0,
         "light": 0.3 if photographs else 0.0,
@@ -322,6 +327,20 @@ def train_all(train, validation, options):
     return networks, [line for _, history in results for line in history]
 
 
+def ask_patches_too(classifier, train, validation, options):
+    """An `Average` of the networks and of patches.py, which gets its weight by how far both spread."""
+    torch.manual_seed(options.seed)
+    images, targets = torch.from_numpy(train.images), torch.from_numpy(train.targets)
+    second = patches.fit(images, targets, len(train.labels), options.patches)
+
+    def spread(model):
+        logits = outputs_of(model, validation)
+        return (logits - logits.mean(1, keepdim=True)).std().item()
+
+    weight = PATCH_WEIGHT * spread(classifier) / spread(Average([second], classifier.mirrored))
+    return Average([*classifier.models, second], classifier.mirrored, [*classifier.weights, weight])
+
+
 def export(model, size, path):
     """Write a `Probabilities` for pictures of `size` as ONNX, without the exporter's traces of this machine."""
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -387,9 +406,8 @@ def main(argv=None):
     suit(options, train)
     height, width = train.images.shape[2:]
     sets = {"train": train, "validation": validation} | ({"test": test} if test else {})
-    chosen = ", ".join(
-        f"{name} {getattr(options, name)}" for name in ("networks", "epochs", "width", "flip", "light", "mix")
-    )
+    names = ("networks", "epochs", "width", "patches", "flip", "light", "mix")
+    chosen = ", ".join(f"{name} {getattr(options, name)}" for name in names)
     print(
         "Training on " + ", ".join(f"{len(dataset):,} {name}" for name, dataset in sets.items()) + f"; {chosen}",
         flush=True,
@@ -399,6 +417,9 @@ def main(argv=None):
     write_csv(history, options.output_data_dir / "history.csv")
 
     classifier = Average(networks, mirrored=options.flip > 0)
+    if options.patches:
+        print(f"Comparing patches with a dictionary of {options.patches}", flush=True)
+        classifier = ask_patches_too(classifier, train, validation, options)
     logits = {name: outputs_of(classifier, dataset).double().numpy() for name, dataset in sets.items()}
     temperature = calibration.fit_temperature(logits["validation"], validation.targets)
     figures = {name: calibration.trust(logits[name], dataset.targets, temperature) for name, dataset in sets.items()}
