@@ -1,6 +1,6 @@
 # make help lists what there is to do. Each command sets up what it needs; everything made is in .venv and .local.
 .DEFAULT_GOAL := help
-.PHONY: help run up down classify test test-sam-local test-launch test-aws invoke lint train train-sagemaker package-model build deploy destroy bench clean lock
+.PHONY: help run report up down classify test test-sam-local test-launch test-aws invoke lint train train-sagemaker package-model build deploy destroy bench clean lock
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 SHELL = bash
@@ -24,6 +24,9 @@ help: ## this list
 
 run: .local/.run $(PACKAGE) $(BUILT) ## the whole workflow on this machine: train, deploy, classify real images, show what became of them
 	@$(PROJECT) local/run.py
+
+report: .local/.run ## what the last make run showed, as a page: .local/report.html
+	@$(PROJECT) local/report.py
 
 up: .local/.run $(PACKAGE) $(BUILT) ## start the local stack and keep it up
 	@$(PROJECT) local/stack.py up
