@@ -85,6 +85,7 @@ destroy: .local/.sam ## the stack on AWS
 
 bench: .local/.test $(PACKAGE) $(BUILT) ## the figures of benchmarks/README.md
 	@$(PROJECT) benchmarks/workflow.py
+	@$(PROJECT) benchmarks/open_report.py
 
 clean: down ## everything that was made here
 	rm -rf .venv .local .aws-sam

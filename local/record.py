@@ -16,7 +16,7 @@ import io
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ sys.path += [str(ROOT / "endpoint"), str(ROOT / "training")]
 import inference
 import outcomes as prediction_lines
 
+FUNCTIONS = ("RetrieveImage", "ClassifyImage", "CheckConfidence", "RecordOutcome")
 THUMBNAIL = 96  # pixels a side, at most
 SECONDS_FOR_THE_LOG = 1  # EventBridge tells RecordOutcome of an execution's end a little after it
 
@@ -38,11 +39,12 @@ def collect(
     stack: Stack, outputs: dict[str, str], outcomes: list[Outcome], images: dict[str, bytes], since: datetime
 ) -> dict[str, Any]:
     """The record of these outcomes; `images` are the uploaded bytes by key, `since` is when the uploads began."""
-    states = stack.client("stepfunctions")
+    states, logs = stack.client("stepfunctions"), stack.client("logs")
     machine = states.describe_state_machine(stateMachineArn=outputs["ClassifyImageStateMachineArn"])
     training = json.loads((LOCAL / "model/metadata.json").read_text(encoding="utf-8"))
-    log = prediction_log(stack, outputs, {row.execution_arn for row in outcomes if row.execution_arn}, since)
-    traces = traces_of(stack, outputs, outcomes, list(log.values()), since)
+    log = prediction_log(logs, outputs, {row.execution_arn for row in outcomes if row.execution_arn}, since)
+    owners = owners_of_traces(logs, outputs, outcomes, since)
+    traces = traces_of(segments(stack.directory / "xray.jsonl", since), owners)
     executions = []
     for row in outcomes:
         pages = states.get_paginator("get_execution_history").paginate(executionArn=row.execution_arn or "")
@@ -93,9 +95,9 @@ def visits(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def prediction_log(stack: Stack, outputs: dict[str, str], arns: set[str], since: datetime) -> dict[str, dict]:
+def prediction_log(logs, outputs: dict[str, str], arns: set[str], since: datetime) -> dict[str, dict[str, Any]]:
     """The line of each execution, waited for a moment."""
-    logs, deadline = stack.client("logs"), time.monotonic() + SECONDS_FOR_THE_LOG
+    deadline = time.monotonic() + SECONDS_FOR_THE_LOG
     while True:
         lines = prediction_lines.from_log_group(logs, outputs["PredictionLogGroupName"], since)
         found = {line["execution_arn"]: line for line in lines if line.get("execution_arn") in arns}
@@ -104,46 +106,49 @@ def prediction_log(stack: Stack, outputs: dict[str, str], arns: set[str], since:
         time.sleep(0.1)
 
 
-def traces_of(
-    stack: Stack, outputs: dict[str, str], outcomes: list[Outcome], log: list[dict], since: datetime
-) -> dict[str, list[dict[str, Any]]]:
-    """The traces of each execution.
+def owners_of_traces(logs, outputs: dict[str, str], outcomes: list[Outcome], since: datetime) -> dict[str, tuple]:
+    """(execution's ARN, function) by trace ID, and by the hash of the key.
 
     On AWS an execution has one trace. Here Step Functions sends no segments, so each invocation has a trace of its own:
     what the function logged says to which execution it belongs, and where it failed before that, its annotation does.
     """
+    functions = {outputs[f"{function}FunctionName"]: function for function in FUNCTIONS}
     owners = {
-        line["xray_trace_id"]: (line["correlation_id"], function)
-        for function, line in [*function_log(stack, outputs, since), *(("RecordOutcome", line) for line in log)]
-        if "xray_trace_id" in line and "correlation_id" in line
+        hashlib.sha256(row.key.encode()).hexdigest()[:16]: (row.execution_arn, "RetrieveImage")
+        for row in outcomes
+        if row.execution_arn
     }
-    by_hash = {hashlib.sha256(row.key.encode()).hexdigest()[:16]: row.execution_arn for row in outcomes}
+    for line in function_log(logs, since):
+        if line.get("function_name") in functions and "correlation_id" in line and "xray_trace_id" in line:
+            owners[line["xray_trace_id"]] = (line["correlation_id"], functions[line["function_name"]])
+    return owners
+
+
+def function_log(logs, since: datetime) -> Iterator[dict[str, Any]]:
+    """The lines that functions logged themselves, in every log group."""
+    groups = [group for page in logs.get_paginator("describe_log_groups").paginate() for group in page["logGroups"]]
+    for group in groups:
+        asked = {"logGroupName": group["logGroupName"], "startTime": int(since.timestamp() * 1000)}
+        for page in logs.get_paginator("filter_log_events").paginate(**asked):
+            for event in page["events"]:
+                if event["message"].startswith('{"level"'):
+                    yield json.loads(event["message"])
+
+
+def traces_of(segments: Iterable[dict[str, Any]], owners: dict[str, tuple]) -> dict[str, list[dict[str, Any]]]:
+    """The traces of each execution by its ARN."""
     traces: dict[str, list[dict[str, Any]]] = {}
-    for segment in segments(stack.directory / "xray.jsonl", since):
+    for segment in segments:
         traces.setdefault(segment["trace_id"], []).append(segment)
-        key_hash = segment.get("annotations", {}).get("s3_key_hash")
-        if key_hash in by_hash:
-            owners.setdefault(segment["trace_id"], (by_hash[key_hash], "RetrieveImage"))
     found: dict[str, list[dict[str, Any]]] = {}
     for trace_id, trace in traces.items():
-        arn, function = owners.get(trace_id, (None, None))
-        if arn:
+        hashes = [segment.get("annotations", {}).get("s3_key_hash") for segment in trace]
+        owner = next((owners[name] for name in (trace_id, *hashes) if name in owners), None)
+        if owner:
+            arn, function = owner
             plain = [plain_segment(segment) for segment in trace]
             found.setdefault(arn, []).append({"trace_id": trace_id, "function": function, "segments": plain})
     return found
-
-
-def function_log(stack: Stack, outputs: dict[str, str], since: datetime) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The functions' own log lines: (name of the function, line)."""
-    functions, logs = stack.client("lambda"), stack.client("logs")
-    for function in ("RetrieveImage", "ClassifyImage", "CheckConfidence"):
-        configuration = functions.get_function(FunctionName=outputs[f"{function}FunctionName"])["Configuration"]
-        pages = logs.get_paginator("filter_log_events").paginate(
-            logGroupName=configuration["LoggingConfig"]["LogGroup"], startTime=int(since.timestamp() * 1000)
-        )
-        for event in (event for page in pages for event in page["events"]):
-            if event["message"].startswith('{"level"'):
-                yield function, json.loads(event["message"])
 
 
 def segments(path: Path, since: datetime) -> Iterator[dict[str, Any]]:

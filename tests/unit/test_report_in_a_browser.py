@@ -10,7 +10,16 @@ import report
 from run_record import record
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-QUIET = ("--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update")
+HEADLESS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 
 
 @pytest.fixture(scope="module")
@@ -23,9 +32,8 @@ def opened(tmp_path_factory):
 
     def open_page(html, fragment=""):
         (folder / "report.html").write_text(html, encoding="utf-8")
-        options = ["--headless", "--no-sandbox", "--disable-gpu", *QUIET, "--disable-sync", "--enable-logging=stderr"]
-        profile = f"--user-data-dir={folder / 'profile'}"
-        command = [browser, *options, profile, "--dump-dom", f"{(folder / 'report.html').as_uri()}{fragment}"]
+        options = [*HEADLESS, "--enable-logging=stderr", f"--user-data-dir={folder / 'profile'}"]
+        command = [browser, *options, "--dump-dom", f"{(folder / 'report.html').as_uri()}{fragment}"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
         return done.stdout, re.findall(r"CONSOLE.*", done.stderr)
 
