@@ -26,7 +26,7 @@ run: .local/.run $(PACKAGE) $(BUILT) ## the whole workflow on this machine: trai
 	@$(PROJECT) local/run.py
 
 report: .local/.run ## what the last make run showed, as a page: .local/report.html
-	@$(PROJECT) local/report.py
+	@$(PROJECT) local/run_report.py
 
 up: .local/.run $(PACKAGE) $(BUILT) ## start the local stack and keep it up
 	@$(PROJECT) local/stack.py up

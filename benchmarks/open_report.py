@@ -13,8 +13,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "local"), str(ROOT / "tests/unit")]
-from report import render  # noqa: E402
-from run_record import record  # noqa: E402
+from recorded import record  # noqa: E402
+from run_report import render  # noqa: E402
 from test_report_in_a_browser import BROWSERS, HEADLESS  # noqa: E402
 
 EXECUTIONS, TIMES = 1000, 7

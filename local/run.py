@@ -13,8 +13,8 @@ from datetime import UTC, datetime
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-import record
-import report
+import run_record
+import run_report
 from executions import NOT_ACCEPTED, Outcome, Watch, explanation
 from stack import LOCAL, ROOT, Stack, StackError, console, down, lock, told, up
 
@@ -110,7 +110,7 @@ def summarise(outcomes: list[Outcome]) -> None:
     )
     for row in failed:
         console.print(f"  {row.error}: {explanation(row)}", markup=False, soft_wrap=True)
-    console.print(f"Written to {(LOCAL / 'run.json').relative_to(ROOT)}; look at {report.REPORT.relative_to(ROOT)}")
+    console.print(f"Written to {(LOCAL / 'run.json').relative_to(ROOT)}; look at {run_report.REPORT.relative_to(ROOT)}")
     if unexpected := [row for row in failed if row.error != "UnsupportedImageError"]:
         raise StackError(f"{len(unexpected)} images failed for technical reasons: see the errors above")
 
@@ -124,13 +124,13 @@ def main() -> None:
             run = f"{outputs['UploadPrefix']}{datetime.now():%Y%m%d-%H%M%S}/"
             images = {run + name: data for name, data in images.items()}
             outcomes = classify_all(stack, outputs, run, images)
-            collected = record.collect(stack, outputs, outcomes, images, since)
+            collected = run_record.collect(stack, outputs, outcomes, images, since)
         finally:
             if started:
                 down()
         show(outcomes)
         write(outcomes)
-        report.write(collected)
+        run_report.write(collected)
         summarise(outcomes)
 
 

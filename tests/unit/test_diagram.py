@@ -1,7 +1,7 @@
 from itertools import combinations
 
 import diagram
-from run_record import DEFINITION
+from recorded import DEFINITION
 
 
 def test_no_two_states_overlap():

@@ -1,6 +1,6 @@
 """make report: .local/report.json, the record of the last run -> .local/report.html, one file that needs nothing else.
 
-record.py says what a record holds; local/page/ has the template, the styles and the script. All that a run brought
+run_record.py says what a record holds; local/page/ has the template, the styles and the script. All that a run brought
 (keys, labels, causes) is untrusted text: the template escapes it, and the page's policy runs no script but its own.
 """
 
