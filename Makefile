@@ -1,11 +1,13 @@
 # make help lists what there is to do. Each command sets up what it needs; everything made is in .venv and .local.
 .DEFAULT_GOAL := help
-.PHONY: help run report up down classify test test-sam-local test-launch test-aws invoke lint train train-sagemaker package-model build deploy destroy bench clean lock
+.PHONY: help run report up down classify dashboard test test-sam-local test-containers test-launch test-aws invoke lint train train-sagemaker package-model build deploy destroy bench bench-endpoint clean lock
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 SHELL = bash
 .SHELLFLAGS = -o pipefail -c
 
+# ONNX Runtime's official builds report to Microsoft otherwise.
+export ORT_DISABLE_TELEMETRY = 1
 PYTHON ?= python3
 PROJECT = .venv/bin/python
 DIGITS = .local/data/digits
@@ -37,11 +39,17 @@ down: ## stop the local stack
 classify: .local/.run $(PACKAGE) $(BUILT) ## IMAGE=path [THRESHOLD=t]: a picture of yours through the local stack
 	@$(PROJECT) local/classify.py "$(IMAGE)" --threshold "$(THRESHOLD)"
 
+dashboard: .local/.run ## the stack's dashboard, drawn from what the local stack has collected
+	@$(PROJECT) local/dashboard.py
+
 test: .local/.test $(PACKAGE) $(BUILT) ## unit and integration tests
 	@$(PROJECT) -m pytest
 
 test-sam-local: .local/.test $(PACKAGE) $(BUILT) ## the functions in Docker, through sam local
 	@$(PROJECT) -m pytest tests/sam_local
+
+test-containers: .local/.test .local/.containers $(PACKAGE) ## the archive in the scikit-learn image's server, and our own image in Docker
+	@$(PROJECT) -m pytest tests/containers
 
 test-launch: .local/.launch .local/.test ## training/launch.py through SageMaker's SDK, against an emulated AWS
 	@# Without local/, whose sagemaker.py is not the SDK.
@@ -87,17 +95,20 @@ bench: .local/.test $(PACKAGE) $(BUILT) ## the figures of benchmarks/README.md
 	@$(PROJECT) benchmarks/workflow.py
 	@$(PROJECT) benchmarks/open_report.py
 
+bench-endpoint: .local/.test .local/.containers .local/.bench $(PACKAGE) ## the endpoint's server against AWS's serving stacks
+	@$(PROJECT) benchmarks/endpoint.py --picture docs/endpoint-speed.svg
+
 clean: down ## everything that was made here
 	rm -rf .venv .local .aws-sam
 
-.local/.run .local/.test .local/.launch .local/.sam: .local/.%: requirements/*.txt local/install.py
+.local/.run .local/.test .local/.launch .local/.sam .local/.containers .local/.bench: .local/.%: requirements/*.txt local/install.py
 	@$(PYTHON) local/install.py $*
 	@touch $@
 
 $(DIGITS): training/prepare.py | .local/.run
 	@$(PROJECT) training/prepare.py digits --output $@
 
-$(MODEL): training/train.py training/model.py training/data.py endpoint/inference.py | $(DIGITS)
+$(MODEL): training/train.py training/model.py training/data.py training/calibration.py training/report.py endpoint/inference.py | $(DIGITS)
 	@$(PROJECT) training/train.py
 
 $(PACKAGE): $(MODEL) endpoint/package.py endpoint/inference.py
@@ -117,5 +128,9 @@ lock: ## pin pyproject.toml's groups again
 	$(LOCK) --python-version 3.11 --group sam -o requirements/sam.txt
 	$(LOCK) --python-version 3.11 --group sagemaker --group test-launch -o requirements/sagemaker.txt
 	$(LOCK) --python-version 3.11 --group uv -o requirements/uv.txt
+	$(LOCK) --python-version 3.12 --group build -o requirements/build.txt
+	$(LOCK) --python-version 3.12 --group sklearn-serving --overrides requirements/sklearn-serving.overrides -o requirements/sklearn-serving.txt
+	$(LOCK) --python-version 3.11 --group bench-serving -o requirements/bench-serving.txt
 	$(LOCK) --python-version 3.13 --group lambda-runtime -o requirements/lambda.txt
+	$(LOCK) --python-version 3.11 --group serve -c requirements/run.txt -o endpoint/requirements.txt
 	$(LOCK) --python-version 3.13 --group functions -o functions/requirements.txt

@@ -1,13 +1,15 @@
-"""Set up what the project's commands need: python3 local/install.py run|test|launch|sam|uv
+"""Set up what the project's commands need: python3 local/install.py run|test|launch|sam|containers|bench|uv
 
 Runs on any Python from 3.11, with the standard library alone, and makes
 
-  .venv                  training, endpoint, tests: the Python that runs this, if PyTorch has a build for it
-  .local/venvs/emulator  the emulated AWS
-  .local/venvs/sam       the SAM CLI
-  .local/venvs/lambda    Python 3.13 with AWS's Lambda runtime client: found, or fetched through uv
-  .local/venvs/sagemaker SageMaker's SDK, which starts training jobs: about 1 GB, with `launch` only
-  .local/venvs/uv        for `make lock`, and to fetch Python 3.13
+  .venv                        training, endpoint, tests: the Python that runs this, if PyTorch has a build for it
+  .local/venvs/emulator        the emulated AWS
+  .local/venvs/sam             the SAM CLI
+  .local/venvs/lambda          Python 3.13 with AWS's Lambda runtime client: found, or fetched through uv
+  .local/venvs/sagemaker       SageMaker's SDK, which starts training jobs: about 1 GB, with `launch` only
+  .local/venvs/sklearn-serving Python 3.12 with the server of SageMaker's scikit-learn image, with `containers` only
+  .local/venvs/bench-serving   the servers that `make bench-endpoint` compares with, with `bench` only
+  .local/venvs/uv              for `make lock`, and to fetch a Python that is not here
 
 each from its file of exact, hashed pins in requirements/. What is up to date is left alone.
 """
@@ -28,6 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LOCAL = ROOT / ".local"
 OLDEST, NEWEST = (3, 11), (3, 14)  # the pinned PyTorch and ONNX Runtime have wheels for these
 LAMBDA_PYTHON = "3.13"  # the functions' runtime in template.yaml
+SKLEARN_PYTHON = "3.12"  # the scikit-learn image's, for which endpoint/package.py packs
 PYTORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 
 
@@ -50,8 +53,11 @@ def run(arguments: list[str | Path], log: Path) -> None:
         raise SetupError(f"{end}\n\nThis failed; is there a network, and room on the disk? All of it: {where}")
 
 
-def install(name: str, python: str, venv: Path, requirements: str, torch: bool = False) -> None:
-    """Make the virtual environment and install the pinned packages, unless that was done already."""
+def install(name: str, python: str, venv: Path, requirements: str, torch: bool = False, sources: bool = False) -> None:
+    """Make the virtual environment and install the pinned packages, unless that was done already.
+
+    sources: some packages are published as sources only; they are built with what requirements/build.txt pins.
+    """
     lock = ROOT / "requirements" / requirements
     stamp = venv / f".installed-{requirements}"
     wanted = hashlib.sha256(lock.read_bytes() + python.encode() + torch_requirement().encode()).hexdigest()
@@ -64,7 +70,10 @@ def install(name: str, python: str, venv: Path, requirements: str, torch: bool =
         shutil.rmtree(venv, ignore_errors=True)  # half made, by a set-up that was interrupted
         run([python, "-m", "venv", venv], log)
     pip = [venv / "bin" / "python", "-m", "pip", "install", "--disable-pip-version-check", "--no-input"]
-    run([*pip, "--require-hashes", "--only-binary=:all:", "--no-deps", "-r", lock], log)
+    pinned = [*pip, "--require-hashes", "--no-deps"]
+    if sources:
+        run([*pinned, "--only-binary=:all:", "-r", ROOT / "requirements/build.txt"], log)
+    run([*pinned, "--no-build-isolation" if sources else "--only-binary=:all:", "-r", lock], log)
     if torch:
         index = ["--extra-index-url", PYTORCH_CPU_INDEX, "--retries", "2"]
         run([*pip, "--no-deps", *index, torch_requirement()], log)
@@ -88,37 +97,35 @@ def works(python: str | Path, minor: str) -> bool:
     return found.stdout.strip() == minor
 
 
-def find_lambda_python() -> str | None:
-    """A Python 3.13: this one, one on PATH, beside this one (pyenv, uv), or in pyenv's and uv's usual places."""
+def find_python(minor: str) -> str | None:
+    """A Python of that minor version: this one, on PATH, beside this one (pyenv, uv), or where pyenv and uv put it."""
     roots = [
         Path(sys.base_prefix).parent,
         Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv") / "versions",
         Path(os.environ.get("UV_PYTHON_INSTALL_DIR") or Path.home() / ".local/share/uv/python"),
         LOCAL / "python",
     ]
-    candidates = [sys.executable, *filter(None, [shutil.which(f"python{LAMBDA_PYTHON}")])]
-    pattern = f"*{LAMBDA_PYTHON}*/bin/python{LAMBDA_PYTHON}"
-    candidates += [str(path) for root in roots for path in sorted(root.glob(pattern))]
-    return next((candidate for candidate in candidates if works(candidate, LAMBDA_PYTHON)), None)
+    candidates = [sys.executable, *filter(None, [shutil.which(f"python{minor}")])]
+    candidates += [str(path) for root in roots for path in sorted(root.glob(f"*{minor}*/bin/python{minor}"))]
+    return next((candidate for candidate in candidates if works(candidate, minor)), None)
 
 
-def fetch_lambda_python() -> str:
-    """Python 3.13 through uv, into .local/python."""
+def fetch_python(minor: str, user: str) -> str:
+    """A Python through uv, into .local/python. `user`: what runs on it."""
     uv = shutil.which("uv")
     try:
         if not uv:
             install("uv", sys.executable, LOCAL / "venvs/uv", "uv.txt")
             uv = LOCAL / "venvs/uv/bin/uv"
-        print(f"Python {LAMBDA_PYTHON} is not here: fetching it with uv", flush=True)
+        print(f"Python {minor} is not here: fetching it with uv", flush=True)
         log = LOCAL / "logs/install-python.log"
-        run([uv, "python", "install", LAMBDA_PYTHON, "--install-dir", LOCAL / "python", "--no-bin"], log)
+        run([uv, "python", "install", minor, "--install-dir", LOCAL / "python", "--no-bin"], log)
     except SetupError as error:
         raise SetupError(
-            f"{error}\n\nThe functions run on Python {LAMBDA_PYTHON}, which was neither found nor fetched: install it "
-            f"(apt-get install python{LAMBDA_PYTHON}-venv, pyenv install {LAMBDA_PYTHON}, or uv python install "
-            f"{LAMBDA_PYTHON}) and run the command again."
+            f"{error}\n\n{user} on Python {minor}, which was neither found nor fetched: install it (apt-get install "
+            f"python{minor}-venv, pyenv install {minor}, or uv python install {minor}) and run the command again."
         ) from None
-    return find_lambda_python() or ""
+    return find_python(minor) or ""
 
 
 def check_machine() -> None:
@@ -165,7 +172,14 @@ def main(what: str) -> None:
         return install_all([("uv", sys.executable, LOCAL / "venvs/uv", "uv.txt")])
     if what == "launch":
         return install_all([("sagemaker", sys.executable, LOCAL / "venvs/sagemaker", "sagemaker.txt")])
-    lambda_python = find_lambda_python() or fetch_lambda_python()
+    if what == "containers":
+        python = find_python(SKLEARN_PYTHON) or fetch_python(SKLEARN_PYTHON, "SageMaker's scikit-learn image runs")
+        venv = LOCAL / "venvs/sklearn-serving"
+        return install_all([("sklearn-serving", python, venv, "sklearn-serving.txt", False, True)])
+    if what == "bench":
+        venv = LOCAL / "venvs/bench-serving"
+        return install_all([("bench-serving", sys.executable, venv, "bench-serving.txt", True, True)])
+    lambda_python = find_python(LAMBDA_PYTHON) or fetch_python(LAMBDA_PYTHON, "The functions run")
     python = sys.executable if sys.version_info[:2] <= NEWEST else lambda_python
     environments = [
         ("sam", python, LOCAL / "venvs/sam", "sam.txt"),
@@ -180,7 +194,7 @@ def main(what: str) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2 or sys.argv[1] not in ("run", "test", "launch", "sam", "uv"):
+    if len(sys.argv) != 2 or sys.argv[1] not in ("run", "test", "launch", "sam", "containers", "bench", "uv"):
         sys.exit(__doc__)
     try:
         main(sys.argv[1])

@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 if not Path(__file__).with_name("inference.py").exists():  # SageMaker has it staged beside this file
     sys.path.append(str(Path(__file__).parents[1] / "endpoint"))
-from inference import UnsupportedImageError, preprocess
+from inference import DECODE_ERRORS, UnsupportedImageError, preprocess
 
 SMALLEST_SIDE, LARGEST_SIDE = 16, 64
+UNREADABLE = 0.1  # part of the files above which the folder is taken for a mistake
+COLOUR = 0.02  # mean distance of a pixel's channels from grey above which a picture counts as coloured
 
 
 class DataError(Exception):
@@ -76,27 +78,64 @@ def list_images(folder):
     return filled
 
 
+def read(classes, size):
+    """The pictures of `list_images` as ({label: [(path, pixels), ...]}, [(path, reason it cannot be read), ...]).
+
+    pixels: what `preprocess` makes of the file at `size` (height, width).
+    Raises UnreadableImageError when more than one file in ten is no image, ClassTooSmallError when a class has none.
+    """
+    pictures, unreadable = {label: [] for label in classes}, []
+    for label, paths in classes.items():
+        for path in paths:
+            try:
+                pictures[label].append((path, preprocess(path.read_bytes(), size)))
+            except (UnsupportedImageError, OSError) as error:
+                unreadable.append((path, str(error)))
+    count = sum(map(len, classes.values()))
+    if len(unreadable) > UNREADABLE * count:
+        path, reason = unreadable[0]
+        raise UnreadableImageError(f"{path}: {reason} ({len(unreadable):,} of {count:,} files cannot be read)")
+    if empty := [label for label in classes if not pictures[label]]:
+        raise ClassTooSmallError(f"class {empty[0]} has no image that can be read")
+    return pictures, unreadable
+
+
+def report(what, files):
+    """Say which files, of [(path, reason)]."""
+    if files:
+        print(f"{len(files):,} of the files {what}:")
+        for path, reason in files:
+            print(f"  {path}: {reason}")
+
+
 def choose_size(classes):
     """A square (height, width) for these pictures: their median shorter side, in multiples of 8 from 16 to 64."""
-    side = np.median([_shorter_side(path) for paths in classes.values() for path in paths])
+    sides = [_shorter_side(path) for paths in classes.values() for path in paths]
+    side = np.median([side for side in sides if side] or [SMALLEST_SIDE])
     side = int(np.clip(8 * round(side / 8), SMALLEST_SIDE, LARGEST_SIDE))
     return side, side
 
 
 def load(classes, size, labels=None):
-    """Read the pictures of `list_images` at `size` (height, width).
+    """Read the pictures of `list_images` at `size` (height, width); those that cannot be read are listed and left out.
 
     labels: the model's labels, where these pictures test a model that has them already; else the classes' own.
-    Raises UnreadableImageError, UnknownClassError.
+    Raises UnknownClassError, UnreadableImageError, ClassTooSmallError.
     """
     labels = labels or list(classes)
-    unknown = sorted(set(classes) - set(labels))
-    if unknown:
+    if unknown := sorted(set(classes) - set(labels)):
         raise UnknownClassError(f"{', '.join(unknown)}: not among the classes of the training data")
-    paths = [path for label in classes for path in classes[label]]
-    targets = [labels.index(label) for label in classes for _ in classes[label]]
-    images = np.stack([_read(path, size) for path in paths])
-    return Dataset(images, np.array(targets, dtype=np.int64), labels)
+    pictures, unreadable = read(classes, size)
+    report("cannot be read and are left out", unreadable)
+    images = [pixels for pairs in pictures.values() for _, pixels in pairs]
+    targets = [labels.index(label) for label, pairs in pictures.items() for _ in pairs]
+    return Dataset(np.stack(images), np.array(targets, dtype=np.int64), labels)
+
+
+def are_photographs(dataset):
+    """Whether most pictures have colour, as photographs do; scans, X-rays and drawings in ink have none."""
+    grey = dataset.images.mean(1, keepdims=True)
+    return bool(np.median(np.abs(dataset.images - grey).mean((1, 2, 3))) > COLOUR)
 
 
 def stratified_split(targets, fractions, seed):
@@ -125,15 +164,9 @@ def _visible(folder):
 
 
 def _shorter_side(path):
+    """0 for what is no image."""
     try:
         with Image.open(path) as image:  # reads the header only
             return min(image.size)
-    except (UnidentifiedImageError, OSError) as error:
-        raise UnreadableImageError(f"{path}: not a readable image") from error
-
-
-def _read(path, size):
-    try:
-        return preprocess(path.read_bytes(), size)
-    except (UnsupportedImageError, OSError) as error:
-        raise UnreadableImageError(f"{path}: {error}") from error
+    except DECODE_ERRORS:
+        return 0

@@ -1,28 +1,48 @@
-"""Train a small convolutional network on a folder of class folders and export it for the endpoint.
+"""Train a convolutional network on a folder of class folders and export it for the endpoint.
 
     python training/prepare.py digits                        # once: the data to start with
-    python training/train.py                                 # about half a minute on two cores
+    python training/train.py                                 # about 15 seconds on two cores
     SM_CHANNEL_TRAIN=pictures SM_MODEL_DIR=out python training/train.py      # any pictures/<label>/<picture>
 
 It is also the entry point of a SageMaker training job: folders come from SM_CHANNEL_TRAIN, SM_CHANNEL_VALIDATION,
 SM_CHANNEL_TEST, SM_MODEL_DIR and SM_OUTPUT_DATA_DIR, or from the option of the same name, and every option takes a
-value. Without a validation folder, a part of every training class is set aside for it. Validation data chooses the
-epoch that is kept and ends the training when it no longer improves; test data is looked at once, at the end.
+value. Without a validation folder, a part of every training class is set aside for it. Files that cannot be read are
+listed and left out; more than one in ten end the training.
+
+What an option's help calls suited to the data is chosen by `suit`, from three things: the pictures' size, how many
+there are, and whether they have colour. Coloured pictures are taken for photographs of things, which stay what they
+are in a mirror, in another light and where only a part is seen. Set --flip 0 for coloured pictures that do not (signs,
+letters, left and right hands), and --flip 0.5 --mix 0.5 for grey ones that do.
+
+What is kept of a network is a moving average of the trained one; the model averages the answers of one or two of them.
+Validation data chooses the epoch that is kept, ends
+the training when it no longer improves, and gives the temperature that makes probabilities honest; test data is looked
+at once, at the end.
 
 Written to the model folder, when all is done:
 
     model.onnx       in: float32 `pixels` [N, 3, height, width], RGB, 0 to 1; out: float32 `probabilities` [N, classes].
-                     Normalisation and softmax are inside. Compared with PyTorch on the whole validation set.
-    metadata.json    labels in the order of the output, input size, seed, options, figures, versions, the model's sha256
+                     Normalisation, the mean with the mirror image (where --flip is not 0), temperature and softmax are
+                     inside. Compared with PyTorch on the whole validation set.
+    metadata.json    labels in the order of the output, input size, temperature, accuracy and calibration, what each
+                     threshold accepts and gets right, seed, options, versions, the model's sha256
 
-and to the output folder history.csv, the line of every epoch.
+and to the output folder
+
+    report.html      the learning curve, mistakes, reliability and thresholds, to look at
+    history.csv      the line of every epoch
+    predictions.csv  the answer to every validation and test picture, from which threshold.py chooses a threshold
 """
 
 import argparse
+import concurrent.futures
+import copy
 import csv
 import hashlib
 import json
 import logging
+import math
+import multiprocessing
 import os
 import platform
 import sys
@@ -30,18 +50,27 @@ import time
 import warnings
 from pathlib import Path
 
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # it reports to Microsoft otherwise, once it is imported
+
 import numpy as np
 import onnx
 import onnxruntime
 import torch
 from torch.nn import functional
 
-from data import DataError, choose_size, list_images, load, stratified_split
-from model import Classifier, Probabilities
+import calibration
+from data import DataError, are_photographs, choose_size, list_images, load, stratified_split
+from model import Average, Classifier, Probabilities
+from report import write_report
 
 ROOT = Path(__file__).parents[1]
 DIGITS = ROOT / ".local/data/digits"
 MAX_DIFFERENCE = 1e-5  # between PyTorch's probabilities and the exported model's
+SMALL_SIDE = 32  # pixels; smaller pictures make do with a smaller network and a shorter training
+MANY = 5_000  # pictures; with more of them, a second network brings little
+FEWEST_EPOCHS, MOST_EPOCHS = 10, 150
+COLOURLESS = 0.1  # part of the pictures in another light
+SECONDS_BETWEEN_LINES = 5
 
 
 class ExportMismatchError(Exception):
@@ -60,20 +89,24 @@ def parse_options(argv=None):
     add("--test", type=Path, default=environment.get("SM_CHANNEL_TEST"), help="same classes or fewer")
     add("--model-dir", type=Path, default=environment.get("SM_MODEL_DIR", ROOT / ".local/model"))
     add("--output-data-dir", type=Path, default=environment.get("SM_OUTPUT_DATA_DIR", ROOT / ".local/training"))
-    add("--validation-fraction", type=float, default=0.2, help="of the training data, where no validation is given")
+    add("--validation-fraction", type=float, default=0.15, help="of the training data, where no validation is given")
     add("--image-size", type=int, default=0, help="pixels a side; 0 suits it to the data, between 16 and 64")
-    add("--epochs", type=int, default=24)
-    add("--patience", type=int, default=10, help="epochs without a better validation loss before it stops")
+    add("--epochs", type=int, help="suited to the data: fewer of more pictures")
+    add("--patience", type=int, help="epochs without a better validation loss before it stops [half of all]")
     add("--batch-size", type=int, default=32)
-    add("--learning-rate", type=float, default=0.003, help="highest of a one-cycle schedule")
-    add("--weight-decay", type=float, default=0.01)
-    add("--label-smoothing", type=float, default=0.05)
-    add("--width", type=int, default=16, help="channels of the first layers")
-    add("--dropout", type=float, default=0.2)
+    add("--learning-rate", type=float, default=0.1, help="highest of a schedule that rises, and falls to 0")
+    add("--weight-decay", type=float, default=5e-4)
+    add("--label-smoothing", type=float, default=0.1)
+    add("--averaging", type=float, default=0.995, help="of the moving average of the weights, a step")
+    add("--width", type=int, help="channels of the first group of layers; suited to the data")
+    add("--dropout", type=float, default=0)
+    add("--networks", type=int, help="trained side by side, their answers averaged; suited to the data")
     add("--rotate", type=float, default=10, help="augmentation: degrees either way")
-    add("--shift", type=float, default=0.1, help="augmentation: part of the side either way")
-    add("--scale", type=float, default=0.1, help="augmentation: part larger or smaller")
-    add("--flip", type=float, default=0, help="augmentation: probability of a mirror image; leave 0 for digits")
+    add("--shift", type=float, default=0.12, help="augmentation: part of the side either way")
+    add("--scale", type=float, default=0.15, help="augmentation: part larger or smaller")
+    add("--flip", type=float, help="augmentation: probability of a mirror image; suited to the data, 0 for digits")
+    add("--light", type=float, help="augmentation: part of brightness, contrast and colour; suited to the data")
+    add("--mix", type=float, help="augmentation: probability of a part of another picture; suited to the data")
     add("--seed", type=int, default=0)
     options, ignored = parser.parse_known_args(argv)
     if ignored:
@@ -100,62 +133,142 @@ def load_data(options):
     return train, validation, test
 
 
-def augment(images, options):
-    """Move, turn, scale and perhaps mirror each of images [N, 3, height, width] at random; edges are continued."""
+def suit(options, train):
+    """Choose the options that were not given, for this Dataset. The length grows with the root of its size: 850
+    photographs of 32 x 32 pixels get 100 epochs, 50,000 get 13."""
+    small, photographs = max(train.images.shape[2:]) < SMALL_SIDE, are_photographs(train)
+    epochs = round((400 if small else 3000) / len(train) ** 0.5)
+    suited = {
+        "width": 16 if small else 32,
+        "networks": 1 if small or len(train) > MANY else 2,
+        "epochs": min(max(epochs, FEWEST_EPOCHS), MOST_EPOCHS),
+        "flip": 0.5 if photographs else 0.0,
+        "light": 0.3 if photographs else 0.0,
+        "mix": 0.5 if photographs else 0.0,
+    }
+    for name, value in suited.items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
+    if options.patience is None:
+        options.patience = max(1, options.epochs // 2)
+
+
+def move(images, options):
+    """Shift, turn, scale and perhaps mirror; what comes in at the edges is the picture's own reflection."""
     count = len(images)
-
-    def between(limit):
-        return limit * (2 * torch.rand(count) - 1)
-
-    angle = torch.deg2rad(between(options.rotate))
-    scale = 1 + between(options.scale)
+    angle = torch.deg2rad(between(options.rotate, count))
+    scale = 1 + between(options.scale, count)
     mirror = torch.where(torch.rand(count) < options.flip, -1.0, 1.0)
     cosine, sine = torch.cos(angle) * scale, torch.sin(angle) * scale
-    shift_x, shift_y = between(2 * options.shift), between(2 * options.shift)  # the grid's sides are 2 long
+    shift_x, shift_y = (
+        between(2 * options.shift, count),
+        between(2 * options.shift, count),
+    )  # the grid's sides are 2 long
     rows = [torch.stack([cosine * mirror, -sine, shift_x], 1), torch.stack([sine * mirror, cosine, shift_y], 1)]
     grid = functional.affine_grid(torch.stack(rows, 1), images.shape, align_corners=False)
-    return functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
+    return functional.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+
+
+def relight(images, options):
+    """More or less contrast, brightness and colour, or none."""
+    if not options.light:
+        return images
+    colour, contrast, brightness = (1 + between(options.light, len(images)).reshape(-1, 1, 1, 1) for _ in range(3))
+    colour[torch.rand(len(images)) < COLOURLESS] = 0
+    grey = images.mean(1, keepdim=True)
+    images = grey + (images - grey) * colour
+    mean = images.mean((1, 2, 3), keepdim=True)
+    return (images - mean) * contrast + mean * brightness
+
+
+def mix(images, truth, options):
+    """Into a part of the batches, paste a rectangle of another picture; truth [N, classes] is divided by area."""
+    if torch.rand(()) >= options.mix:
+        return images, truth
+    height, width = images.shape[2:]
+    side = torch.rand(()).sqrt()  # so that every area is as likely
+    high, wide = int(side * height), int(side * width)
+    top, left = (int(torch.randint(space + 1, ())) for space in (height - high, width - wide))
+    rows, columns = slice(top, top + high), slice(left, left + wide)
+    others = torch.randperm(len(images))
+    images = images.clone()
+    images[:, :, rows, columns] = images[others][:, :, rows, columns]
+    part = high * wide / (height * width)
+    return images, (1 - part) * truth + part * truth[others]
+
+
+def between(limit, count):
+    """`count` numbers between -limit and limit."""
+    return limit * (2 * torch.rand(count) - 1)
 
 
 @torch.no_grad()
-def logits_of(model, dataset):
-    """Logits [N, classes] of a whole dataset, in its order."""
+def outputs_of(model, dataset):
+    """What the model makes of a whole dataset, [N, classes], in its order."""
     model.eval()
     return torch.cat([model(batch) for batch in torch.from_numpy(dataset.images).split(256)])
 
 
 def evaluate(model, dataset):
-    """Accuracy and mean cross-entropy."""
-    logits, targets = logits_of(model, dataset), torch.from_numpy(dataset.targets)
-    return {
-        "accuracy": (logits.argmax(1) == targets).double().mean().item(),
-        "loss": functional.cross_entropy(logits, targets).item(),
-    }
+    """Accuracy, and mean cross-entropy at the best temperature, which takes the effect of label smoothing back."""
+    logits = outputs_of(model, dataset).double().numpy()
+    figures = calibration.trust(logits, dataset.targets, calibration.fit_temperature(logits, dataset.targets))
+    return {"accuracy": figures["accuracy"], "loss": figures["loss"]}
 
 
-def fit(model, train, validation, options):
-    """Train `model` in place and leave it at the epoch of the lowest validation loss. Returns one dict an epoch."""
-    images, targets = torch.from_numpy(train.images), torch.from_numpy(train.targets)
-    steps = -(-len(train) // options.batch_size)
-    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=options.weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=options.learning_rate, epochs=options.epochs, steps_per_epoch=steps
-    )
-    history, best, best_state = [], None, None
+def learning_rate(progress, highest):
+    """At a point of training between 0 and 1: rises for a tenth of it, then falls like half a cosine wave."""
+    return highest * min(progress / 0.1, (1 + math.cos(math.pi * progress)) / 2)
+
+
+@torch.no_grad()
+def follow(average, model, averaging):
+    """Move the averaged weights towards those of the model."""
+    for ours, theirs in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
+        if ours.is_floating_point():
+            ours.lerp_(theirs, 1 - averaging)
+
+
+def fit(model, train, validation, options, name=""):
+    """Train `model` in place and leave it at its moving average, in the epoch of the lowest validation loss.
+
+    Returns one dict an epoch, which it prints after `name`.
+    """
+    images, truth = torch.from_numpy(train.images), torch.eye(len(train.labels))[train.targets]
+    model.to(memory_format=torch.channels_last)
+    average = copy.deepcopy(model)
+    matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+    vectors = [parameter for parameter in model.parameters() if parameter.ndim == 1]
+    groups = [{"params": matrices, "weight_decay": options.weight_decay}, {"params": vectors, "weight_decay": 0}]
+    optimizer = torch.optim.SGD(groups, lr=options.learning_rate, momentum=0.9, nesterov=True)
+    small = max(train.images.shape[2:]) < SMALL_SIDE
+    bfloat16 = torch.cpu.get_capabilities().get("amx_bf16", False) and not small  # elsewhere it is not faster
+    steps = options.epochs * -(-len(train) // options.batch_size)
+    history, best, best_state, step = [], None, None, 0
     for epoch in range(1, options.epochs + 1):
-        started = time.perf_counter()
+        started = printed = time.perf_counter()
         model.train()
-        loss_sum = 0.0
+        loss_sum = done = 0
         for batch in torch.randperm(len(train)).split(options.batch_size):
-            logits = model(augment(images[batch], options))
-            loss = functional.cross_entropy(logits, targets[batch], label_smoothing=options.label_smoothing)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate((step + 1) / steps, options.learning_rate)
+            pictures, wanted = mix(relight(move(images[batch], options), options), truth[batch], options)
+            pictures = pictures.contiguous(memory_format=torch.channels_last)
+            with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+                logits = model(pictures).float()
+            loss = functional.cross_entropy(logits, wanted, label_smoothing=options.label_smoothing)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            schedule.step()
+            step += 1
+            follow(average, model, min(options.averaging, step / (step + 10)))  # the first weights are soon forgotten
             loss_sum += loss.item() * len(batch)
+            done += len(batch)
+            if time.perf_counter() - printed > SECONDS_BETWEEN_LINES:
+                printed = time.perf_counter()
+                print(f"{name}epoch {epoch}: {done:,} of {len(train):,} images", flush=True)
 
-        figures = evaluate(model, validation)
+        figures = evaluate(average, validation)
         history.append(
             {
                 "epoch": epoch,
@@ -165,23 +278,57 @@ def fit(model, train, validation, options):
                 "seconds": time.perf_counter() - started,
             }
         )
-        print(" ".join(f"{name}={value:.4g}" for name, value in history[-1].items()), flush=True)
+        print(name + " ".join(f"{key}={value:.4g}" for key, value in history[-1].items()), flush=True)
         if best is None or figures["loss"] < best["validation_loss"]:
             best = history[-1]
-            best_state = {name: value.clone() for name, value in model.state_dict().items()}
+            best_state = {name: value.clone() for name, value in average.state_dict().items()}
         elif epoch - best["epoch"] >= options.patience:
             break
     model.load_state_dict(best_state)
+    model.to(memory_format=torch.contiguous_format)
     return history
 
 
+def build(train, options):
+    """An untrained network for this Dataset."""
+    mean, std = train.images.mean((0, 2, 3)), train.images.std((0, 2, 3)).clip(1e-3)
+    return Classifier(len(train.labels), mean, std, train.images.shape[2:], options.width, options.dropout)
+
+
+def train_one(number, train, validation, options):
+    """Train network `number` of options.networks, with its share of the cores. Returns its weights, and fit's lines."""
+    torch.manual_seed(options.seed + 1000 * (number - 1))
+    small = max(train.images.shape[2:]) < SMALL_SIDE  # there, threads would wait for each other longer than they work
+    torch.set_num_threads(1 if small else max(1, torch.get_num_threads() // options.networks))
+    network = build(train, options)
+    history = fit(network, train, validation, options, f"network={number} " if options.networks > 1 else "")
+    weights = {name: value.numpy() for name, value in network.state_dict().items()}
+    return weights, [{"network": number, **line} for line in history]
+
+
+def train_all(train, validation, options):
+    """Train options.networks networks side by side, each in a process of its own. Returns them and the lines of fit."""
+    numbers = range(1, options.networks + 1)
+    if options.networks == 1:
+        results = [train_one(1, train, validation, options)]
+    else:
+        spawn = multiprocessing.get_context("spawn")
+        with concurrent.futures.ProcessPoolExecutor(options.networks, mp_context=spawn) as pool:
+            jobs = [pool.submit(train_one, number, train, validation, options) for number in numbers]
+            results = [job.result() for job in jobs]
+    networks = [build(train, options) for _ in numbers]
+    for network, (weights, _) in zip(networks, results, strict=True):
+        network.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in weights.items()})
+    return networks, [line for _, history in results for line in history]
+
+
 def export(model, size, path):
-    """Write the classifier with its softmax as ONNX, without the exporter's traces of this machine's folders."""
+    """Write a `Probabilities` for pictures of `size` as ONNX, without the exporter's traces of this machine."""
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            Probabilities(model).eval(),
+            model,
             (torch.rand(2, 3, *size),),
             input_names=["pixels"],
             output_names=["probabilities"],
@@ -199,7 +346,7 @@ def largest_difference(model, path, dataset):
     """Largest absolute difference of a probability between PyTorch and the ONNX file. Raises ExportMismatchError."""
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     (exported,) = session.run(["probabilities"], {"pixels": dataset.images})
-    trained = torch.softmax(logits_of(model, dataset), dim=1).numpy()
+    trained = outputs_of(model, dataset).numpy()
     difference = float(np.abs(exported - trained).max())
     if not difference <= MAX_DIFFERENCE:
         raise ExportMismatchError(f"probabilities differ by {difference:.2g}, more than {MAX_DIFFERENCE:g} is too much")
@@ -211,32 +358,56 @@ def versions():
     return {"python": platform.python_version(), **libraries}
 
 
-def write_history(history, folder):
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "history.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, history[0])
+def write_csv(lines, path):
+    """Dicts with the same keys, at least one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, lines[0])
         writer.writeheader()
-        writer.writerows(history)
+        writer.writerows(lines)
+
+
+def answers(part, dataset, probabilities):
+    """The lines of predictions.csv."""
+    return [
+        {
+            "part": part,
+            "truth": dataset.labels[target],
+            "label": dataset.labels[row.argmax()],
+            "confidence": float(row.max()),
+        }
+        for target, row in zip(dataset.targets, probabilities, strict=True)
+    ]
 
 
 def main(argv=None):
     started = time.perf_counter()
     options = parse_options(argv)
-    torch.manual_seed(options.seed)
     train, validation, test = load_data(options)
+    suit(options, train)
     height, width = train.images.shape[2:]
-    if max(height, width) < 32:  # threads would wait for each other longer than they work, tenfold on a busy machine
-        torch.set_num_threads(1)
     sets = {"train": train, "validation": validation} | ({"test": test} if test else {})
-    print("Training on " + ", ".join(f"{len(dataset):,} {name}" for name, dataset in sets.items()), flush=True)
+    chosen = ", ".join(
+        f"{name} {getattr(options, name)}" for name in ("networks", "epochs", "width", "flip", "light", "mix")
+    )
+    print(
+        "Training on " + ", ".join(f"{len(dataset):,} {name}" for name, dataset in sets.items()) + f"; {chosen}",
+        flush=True,
+    )
 
-    mean, std = train.images.mean((0, 2, 3)), train.images.std((0, 2, 3)).clip(1e-3)
-    model = Classifier(len(train.labels), mean, std, options.width, options.dropout)
-    history = fit(model, train, validation, options)
-    write_history(history, options.output_data_dir)
-    figures = {name: evaluate(model, dataset) for name, dataset in sets.items()}
+    networks, history = train_all(train, validation, options)
+    write_csv(history, options.output_data_dir / "history.csv")
+
+    classifier = Average(networks, mirrored=options.flip > 0)
+    logits = {name: outputs_of(classifier, dataset).double().numpy() for name, dataset in sets.items()}
+    temperature = calibration.fit_temperature(logits["validation"], validation.targets)
+    figures = {name: calibration.trust(logits[name], dataset.targets, temperature) for name, dataset in sets.items()}
+    probabilities = {name: calibration.softmax(logits[name] / temperature) for name in sets if name != "train"}
+    predictions = [line for name in probabilities for line in answers(name, sets[name], probabilities[name])]
+    write_csv(predictions, options.output_data_dir / "predictions.csv")
 
     print("Exporting to ONNX and comparing it with PyTorch", flush=True)
+    model = Probabilities(classifier, temperature).eval()
     options.model_dir.mkdir(parents=True, exist_ok=True)
     unchecked = options.model_dir / "model.onnx.unchecked"
     export(model, (height, width), unchecked)
@@ -244,7 +415,12 @@ def main(argv=None):
     metadata = {
         "labels": train.labels,
         "input": {"name": "pixels", "height": height, "width": width, "range": [0, 1]},
-        "normalisation": {"mean": mean.tolist(), "std": std.tolist(), "where": "inside the model"},
+        "normalisation": {
+            "mean": networks[0].mean.flatten().tolist(),
+            "std": networks[0].std.flatten().tolist(),
+            "where": "inside the model",
+        },
+        "temperature": temperature,
         "figures": figures,
         "images": {name: dataset.counts() for name, dataset in sets.items()},
         "epochs": len(history),
@@ -259,8 +435,14 @@ def main(argv=None):
     unchecked.replace(options.model_dir / "model.onnx")
     (options.model_dir / "metadata.json").write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
     for name, figure in figures.items():
-        print(f"{name}: accuracy={figure['accuracy']:.4f} loss={figure['loss']:.4f}")
+        error = figure["expected_calibration_error"]
+        print(
+            f"{name}: accuracy={figure['accuracy']:.4f} loss={figure['loss']:.4f} "
+            f"calibration_error={error['after']:.4f} (before temperature {temperature:.2f}: {error['before']:.4f})"
+        )
+    write_report(options.output_data_dir / "report.html", metadata, history, sets, probabilities)
     print(f"{options.model_dir}: model.onnx, metadata.json ({metadata['seconds']:.0f} s)")
+    print(f"{options.output_data_dir}: report.html, history.csv, predictions.csv")
 
 
 if __name__ == "__main__":

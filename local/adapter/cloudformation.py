@@ -2,7 +2,7 @@
 
 https://docs.aws.amazon.com/AWSCloudFormation/latest/TemplateReference/AWS_SageMaker.html
 
-Scaling of endpoints is recorded, and not acted on: a stack that has it deploys.
+Scaling of endpoints, composite alarms, alarms on several metrics and saved queries are recorded, and not acted on.
 """
 
 import uuid
@@ -82,16 +82,31 @@ def recorded(logical_id, _properties, stack_name):
 
 RECORDED = {
     "create": recorded,
-    "update": lambda physical_id, _old, _new, _stack_name: (physical_id, {}),
+    "update": lambda physical_id, *_: (physical_id, {}),
     "delete": lambda _physical_id, _properties: None,
 }
 ENDPOINT = handlers("Endpoint")
+ALARM = provisioners._RESOURCE_HANDLERS["AWS::CloudWatch::Alarm"]
+
+
+def create_alarm(logical_id, properties, stack_name):
+    return (recorded if "Metrics" in properties else ALARM["create"])(logical_id, properties, stack_name)
+
+
+def update_alarm(physical_id, old, properties, stack_name, *more):
+    update = RECORDED["update"] if "Metrics" in properties else ALARM["update"]
+    return update(physical_id, old, properties, stack_name, *more)
+
+
 provisioners._RESOURCE_HANDLERS |= {  # private: the table of resource types
     "AWS::SageMaker::Model": handlers("Model"),
     "AWS::SageMaker::EndpointConfig": handlers("EndpointConfig"),
     "AWS::SageMaker::Endpoint": ENDPOINT | {"create": create_endpoint, "update": update_endpoint},
     "AWS::ApplicationAutoScaling::ScalableTarget": RECORDED,
     "AWS::ApplicationAutoScaling::ScalingPolicy": RECORDED,
+    "AWS::CloudWatch::CompositeAlarm": RECORDED,
+    "AWS::Logs::QueryDefinition": RECORDED,
+    "AWS::CloudWatch::Alarm": ALARM | {"create": create_alarm, "update": update_alarm},
 }
 
 

@@ -72,7 +72,8 @@ def test_low_confidence_goes_to_review_and_is_no_error_of_a_function(workflow, o
     result = json.loads(execution.cause)
     assert (result["label"], result["accepted"], result["threshold"]) == ("7", False, 1)
     message = workflow.message_about(workflow.outputs["ReviewQueueUrl"], '"rejected.png"')
-    assert message == result | {"execution_arn": execution.arn}
+    assert message == result
+    assert message["execution_arn"] == execution.arn
     event = workflow.message_about(outcome_events, '"rejected.png"')
     assert (event["detail-type"], event["detail"]) == ("Image Needs Review", result)
     assert lambda_errors(workflow, "CheckConfidence") == 0
@@ -212,6 +213,47 @@ def test_technical_failures_reach_the_failure_queue_and_low_confidence_does_not(
     failures = workflow.outputs["FailureQueueUrl"]
     assert workflow.message_about(failures, failed.arn)["detail"]["error"] == "UnsupportedImageError"
     assert workflow.message_about(failures, rejected.arn, seconds=1) is None
+
+
+def test_whatever_becomes_of_an_image_is_a_line_of_the_prediction_log(workflow, seven):
+    accepted = workflow.classify("recorded.png", seven)
+    rejected = workflow.classify("recorded.png", seven, threshold=1)
+    failed = workflow.classify("recorded.txt", b"no image")
+
+    def line_of(execution):
+        lines = [line for line in prediction_lines(workflow) if line["execution_arn"] == execution.arn]
+        return lines and lines[0]
+
+    lines = [wait_for(lambda execution=execution: line_of(execution)) for execution in (accepted, rejected, failed)]
+    assert [line["outcome"] for line in lines] == ["accepted", "review", "error"]
+    assert [line["s3_key"] for line in lines] == ["recorded.png", "recorded.png", "recorded.txt"]
+    assert (lines[0]["label"], lines[0]["confidence"]) == ("7", accepted.output["confidence"])
+    assert (lines[2]["error"], lines[2]["cause"]) == (failed.error, failed.message)
+
+
+def prediction_lines(workflow):
+    messages = log_lines(workflow)[workflow.outputs["PredictionLogGroupName"]]
+    lines = [json.loads(message) for message in messages if message.startswith("{")]
+    return [line for line in lines if line.get("message") == "prediction"]
+
+
+def test_every_log_line_of_an_execution_leads_to_it_and_its_trace_is_annotated(workflow, stack, seven):
+    execution = workflow.classify("led.png", seven)
+    text = wait_for(lambda: (found := log_text(workflow)).count(execution.arn) > 10 and found)
+    lines = [json.loads(line) for line in text.splitlines() if line.startswith('{"level"')]
+    ours = [line for line in lines if line["correlation_id"] == execution.arn]
+    assert [line["message"] for line in sorted(ours, key=lambda line: line["timestamp"])] == [
+        "image retrieved",
+        "image classified",
+        "confidence checked",
+        "prediction",
+    ]
+    traces = {line["xray_trace_id"] for line in ours}
+    segments = [json.loads(line) for line in (stack.directory / "xray.jsonl").read_text().splitlines()]
+    annotations = [segment.get("annotations", {}) for segment in segments if segment.get("trace_id") in traces]
+    merged = {name: value for annotation in annotations for name, value in annotation.items()}
+    assert (merged["s3_bucket"], merged["label"], merged["accepted"]) == (workflow.bucket, "7", True)
+    assert len(merged["s3_key_hash"]) == 16
 
 
 def test_no_image_bytes_in_logs_traces_or_the_output_but_in_the_history(workflow, stack):

@@ -3,7 +3,10 @@ import contextlib
 import io
 import json
 import struct
+import subprocess
+import sys
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -127,6 +130,32 @@ def test_exif_orientation_is_respected():
     np.testing.assert_array_equal(preprocess(turned, (4, 6)), preprocess(encode(upright), (4, 6)))
 
 
+def pixels_of(image):
+    """Without the shortcuts that a JPEG allows."""
+    return preprocess(encode(image), (16, 24))
+
+
+def test_a_large_jpeg_is_decoded_small_with_next_to_the_same_pixels_however_it_is_turned():
+    random = np.random.default_rng(0)
+    coarse = Image.fromarray(random.integers(0, 256, (30, 40, 3), dtype=np.uint8))
+    image = Image.open(io.BytesIO(encode(coarse.resize((800, 600), Image.Resampling.BICUBIC), "JPEG", quality=90)))
+    image.load()
+    upright = encode(image, "JPEG", quality=95)
+    np.testing.assert_allclose(preprocess(upright, (16, 24)), pixels_of(image), atol=2 / 255)
+    assert not np.array_equal(preprocess(upright, (16, 24)), pixels_of(Image.open(io.BytesIO(upright))))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = encode(image.transpose(Image.Transpose.ROTATE_90), "JPEG", quality=95, exif=exif)
+    np.testing.assert_allclose(preprocess(turned, (16, 24)), pixels_of(image), atol=2 / 255)
+
+
+def test_an_image_has_the_same_answer_alone_and_among_others(model):
+    random = np.random.default_rng(0)
+    images = [encode(Image.fromarray(random.integers(0, 256, (8, 9, 3), dtype=np.uint8)), "JPEG") for _ in range(40)]
+    alone = [json.loads(ask(image, "image/jpeg", model)[0]) for image in images]
+    assert ask_lines([in_base64(image) for image in images], model) == alone
+
+
 def test_any_size_is_stretched_to_the_models():
     pixels = preprocess(encode(picture("white", size=(300, 17))), (4, 6))
     assert (pixels.shape, pixels.dtype, pixels.min()) == ((3, 4, 6), np.float32, 1)
@@ -175,3 +204,12 @@ def test_no_line_is_lost_over_many_batches_with_blank_lines_and_no_newline_at_th
 
 def test_an_empty_json_lines_body_has_an_empty_answer(model):
     assert ask(b"", "application/jsonlines", model) == ("", "application/jsonlines")
+
+
+def test_onnx_runtime_neither_reports_to_microsoft_nor_leaves_an_id_for_it(tmp_path):
+    model_dir, home = write_tiny_model(tmp_path / "model"), tmp_path / "home"
+    home.mkdir()
+    code = "import sys, inference; inference.model_fn(sys.argv[1])"
+    environment = {"HOME": str(home), "PYTHONPATH": str(Path(inference.__file__).parent)}
+    subprocess.run([sys.executable, "-c", code, model_dir], env=environment, check=True)
+    assert list(home.iterdir()) == []

@@ -13,12 +13,13 @@ import torch
 from PIL import Image
 from starlette.testclient import TestClient
 
+import calibration
 import data
 import inference
 import prepare
 import server
 import train
-from model import Classifier
+from model import Average, Classifier, Probabilities
 
 SIZE = (16, 24)  # not square, so that height and width are not mistaken for each other
 
@@ -48,7 +49,18 @@ def trained(tmp_path_factory):
     write_classes(folder / "train", {"bright cat": 20, "dark dog": 10})
     own = {"SM_CHANNEL_TRAIN": "train", "SM_MODEL_DIR": "model", "SM_OUTPUT_DATA_DIR": "output"}
     foreign = {name: value for name, value in os.environ.items() if not name.startswith("SM_")}
-    command = [sys.executable, train.__file__, "--epochs", "2", "--sagemaker_region", "eu-west-1"]
+    command = [
+        sys.executable,
+        train.__file__,
+        "--epochs",
+        "2",
+        "--width",
+        "8",
+        "--networks",
+        "2",
+        "--sagemaker_region",
+        "eu-west-1",
+    ]
     environment = foreign | {name: str(folder / part) for name, part in own.items()}
     job = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert job.returncode == 0, job.stderr
@@ -124,21 +136,94 @@ def test_faults_of_the_data_are_named(tmp_path):
 
     broken = write_classes(tmp_path / "broken", {"cat": 1, "dog": 1})
     (broken / "dog" / "notes.txt").write_text("no image")
-    with pytest.raises(data.UnreadableImageError, match=r"notes\.txt: not a readable image"):
-        data.choose_size(data.list_images(broken))
-    with pytest.raises(data.UnreadableImageError, match=r"notes\.txt: not a readable image"):
+    with pytest.raises(data.UnreadableImageError, match=r"notes\.txt: not a readable image.*\(1 of 3 files"):
         data.load(data.list_images(broken), SIZE)
+
+    empty = write_classes(tmp_path / "empty", {"cat": 20, "dog": 1})
+    (empty / "dog" / "0.png").write_text("no image")
+    with pytest.raises(data.ClassTooSmallError, match="class dog has no image that can be read"):
+        data.load(data.list_images(empty), SIZE)
 
     with pytest.raises(data.UnknownClassError, match="dog"):
         data.load(data.list_images(write_classes(tmp_path / "test", {"cat": 1, "dog": 1})), SIZE, ["cat", "bird"])
 
 
+def test_a_few_unreadable_files_are_listed_and_left_out(tmp_path, capsys):
+    folder = write_classes(tmp_path, {"cat": 10, "dog": 9})
+    (folder / "dog" / "broken.png").write_bytes((folder / "dog" / "1.png").read_bytes()[:300])
+    classes = data.list_images(folder)
+    assert data.choose_size(classes) == (16, 16)
+    assert data.load(classes, SIZE).counts() == {"cat": 10, "dog": 9}
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == "1 of the files cannot be read and are left out:"
+    assert second.startswith(f"  {folder}/dog/broken.png: not a readable image")
+
+
+def colourful(count, side, colour):
+    """A Dataset of two classes of random pictures, with colour or without."""
+    pixels = np.random.default_rng(0).random((count, 3 if colour else 1, side, side), dtype=np.float32)
+    return data.Dataset(np.broadcast_to(pixels, (count, 3, side, side)), np.arange(count) % 2, ["cat", "dog"])
+
+
+@pytest.mark.parametrize(
+    "dataset, suited",
+    [
+        (colourful(100, 16, colour=False), {"networks": 1, "width": 16, "epochs": 40, "flip": 0, "light": 0, "mix": 0}),
+        (
+            colourful(100, 16, colour=True),
+            {"networks": 1, "width": 16, "epochs": 40, "flip": 0.5, "light": 0.3, "mix": 0.5},
+        ),
+        (
+            colourful(100, 32, colour=False),
+            {"networks": 2, "width": 32, "epochs": 150, "flip": 0, "light": 0, "mix": 0},
+        ),
+        (
+            colourful(10_000, 32, colour=True),
+            {"networks": 1, "width": 32, "epochs": 30, "flip": 0.5, "light": 0.3, "mix": 0.5},
+        ),
+    ],
+)
+def test_what_is_not_given_suits_the_data(dataset, suited):
+    options = train.parse_options(["--train", "pictures"])
+    train.suit(options, dataset)
+    assert {name: getattr(options, name) for name in suited} == suited
+    assert options.patience == options.epochs // 2
+
+
+def test_what_is_given_is_kept():
+    given = ["--flip", "0", "--width", "8", "--epochs", "3", "--light", "0", "--mix", "0"]
+    given += ["--patience", "2", "--networks", "1"]
+    options = train.parse_options(["--train", "pictures", *given])
+    before = dict(vars(options))
+    train.suit(options, colourful(100, 32, colour=True))
+    assert vars(options) == before
+
+
 def test_augmentation_of_nothing_changes_nothing_and_a_flip_mirrors():
-    images = torch.rand(4, 3, *SIZE)
-    options = train.parse_options(["--rotate", "0", "--shift", "0", "--scale", "0"])
-    torch.testing.assert_close(train.augment(images, options), images)
+    images, truth = torch.rand(4, 3, *SIZE), torch.eye(4)
+    nothing = ["--rotate", "0", "--shift", "0", "--scale", "0", "--flip", "0", "--light", "0", "--mix", "0"]
+    options = train.parse_options(nothing)
+    torch.testing.assert_close(train.move(images, options), images)
+    torch.testing.assert_close(train.relight(images, options), images)
+    torch.testing.assert_close(train.mix(images, truth, options), (images, truth))
     options.flip = 1
-    torch.testing.assert_close(train.augment(images, options), images.flip(3))
+    torch.testing.assert_close(train.move(images, options), images.flip(3))
+
+
+def test_another_light_leaves_grey_pictures_grey():
+    images = torch.rand(50, 1, 16, 16).expand(50, 3, 16, 16)
+    lit = train.relight(images, train.parse_options(["--light", "0.5"]))
+    torch.testing.assert_close(lit, lit.mean(1, keepdim=True).expand_as(lit))
+    assert not torch.allclose(lit, images)
+
+
+def test_mixed_pictures_have_the_truth_of_what_they_show():
+    torch.manual_seed(0)
+    numbers = torch.arange(4.0).reshape(4, 1, 1, 1).expand(4, 3, *SIZE)  # each picture is one colour, its class
+    for _ in range(20):
+        mixed, truth = train.mix(numbers, torch.eye(4), train.parse_options(["--mix", "1"]))
+        shown = torch.stack([(mixed[:, 0] == number).float().mean((1, 2)) for number in range(4)], 1)
+        torch.testing.assert_close(shown, truth)
 
 
 def test_the_defaults_are_the_digits_and_one_channel_brings_no_other(monkeypatch):
@@ -152,10 +237,11 @@ def test_the_defaults_are_the_digits_and_one_channel_brings_no_other(monkeypatch
 
 def test_training_ends_early_and_keeps_the_best_epoch_by_validation(tmp_path):
     torch.manual_seed(0)
-    dataset = data.load(data.list_images(write_classes(tmp_path, {"cat": 20, "dog": 20})), (16, 16))
+    dataset = data.load(data.list_images(write_classes(tmp_path, {"cat": 10, "dog": 10})), (16, 16))
     other_way_round = data.Dataset(dataset.images, 1 - dataset.targets, dataset.labels)  # the better, the worse
-    network = Classifier(2, [0.5] * 3, [0.2] * 3)
-    options = train.parse_options(["--epochs", "30", "--patience", "2", "--learning-rate", "0.01"])
+    network = Classifier(2, [0.5] * 3, [0.2] * 3, width=8)
+    options = train.parse_options(["--epochs", "30", "--patience", "2", "--batch-size", "5"])
+    train.suit(options, dataset)
     history = train.fit(network, dataset, other_way_round, options)
     losses = [line["validation_loss"] for line in history]
     assert len(history) < 30
@@ -168,21 +254,37 @@ def test_one_channel_and_a_model_folder_are_all_that_training_needs(trained):
     metadata = json.loads((folder / "model/metadata.json").read_text())
     assert metadata["labels"] == ["bright cat", "dark dog"]
     assert metadata["images"] == {
-        "train": {"bright cat": 16, "dark dog": 8},
-        "validation": {"bright cat": 4, "dark dog": 2},
+        "train": {"bright cat": 17, "dark dog": 8},
+        "validation": {"bright cat": 3, "dark dog": 2},
     }
     assert metadata["figures"].keys() == {"train", "validation"}
+    assert metadata["temperature"] > 0
+    validation = metadata["figures"]["validation"]
+    assert validation.keys() == {"accuracy", "loss", "expected_calibration_error", "thresholds"}
+    assert [line["threshold"] for line in validation["thresholds"]] == calibration.THRESHOLDS
+    assert validation["thresholds"][0] == {
+        "threshold": 0.5,
+        "coverage": 1,
+        "accepted": 5,
+        "accuracy": validation["accuracy"],
+    }
     assert metadata["largest_difference_from_pytorch"] <= train.MAX_DIFFERENCE
     assert metadata["sha256"] == hashlib.sha256((folder / "model/model.onnx").read_bytes()).hexdigest()
-    assert (metadata["epochs"], metadata["hyperparameters"]["epochs"], metadata["seed"]) == (2, 2, 0)
+    assert (metadata["epochs"], metadata["hyperparameters"]["epochs"], metadata["seed"]) == (4, 2, 0)
     assert sorted(path.name for path in (folder / "model").iterdir()) == ["metadata.json", "model.onnx"]
-    assert len(list(csv.DictReader((folder / "output/history.csv").open()))) == 2
+    history = list(csv.DictReader((folder / "output/history.csv").open()))
+    assert [(line["network"], line["epoch"]) for line in history] == [("1", "1"), ("1", "2"), ("2", "1"), ("2", "2")]
+    predictions = list(csv.DictReader((folder / "output/predictions.csv").open()))
+    assert [line["truth"] for line in predictions] == ["bright cat"] * 3 + ["dark dog"] * 2
+    right = sum(line["label"] == line["truth"] for line in predictions)
+    assert right / 5 == validation["accuracy"]
 
 
 def test_training_prints_a_line_an_epoch_and_no_noise(trained):
     _, job = trained
     lines = job.stdout.splitlines()
-    assert [line.split()[0] for line in lines if line.startswith("epoch=")] == ["epoch=1", "epoch=2"]
+    epochs = [line.split()[:2] for line in lines if line.startswith("network=")]
+    assert sorted(epochs) == [[f"network={number}", f"epoch={epoch}"] for number in (1, 2) for epoch in (1, 2)]
     assert lines[0] == "Ignored, as no options of this script: --sagemaker_region eu-west-1"
     assert job.stderr == ""
 
@@ -204,12 +306,13 @@ def test_the_same_bytes_get_the_same_probabilities_everywhere(tmp_path):
     torch.manual_seed(0)
     labels = ["cat", "dog", "gnu"]
     dataset = data.load(data.list_images(write_classes(tmp_path / "data", dict.fromkeys(labels[:2], 3))), SIZE)
-    network = Classifier(3, [0.3, 0.4, 0.5], [0.2, 0.3, 0.4])
+    classifier = Average([Classifier(3, [0.3, 0.4, 0.5], [0.2, 0.3, 0.4], width=8) for _ in range(2)], mirrored=True)
+    network = Probabilities(classifier, temperature=0.5).eval()
     train.export(network, SIZE, tmp_path / "model.onnx")
     metadata = {"labels": labels, "input": {"height": SIZE[0], "width": SIZE[1]}}
     (tmp_path / "metadata.json").write_text(json.dumps(metadata))
     assert train.largest_difference(network, tmp_path / "model.onnx", dataset) <= 1e-5
-    expected = torch.softmax(train.logits_of(network, dataset), 1).numpy()
+    expected = torch.softmax(2 * train.outputs_of(classifier, dataset), 1).numpy()
 
     client = TestClient(server.create_app(inference, inference.model_fn(tmp_path)))
     files = [path.read_bytes() for paths in data.list_images(tmp_path / "data").values() for path in paths]
@@ -221,8 +324,17 @@ def test_the_same_bytes_get_the_same_probabilities_everywhere(tmp_path):
         np.testing.assert_allclose([[row[label] for label in labels] for row in by_label], expected, atol=1e-5)
 
 
+def test_the_average_of_networks_is_theirs_of_a_picture_and_its_mirror_image():
+    networks = [Classifier(2, [0.5] * 3, [0.2] * 3, width=8).eval() for _ in range(2)]
+    images = torch.rand(3, 3, *SIZE)
+    answers = [network(view) for network in networks for view in (images, images.flip(3))]
+    torch.testing.assert_close(Average(networks, mirrored=True)(images), sum(answers) / 4)
+    torch.testing.assert_close(Average(networks, mirrored=False)(images), (answers[0] + answers[2]) / 2)
+
+
 def test_an_exported_model_that_answers_otherwise_is_refused(tmp_path):
     dataset = data.load(data.list_images(write_classes(tmp_path / "data", {"cat": 2, "dog": 2})), SIZE)
-    train.export(Classifier(2, [0.5] * 3, [0.2] * 3), SIZE, tmp_path / "model.onnx")
+    trained, other = (Probabilities(Classifier(2, [0.5] * 3, [0.2] * 3, width=8)).eval() for _ in range(2))
+    train.export(trained, SIZE, tmp_path / "model.onnx")
     with pytest.raises(train.ExportMismatchError, match="probabilities differ"):
-        train.largest_difference(Classifier(2, [0.5] * 3, [0.2] * 3), tmp_path / "model.onnx", dataset)
+        train.largest_difference(other, tmp_path / "model.onnx", dataset)

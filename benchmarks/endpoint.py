@@ -1,0 +1,415 @@
+"""make bench-endpoint: our endpoint's server against AWS's serving stacks, and against ONNX Runtime called in process.
+
+One model and one inference.py for all, the same pictures, all cores of this machine, and as many workers as cores for
+everybody; the clients (load.py) run on the same cores. Servers take turns, round after round; figures are medians. Each
+has to give the same answers before it is measured. Results: README.md here.
+"""
+
+import argparse
+import base64
+import contextlib
+import io
+import json
+import os
+import shlex
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+import urllib.error
+import urllib.request
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+LOCAL = ROOT / ".local"
+PEERS, SKLEARN = LOCAL / "venvs/bench-serving/bin", LOCAL / "venvs/sklearn-serving/bin"
+CORES = len(os.sched_getaffinity(0))
+SECONDS_TO_START = 60
+PICTURES, PICTURE_BYTES, LINES = 16, 50_000, 64
+CLIENTS = (1, 8)
+LIMIT = "ONNX Runtime in process"
+ports = iter(range(20_000, 32_000))  # multi-model-server knows none above 32,767
+
+
+@dataclass
+class Server:
+    """How a serving stack is started on a model: commands that prepare it, the one that serves, their variables."""
+
+    name: str
+    port: int
+    serve: list
+    variables: dict
+    prepare: list = ()
+
+
+def photograph(random, size=(800, 600)):
+    """A JPEG of about PICTURE_BYTES, coarse and fine structure mixed as in a photograph."""
+    pixels = np.zeros((size[1], size[0], 3), np.float32)
+    for octave in range(1, 8):
+        coarse = random.integers(0, 256, (3 * 2**octave // 4 + 1, 2**octave + 1, 3), dtype=np.uint8)
+        enlarged = Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
+        pixels += np.asarray(enlarged, np.float32) * 0.55**octave
+    pixels = (pixels - pixels.min()) / np.ptp(pixels) * 255
+    for quality in range(95, 30, -1):
+        file = io.BytesIO()
+        Image.fromarray(pixels.astype(np.uint8)).save(file, "JPEG", quality=quality)
+        if file.tell() <= PICTURE_BYTES:
+            break
+    return file.getvalue()
+
+
+def write_bodies(folder):
+    """Request bodies as {kind: (content type, paths)}."""
+    random = np.random.default_rng(0)
+    folder.mkdir()
+    pictures = [photograph(random) for _ in range(PICTURES)]
+    lines = [json.dumps({"image": base64.b64encode(picture).decode()}) for picture in pictures]
+    batches = [[lines[(start + line) % PICTURES] for line in range(LINES)] for start in range(4)]
+    bodies = {
+        "single": ("image/jpeg", pictures),
+        "batch": ("application/jsonlines", ["".join(f"{line}\n" for line in batch).encode() for batch in batches]),
+    }
+    written = {}
+    for kind, (content_type, contents) in bodies.items():
+        paths = [folder / f"{kind}{number:02}" for number in range(len(contents))]
+        for path, content in zip(paths, contents, strict=True):
+            path.write_bytes(content)
+        written[kind] = content_type, paths
+    return written
+
+
+def free_port():
+    for port in ports:
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise RuntimeError("no port is free")
+
+
+def ours(model, work):
+    port = free_port()
+    variables = {"SM_MODEL_DIR": model, "SAGEMAKER_BIND_TO_PORT": port}
+    return Server("this project", port, [sys.executable, ROOT / "endpoint/server.py"], variables)
+
+
+def multi_model_server(model, work):
+    port, store = free_port(), work / "mms"
+    store.mkdir()
+    (store / "config.properties").write_text(
+        f"inference_address=http://127.0.0.1:{port}\nmanagement_address=http://127.0.0.1:{free_port()}\n"
+        f"default_workers_per_model={CORES}\ndecode_input_request=false\nload_models=ALL\n"
+    )
+    archive = [PEERS / "model-archiver", "--model-name", "model", "--archive-format", "no-archive"]
+    archive += ["--handler", "sagemaker_inference.default_handler_service", "--model-path", model]
+    serve = [PEERS / "multi-model-server", "--start", "--foreground", "--model-store", store / "models"]
+    variables = {"SAGEMAKER_PROGRAM": "inference.py", "PYTHONPATH": model / "code", "TEMP": work, "TMPDIR": work}
+    (store / "models").mkdir()
+    prepare = [[*archive, "--export-path", store / "models"]]
+    return Server(
+        "multi-model-server + sagemaker-inference", port, [*serve, "--mms-config", store / "config.properties"],
+        variables, prepare,
+    )  # fmt: skip
+
+
+def sklearn_image(model, work):
+    """As sagemaker-containers starts gunicorn behind nginx in the image, but for the address and the pip run before."""
+    if not shutil.which("nginx"):
+        raise RuntimeError("there is no nginx: on Debian, apt-get install nginx-light")
+    server = gunicorn(model, f"unix:{work}/gunicorn.sock", free_port())
+    config = next(SKLEARN.parent.glob("lib/*/site-packages/sagemaker_containers/etc/nginx.conf.template")).read_text()
+    config = config.replace("%NGINX_HTTP_PORT%", f"127.0.0.1:{server.port}").replace("%NGINX_PROXY_READ_TIMEOUT%", "60")
+    (work / "nginx.conf").write_text(config.replace("/tmp/", f"{work}/"))
+    serve = shlex.join(map(str, server.serve))
+    server.serve = ["sh", "-c", f"nginx -c {work}/nginx.conf & exec {serve}"]
+    server.name = "scikit-learn image's stack"
+    return server
+
+
+def sklearn_image_without_nginx(model, work):
+    """What the image does with SAGEMAKER_USE_NGINX=false."""
+    port = free_port()
+    return gunicorn(model, f"127.0.0.1:{port}", port)
+
+
+def gunicorn(model, address, port):
+    serve = [SKLEARN / "gunicorn", "--timeout", 60, "-k", "gevent", "-b", address]
+    serve += ["--worker-connections", 1000 * CORES, "-w", CORES, "--log-level", "info", "sklearn_image:application"]
+    variables = {
+        "SAGEMAKER_BASE_DIR": model.parent,
+        "SAGEMAKER_PROGRAM": "inference.py",
+        "SAGEMAKER_SUBMIT_DIRECTORY": model / "code",
+        "PYTHONPATH": f"{model / 'lib'}:{model / 'code'}:{ROOT / 'tests/containers'}",
+    }
+    return Server("the same without nginx", port, serve, variables)
+
+
+def torchserve(model, work):
+    port, store = free_port(), work / "torchserve"
+    store.mkdir()
+    (store / "config.properties").write_text(
+        f"inference_address=http://127.0.0.1:{port}\nmanagement_address=http://127.0.0.1:{free_port()}\n"
+        f"metrics_address=http://127.0.0.1:{free_port()}\ngrpc_inference_port={free_port()}\n"
+        f"grpc_management_port={free_port()}\ndefault_workers_per_model={CORES}\n"
+    )
+    manifest = {"modelName": "model", "modelVersion": "1.0", "handler": "torchserve_handler.py"}
+    with zipfile.ZipFile(
+        store / "model.mar", "w", strict_timestamps=False
+    ) as archive:  # what torch-model-archiver makes
+        archive.writestr("MAR-INF/MANIFEST.json", json.dumps({"runtime": "python", "model": manifest}))
+        handler = ROOT / "benchmarks/torchserve_handler.py"
+        for path in (handler, model / "model.onnx", model / "metadata.json", model / "code/inference.py"):
+            archive.write(path, path.name)
+    serve = [PEERS / "torchserve", "--start", "--foreground", "--model-store", store, "--models", "model=model.mar"]
+    serve += ["--ts-config", store / "config.properties", "--disable-token-auth", "--no-config-snapshots"]
+    variables = {"TEMP": work, "TMPDIR": work, "LOG_LOCATION": store, "METRICS_LOCATION": store}
+    return Server("TorchServe", port, serve, variables)
+
+
+SERVERS = (ours, multi_model_server, sklearn_image, sklearn_image_without_nginx, torchserve)
+
+
+def tree(pid):
+    """The process and all that it started."""
+    pids = [pid]
+    for each in pids:
+        for task in Path(f"/proc/{each}/task").glob("*/children"):
+            pids += map(int, task.read_text().split())
+    return pids
+
+
+def memory_mb(pid):
+    """Of the whole tree, with what processes share counted once."""
+    lines = [line for each in tree(pid) for line in Path(f"/proc/{each}/smaps_rollup").read_text().splitlines()]
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
+
+
+def cpu_seconds(pid):
+    fields = [Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split() for each in tree(pid)]
+    return sum(int(field[11]) + int(field[12]) for field in fields) / os.sysconf("SC_CLK_TCK")
+
+
+def ask(port, content_type, body):
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/invocations", body, {"Content-Type": content_type})
+    with urllib.request.urlopen(request, timeout=30) as response:
+        return [json.loads(line) for line in response.read().splitlines()]
+
+
+def first_answer(server, process, log, content_type, body):
+    """Wait for it, and return it."""
+    deadline = time.monotonic() + SECONDS_TO_START
+    while process.poll() is None and time.monotonic() < deadline:
+        try:
+            return ask(server.port, content_type, body)
+        except OSError:
+            time.sleep(0.01)
+    raise RuntimeError(f"{server.name} does not answer: {log.read_text(errors='replace')[-2000:]}")
+
+
+def load(program, clients, seconds, content_type, paths):
+    command = [sys.executable, *program, clients, seconds, content_type, *paths]
+    return json.loads(subprocess.check_output([str(part) for part in command], timeout=seconds + 120))
+
+
+def measure_server(make, model, work, bodies, seconds, expected):
+    """Figures of one start of one server."""
+    server = make(model, work)
+    environment = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+    environment["PATH"] = f"{Path(server.serve[0]).parent}:{environment['PATH']}"  # for the Python of Java's workers
+    environment |= {name: str(value) for name, value in server.variables.items()}
+    for command in server.prepare:
+        subprocess.run([str(part) for part in command], env=environment, check=True, capture_output=True, cwd=work)
+    log = work / "log"
+    started = time.perf_counter()
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [str(part) for part in server.serve], env=environment, cwd=work, stdout=output, stderr=output,
+            start_new_session=True,
+        )  # fmt: skip
+    try:
+        content_type, paths = bodies["single"]
+        answers = first_answer(server, process, log, content_type, paths[0].read_bytes())
+        figures = {"ready": time.perf_counter() - started}
+        compare(answers, expected[:1])
+        compare(ask(server.port, bodies["batch"][0], bodies["batch"][1][0].read_bytes()), expected)
+        for kind, (content_type, paths) in bodies.items():
+            for clients in CLIENTS:
+                before = cpu_seconds(process.pid)
+                result = load([ROOT / "benchmarks/load.py", server.port], clients, seconds, content_type, paths)
+                used = cpu_seconds(process.pid) - before
+                figures[kind, clients] = result | {"cpu": used}
+        figures["memory"] = memory_mb(process.pid)
+        return server.name, figures
+    finally:
+        pids = tree(process.pid)
+        process.send_signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(20)
+        for pid in pids:  # the launchers of Java leave it behind
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        process.wait()
+
+
+def measure_limit(model, bodies, seconds):
+    figures = {}
+    for kind, (content_type, paths) in bodies.items():
+        for clients in CLIENTS:
+            program = [ROOT / "benchmarks/in_process.py", model]
+            figures[kind, clients] = load(program, clients, seconds, content_type, paths)
+    return figures
+
+
+def compare(answers, expected):
+    """Raise unless they are the same labels with the same probabilities."""
+
+    def by_label(answer):
+        return [each["probability"] for each in sorted(answer["predictions"], key=lambda each: each["label"])]
+
+    np.testing.assert_allclose([*map(by_label, answers)], [*map(by_label, expected)], atol=1e-5, rtol=0)
+
+
+def expected_answers(model, bodies):
+    """Of the lines of the first batch, whose first line is the first picture."""
+    sys.path.insert(0, str(model / "code"))
+    import inference
+
+    content_type, paths = bodies["batch"]
+    loaded = inference.model_fn(str(model))
+    return inference.predict_fn(inference.input_fn(paths[0].read_bytes(), content_type), loaded)
+
+
+def measure(rounds, seconds):
+    """{name: [figures of a round]}; a name with a string instead is one that could not be measured."""
+    results = {}
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        folder.chmod(0o755)  # nginx reads there as another user
+        model = folder / "opt_ml/model"
+        with tarfile.open(ROOT / (LOCAL / "package/archive.txt").read_text().strip()) as archive:
+            archive.extractall(model, filter="data")
+        bodies = write_bodies(folder / "bodies")
+        expected = expected_answers(model, bodies)
+        for number in range(rounds):
+            for make in SERVERS:
+                print(f"round {number + 1} of {rounds}: {make.__name__}", file=sys.stderr, flush=True)
+                work = folder / "work"
+                work.mkdir()
+                try:
+                    name, figures = measure_server(make, model, work, bodies, seconds, expected)
+                    results.setdefault(name, []).append(figures)
+                except (OSError, subprocess.SubprocessError, RuntimeError, AssertionError) as error:
+                    results[make.__name__] = [str(error)]
+                shutil.rmtree(work)
+            results.setdefault(LIMIT, []).append(measure_limit(model, bodies, seconds))
+    return results
+
+
+def medians(results):
+    """{name: {figure: median over the rounds}}, or {name: why there are none}."""
+    table = {}
+    for name, rounds in results.items():
+        if isinstance(rounds[-1], str):
+            table[name] = rounds[-1]
+            continue
+        table[name] = {
+            key: {part: statistics.median(each[key][part] for each in rounds) for part in value}
+            if isinstance(value, dict)
+            else statistics.median(each[key] for each in rounds)
+            for key, value in rounds[0].items()
+        }
+    return table
+
+
+def markdown(table):
+    loads = [(kind, clients) for kind in ("single", "batch") for clients in CLIENTS]
+    heads = ["server", *(f"{kind}, {clients}" for kind, clients in loads), "processor", "ready", "memory"]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for name, figures in table.items():
+        if isinstance(figures, str):
+            lines.append(f"| {name} | not measured: {' '.join(figures.split())[:200]} |" + " |" * (len(heads) - 2))
+            continue
+        cells = [
+            f"**{cell['per_second'] * (LINES if kind == 'batch' else 1):.0f}** {cell['p50']:.1f} {cell['p99']:.1f}"
+            for kind, cell in ((kind, figures[kind, clients]) for kind, clients in loads)
+        ]
+        busiest = figures["single", CLIENTS[-1]]
+        cells.append(f"{busiest['cpu'] * 1000 / busiest['answered']:.2f} ms")
+        cells.append(f"{figures['ready']:.2f} s" if "ready" in figures else "")
+        cells.append(f"{figures['memory']:.0f} MB" if "memory" in figures else "")
+        lines.append(f"| {' | '.join([name, *cells])} |")
+    return "\n".join(lines)
+
+
+def ratios(table):
+    """What the figures are compared for."""
+    measured = {name: figures for name, figures in table.items() if not isinstance(figures, str)}
+    own, limit = measured["this project"], measured[LIMIT]
+    peers = [figures for name, figures in measured.items() if name not in ("this project", LIMIT)]
+    lines = []
+    for kind in ("single", "batch"):
+        for clients in CLIENTS:
+            mine = own[kind, clients]
+            best = max((peer[kind, clients]["per_second"] for peer in peers), default=float("nan"))
+            lines.append(
+                f"{kind}, {clients} clients: {mine['per_second'] / best:.2f} of the best AWS stack, "
+                f"{mine['per_second'] / limit[kind, clients]['per_second']:.0%} of the limit, "
+                f"p99 / p50 {mine['p99'] / mine['p50']:.1f}"
+            )
+    return "\n".join(lines)
+
+
+def picture(table):
+    """Bars of images a second with 8 clients, as SVG."""
+    measured = {name: figures for name, figures in table.items() if not isinstance(figures, str)}
+    panels = (("single", 1, "one image a request, 8 clients"), ("batch", LINES, f"{LINES} images a request, 8 clients"))
+    width, left, bar, gap = 780, 310, 22, 8
+    parts, y = [], 20
+    for kind, images, title in panels:
+        values = {name: figures[kind, CLIENTS[-1]]["per_second"] * images for name, figures in measured.items()}
+        y += 14
+        parts.append(f'<text x="{left}" y="{y}" class="title">images a second: {title}</text>')
+        y += 12
+        for name, value in values.items():
+            length = (width - left - 70) * value / max(values.values())
+            kind_of_bar = {"this project": "own", LIMIT: "limit"}.get(name, "peer")
+            parts.append(f'<text x="{left - 10}" y="{y + 16}" text-anchor="end">{name}</text>')
+            parts.append(f'<rect x="{left}" y="{y}" width="{length:.0f}" height="{bar}" class="{kind_of_bar}"/>')
+            parts.append(f'<text x="{left + length + 8:.0f}" y="{y + 16}">{value:,.0f}</text>')
+            y += bar + gap
+        y += 18
+    style = (
+        "text{font:13px system-ui,sans-serif;fill:#24292f}.title{font-weight:600}"
+        ".own{fill:#2563eb}.peer{fill:#9ca3af}.limit{fill:none;stroke:#9ca3af;stroke-dasharray:4 3}"
+    )
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{y}" viewBox="0 0 {width} {y}">'
+        f'<style>{style}</style><rect width="{width}" height="{y}" fill="#fff"/>\n' + "\n".join(parts) + "\n</svg>\n"
+    )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=3, help="of each load")
+    parser.add_argument("--picture", type=Path, help="write the SVG there")
+    args = parser.parse_args()
+    before = os.getloadavg()
+    table = medians(measure(args.rounds, args.seconds))
+    print(f"{CORES} cores, load {before[0]:.1f} before. Images a second in bold, then p50 and p99 of requests in ms.")
+    print(f"processor: time of all cores that the server takes for one image, with {CLIENTS[-1]} clients\n")
+    print(f"{markdown(table)}\n\n{ratios(table)}")
+    if args.picture:
+        args.picture.write_text(picture(table))
+
+
+if __name__ == "__main__":
+    main()

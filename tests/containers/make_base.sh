@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# The base of endpoint/Dockerfile, or a stand-in for it (stand_in.sh) with the same Python of the same Debian release.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+source tests/stand_in.sh
+
+image=$(sed -n 's/^ARG BASE=//p' endpoint/Dockerfile)
+version=$(sed -E 's/.*:([0-9]+\.[0-9]+).*/\1/' <<< "$image")
+suite=${image##*-}
+contents=$(cat "$0" tests/stand_in.sh | sha256sum | cut -c1-12)
+if have_image "$image" "$contents"; then exit 0; fi
+
+# What installing the packages would have done, as far as the Dockerfile needs it: a name for Python, certificates for pip.
+hook="cd \"\$1\" && mkdir -p usr/local/bin etc/ssl/certs && ln -s /usr/bin/python$version usr/local/bin/python"
+hook="$hook && cat usr/share/ca-certificates/mozilla/*.crt > etc/ssl/certs/ca-certificates.crt"
+import_debian "$image" "$contents" "$suite" \
+  "python$version,python$version-venv,ca-certificates,libstdc++6,base-files,coreutils,dash" "$hook" \
+  --change 'ENV PATH=/usr/local/bin:/usr/bin LANG=C.UTF-8'

@@ -1,0 +1,106 @@
+"""What SageMaker's scikit-learn image does when it is told to serve, with the packages that it has.
+
+sagemaker-containers starts gunicorn with gevent workers, and makes a Flask application of the model's four functions.
+Only the image's own entry point is in no package index: `application` stands for it, and `collections.Mapping`
+for a correction that the image makes in sagemaker-containers, which is older than Python 3.10.
+
+    python sklearn_image.py REQUESTS ANSWERS    # where there is no network: see test_sklearn_image.py
+
+serves, asks each file of the folder REQUESTS (its content type is the first line), writes the answers to the folder
+ANSWERS, and to ANSWERS/libraries which shared libraries the workers had loaded.
+"""
+
+import collections
+import collections.abc
+import fcntl
+import functools
+import http.client
+import importlib
+import json
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+collections.Mapping = collections.abc.Mapping
+
+from sagemaker_containers.beta.framework import env, server, transformer, worker  # noqa: E402
+
+SECONDS_TO_START = 60
+
+
+@functools.cache
+def flask_application():
+    serving = env.ServingEnv()
+    code = importlib.import_module(serving.module_name)  # server.start has installed it
+    functions = transformer.Transformer(code.model_fn, code.input_fn, code.predict_fn, code.output_fn)
+    functions.initialize()
+    return worker.Worker(functions.transform, module_name=serving.module_name)
+
+
+def application(environ, start_response):
+    return flask_application()(environ, start_response)
+
+
+def loopback_up():
+    """A new network namespace has nothing but a loopback that is down."""
+    set_flags, up_and_running = 0x8914, 0x1 | 0x40
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        fcntl.ioctl(any_socket, set_flags, struct.pack("16sH22x", b"lo", up_and_running))
+
+
+def ask(method, path, body=b"", content_type="application/octet-stream"):
+    connection = http.client.HTTPConnection("127.0.0.1", int(os.environ["SAGEMAKER_BIND_TO_PORT"]), timeout=60)
+    connection.request(method, path, body, {"Content-Type": content_type})
+    response = connection.getresponse()
+    return {
+        "status": response.status,
+        "content_type": response.headers["Content-Type"],
+        "body": response.read().decode(),
+    }
+
+
+def wait_until_healthy(process):
+    deadline = time.monotonic() + SECONDS_TO_START
+    while process.poll() is None and time.monotonic() < deadline:
+        try:
+            if ask("GET", "/ping")["status"] == 200:
+                return
+        except OSError:
+            time.sleep(0.1)
+    sys.exit("the server did not become healthy")
+
+
+def libraries(pid):
+    """The files that a process and its children have mapped."""
+    mapped = {line.split(maxsplit=5)[-1].strip() for line in Path(f"/proc/{pid}/maps").read_text().splitlines()}
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return {path for path in mapped if ".so" in path}.union(*map(libraries, children))
+
+
+def main():
+    requests, answers = map(Path, sys.argv[1:])
+    loopback_up()
+    process = subprocess.Popen([sys.executable, "-c", "import sklearn_image; sklearn_image.serve()"])
+    try:
+        wait_until_healthy(process)
+        for request in sorted(requests.iterdir()):
+            content_type, _, body = request.read_bytes().partition(b"\n")
+            answer = ask("POST", "/invocations", body, content_type.decode())
+            (answers / request.name).write_text(json.dumps(answer))
+        (answers / "libraries").write_text("\n".join(sorted(libraries(process.pid))))
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
+
+
+def serve():
+    server.start("sklearn_image:application")
+
+
+if __name__ == "__main__":
+    main()

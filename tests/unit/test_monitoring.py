@@ -1,0 +1,185 @@
+"""Dashboard, alarms and saved queries against what the code and AWS emit, and against docs/monitoring.md."""
+
+import ast
+import json
+import re
+
+import pytest
+
+from documents import RESOURCES, ROOT
+from test_docs import rows
+
+MONITORING = (ROOT / "docs/monitoring.md").read_text()
+NAMESPACE = "ImageClassification"
+# What AWS emits, by its documents: the namespace's page, the metrics of it that are used here.
+AWS_METRICS = {
+    # https://docs.aws.amazon.com/step-functions/latest/dg/procedure-cw-metrics.html
+    "AWS/States": {
+        "ExecutionTime",
+        "ExecutionThrottled",
+        "ExecutionsAborted",
+        "ExecutionsFailed",
+        "ExecutionsStarted",
+        "ExecutionsSucceeded",
+        "ExecutionsTimedOut",
+    },
+    # https://docs.aws.amazon.com/lambda/latest/dg/monitoring-metrics-types.html
+    "AWS/Lambda": {"ConcurrentExecutions", "Duration", "Errors", "Throttles"},
+    # https://docs.aws.amazon.com/sagemaker/latest/dg/monitoring-cloudwatch.html
+    "AWS/SageMaker": {
+        "Invocation4XXErrors",
+        "Invocation5XXErrors",
+        "Invocations",
+        "InvocationsPerInstance",
+        "ModelLatency",
+        "ModelSetupTime",
+        "OverheadLatency",
+    },
+    "/aws/sagemaker/Endpoints": {"CPUUtilization", "MemoryUtilization"},
+    # https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-available-cloudwatch-metrics.html
+    "AWS/SQS": {"ApproximateAgeOfOldestMessage", "ApproximateNumberOfMessagesVisible"},
+    # https://docs.aws.amazon.com/AmazonCloudWatch/latest/logs/CloudWatch-Logs-Monitoring-CloudWatch-Metrics.html
+    "AWS/Logs": {"IncomingBytes"},
+}
+DIMENSIONS = {
+    "AWS/States": {"StateMachineArn"},
+    "AWS/Lambda": {"FunctionName"},
+    "AWS/SageMaker": {"EndpointName", "VariantName"},
+    "/aws/sagemaker/Endpoints": {"EndpointName", "VariantName"},
+    "AWS/SQS": {"QueueName"},
+    "AWS/Logs": {"LogGroupName"},
+    NAMESPACE: {"service"},
+}
+# https://docs.aws.amazon.com/AmazonCloudWatch/latest/logs/CWL_QuerySyntax.html
+QUERY_WORDS = {"and", "as", "asc", "avg", "bin", "by", "count", "desc", "fields", "filter", "ispresent", "latest"}
+QUERY_WORDS |= {"limit", "max", "pct", "sort", "stats", "sum"}
+ALARMS = {name: row["Properties"] for name, row in RESOURCES.items() if row["Type"] == "AWS::CloudWatch::Alarm"}
+OF_DEPLOYMENTS = {"RetrieveImageErrorsAlarm", "ClassifyImageErrorsAlarm", "CheckConfidenceErrorsAlarm"}
+QUERIES = {name: row["Properties"] for name, row in RESOURCES.items() if row["Type"] == "AWS::Logs::QueryDefinition"}
+
+
+def emitted():
+    """The metrics of the functions: {name: (unit, dimensions beside the service)}."""
+    found = {}
+    for path in (ROOT / "functions").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.With) and "single_metric" in ast.unparse(node.items[0]):
+                name, unit, _ = node.items[0].context_expr.args
+                found[name.value] = (unit.attr, {node.body[0].value.args[0].value})
+            elif isinstance(node, ast.Call) and ast.unparse(node.func) == "metrics.add_metric":
+                found[node.args[0].value] = (node.args[1].attr, set())
+    return found
+
+
+def dashboard():
+    """The dashboard's body, with a word in place of each substitution."""
+    body, variables = RESOURCES["Dashboard"]["Properties"]["DashboardBody"]["Fn::Sub"]
+    names = set(re.findall(r"\$\{([\w:.]+)\}", body))
+    known = {name.partition(".")[0] for name in names} <= {*RESOURCES, *variables, "AWS::Region", "AWS::StackName",
+                                                          "Threshold", "MinAcceptanceRate"}  # fmt: skip
+    assert known
+    return json.loads(re.sub(r"\$\{(Threshold|MinAcceptanceRate)\}", "0.5", body))
+
+
+def shown():
+    """Every metric of the dashboard: (namespace, name, names of its dimensions)."""
+    for widget in dashboard()["widgets"]:
+        for metric in widget["properties"].get("metrics", []):
+            if isinstance(metric[0], dict):
+                match = re.fullmatch(r"SEARCH\('\{(\w+),([\w,]+)\} MetricName=\"(\w+)\".*", metric[0]["expression"])
+                yield match[1], match[3], set(match[2].split(","))
+            else:
+                namespace, name, *pairs = metric[:-1]
+                yield namespace, name, set(pairs[::2])
+
+
+def test_everything_on_the_dashboard_is_emitted_with_those_dimensions():
+    ours = emitted()
+    metrics = list(shown())
+    assert len(metrics) > 50
+    for namespace, name, dimensions in metrics:
+        if namespace == NAMESPACE:
+            assert dimensions == {"service"} | ours[name][1], name
+        else:
+            assert name in AWS_METRICS[namespace], (namespace, name)
+            assert dimensions == DIMENSIONS[namespace], name
+
+
+def test_everything_that_the_code_emits_is_on_the_dashboard_and_in_the_documents():
+    ours = emitted()
+    assert {name for namespace, name, _ in shown() if namespace == NAMESPACE} == set(ours)
+    documented = {name.strip("`"): (unit, kind) for name, unit, kind, _ in rows(MONITORING, "## Metrics")}
+    units = {"Count": "Count", "NoUnit": "None", "Bytes": "Bytes", "Milliseconds": "Milliseconds"}
+    assert documented == {
+        name: (units[unit], ", ".join(f"`{dimension}`" for dimension in sorted(dimensions)))
+        for name, (unit, dimensions) in ours.items()
+    }
+
+
+def test_widgets_do_not_overlap():
+    taken = set()
+    for widget in dashboard()["widgets"]:
+        columns = range(widget["x"], widget["x"] + widget["width"])
+        cells = {(x, y) for x in columns for y in range(widget["y"], widget["y"] + widget["height"])}
+        assert not cells & taken
+        assert max(columns) < 24
+        taken |= cells
+
+
+@pytest.mark.parametrize("name", ALARMS)
+def test_an_alarm_watches_what_is_emitted_and_is_quiet_without_data(name):
+    alarm = ALARMS[name]
+    metrics = [row["MetricStat"]["Metric"] for row in alarm.get("Metrics", []) if "MetricStat" in row] or [alarm]
+    for metric in metrics:
+        if metric["Namespace"] == NAMESPACE:
+            assert metric["MetricName"] in emitted()
+        else:
+            assert metric["MetricName"] in AWS_METRICS[metric["Namespace"]]
+        dimensions = {dimension["Name"] for dimension in metric["Dimensions"]}
+        extra = {"Resource", "ExecutedVersion"} if name in OF_DEPLOYMENTS else set()
+        assert dimensions == DIMENSIONS[metric["Namespace"]] | extra
+    assert alarm["TreatMissingData"] == "notBreaching"
+
+
+def test_one_alarm_tells_of_all_the_others_and_each_has_its_runbook():
+    composite = RESOURCES["WorkflowAlarm"]["Properties"]
+    named = set(re.findall(r'ALARM\("\$\{(\w+)\}"\)', json.dumps(composite["AlarmRule"]).replace('\\"', '"')))
+    assert named == set(ALARMS) - OF_DEPLOYMENTS
+    assert composite["AlarmActions"] == [{"Ref": "AlarmTopic"}]
+    assert not any("AlarmActions" in alarm for alarm in ALARMS.values())
+    runbooks = set(re.findall(r"^### `(\w+)`", MONITORING, re.MULTILINE))
+    assert runbooks == named
+
+
+def test_low_confidence_rings_no_alarm_of_failures():
+    assert ALARMS["FailureAlarm"]["Dimensions"][0]["Value"] == {"Fn::GetAtt": ["FailureQueue", "QueueName"]}
+    pattern = RESOURCES["FailedExecutionRule"]["Properties"]["EventPattern"]["detail"]["$or"][0]
+    assert pattern["error"] == [{"anything-but": "THRESHOLD_CONFIDENCE_NOT_MET"}]
+
+
+@pytest.mark.parametrize("name", QUERIES)
+def test_a_saved_query_asks_for_fields_that_are_logged(name):
+    query = re.sub(r'"[^"]*"', "", QUERIES[name]["QueryString"])
+    computed = set(re.findall(r"\bas (\w+)", query))
+    asked = set(re.findall(r"(?<![@.\w])[a-z][a-z_]*(?:\.\w+)*\b", query)) - QUERY_WORDS - computed
+    assert asked <= logged_fields(), asked - logged_fields()
+
+
+def logged_fields():
+    """The fields of log lines: those of the prediction log, of the functions' lines, and of Lambda's own reports."""
+    lines = (ROOT / "functions/prediction_log.py").read_text() + (ROOT / "functions/classify_image.py").read_text()
+    ours = set(re.findall(r"[a-z_0-9]+", lines)) & {
+        "confidence", "cause", "endpoint_ms", "error", "execution_arn", "label", "outcome", "s3_key", "threshold",
+    }  # fmt: skip
+    powertools = {"message", "service", "location", "correlation_id", "xray_trace_id", "milliseconds"}
+    # https://docs.aws.amazon.com/lambda/latest/dg/telemetry-schema-reference.html#platform-report
+    lambdas = {"type"} | {
+        f"record.metrics.{name}" for name in ("initDurationMs", "durationMs", "maxMemoryUsedMB", "billedDurationMs")
+    }
+    return ours | powertools | lambdas
+
+
+def test_the_documents_name_every_saved_query():
+    titles = {row["Name"]["Fn::Sub"].removeprefix("${AWS::StackName}/") for row in QUERIES.values()}
+    assert len(titles) == 10
+    assert {name.strip("`") for name, _ in rows(MONITORING, "## Saved queries")} == titles
