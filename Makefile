@@ -1,6 +1,6 @@
 # make help lists what there is to do. Each command sets up what it needs; everything made is in .venv and .local.
 .DEFAULT_GOAL := help
-.PHONY: help run report up down classify dashboard test test-sam-local test-containers test-launch test-aws invoke lint train train-sagemaker package-model build deploy destroy bench bench-endpoint clean lock
+.PHONY: help run report up down classify dashboard test test-sam-local test-containers test-launch test-notebook test-aws notebook invoke lint train train-sagemaker package-model build deploy destroy bench bench-endpoint clean lock
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 SHELL = bash
@@ -55,8 +55,15 @@ test-launch: .local/.launch .local/.test ## training/launch.py through SageMaker
 	@# Without local/, whose sagemaker.py is not the SDK.
 	@.local/venvs/sagemaker/bin/python -m pytest -o pythonpath="training endpoint tests/unit" tests/launch
 
+test-notebook: .local/.notebook $(BUILT) ## training/starter.ipynb from top to bottom, on a local stack of its own
+	@$(PROJECT) -m pytest tests/notebook
+
 test-aws: .local/.test $(MODEL) ## AWS_STACK_NAME=name: the scenarios on a stack that you deployed on AWS for them
 	@$(PROJECT) -m pytest tests/aws
+
+notebook: .local/.notebook $(BUILT) ## what training/starter.ipynb needs, and how to open it
+	@echo "In VS Code: open training/starter.ipynb and choose the kernel .venv."
+	@echo "In a browser: .venv/bin/python -m pip install jupyterlab && .venv/bin/jupyter lab training/starter.ipynb"
 
 invoke: .local/.test $(PACKAGE) $(BUILT) ## FUNCTION=ClassifyImageFunction EVENT=events/classify_image.json: one function in Docker
 	@$(PROJECT) local/invoke.py "$(FUNCTION)" "$(EVENT)"
@@ -101,7 +108,7 @@ bench-endpoint: .local/.test .local/.containers .local/.bench $(PACKAGE) ## the 
 clean: down ## everything that was made here
 	rm -rf .venv .local .aws-sam
 
-.local/.run .local/.test .local/.launch .local/.sam .local/.containers .local/.bench: .local/.%: requirements/*.txt local/install.py
+.local/.run .local/.test .local/.launch .local/.sam .local/.notebook .local/.containers .local/.bench: .local/.%: requirements/*.txt local/install.py
 	@$(PYTHON) local/install.py $*
 	@touch $@
 
@@ -124,6 +131,7 @@ lock: ## pin pyproject.toml's groups again
 	@$(PYTHON) local/install.py uv
 	$(LOCK) --python-version 3.11 --group train --group serve --group local -o requirements/run.txt
 	$(LOCK) --python-version 3.11 --group train --group serve --group local --group test --group lint -c requirements/run.txt -o requirements/test.txt
+	$(LOCK) --python-version 3.11 --group train --group serve --group local --group test --group lint --group notebook -c requirements/test.txt -o requirements/notebook.txt
 	$(LOCK) --python-version 3.11 --group emulator -o requirements/emulator.txt
 	$(LOCK) --python-version 3.11 --group sam -o requirements/sam.txt
 	$(LOCK) --python-version 3.11 --group sagemaker --group test-launch -o requirements/sagemaker.txt
