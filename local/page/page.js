@@ -30,7 +30,7 @@ const head = (...names) =>
 function drawPath(chosen) {
   const visits = chosen ? chosen.path : [];
   const steps = new Set(visits.slice(1).map(([name], at) => `${visits[at][0]} ${name}`));
-  for (const state of all(".state")) {
+  for (const state of all(".drawing .state")) {
     const figure = state.querySelector(".figure");
     const mine = visits.filter(([name]) => name === state.dataset.state);
     state.dataset.on ??= state.classList.contains("on");
@@ -39,7 +39,7 @@ function drawPath(chosen) {
     state.classList.toggle("error", chosen ? mine.some(([, , error]) => error) : state.dataset.error === "true");
     figure.textContent = chosen ? mine.map(([, seconds]) => time(seconds)).join(" + ") : figure.dataset.all;
   }
-  for (const way of all(".way")) {
+  for (const way of all(".drawing .way")) {
     way.dataset.on ??= way.classList.contains("on");
     const taken = chosen ? steps.has(`${way.dataset.from} ${way.dataset.to}`) : way.dataset.on === "true";
     way.classList.toggle("on", taken);

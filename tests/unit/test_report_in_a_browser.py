@@ -1,5 +1,6 @@
 """The page in a real browser, where there is one."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -63,6 +64,49 @@ def test_without_a_known_execution_all_of_them_are_shown(opened, fragment):
     page, console = opened(run_report.render(record(25)), fragment)
     assert console == []
     assert "Through the state machine: all executions" in page
+
+
+def test_a_user_can_choose_go_on_go_back_sort_and_filter(opened):
+    steps = """
+      const said = [], title = () => byId("execution-title").textContent.split(": ")[1];
+      const shown = () => all(".sortable tbody tr").filter((row) => !row.hidden);
+      const column = (at) => shown().map((row) => row.cells[at].textContent);
+      const wait = () => new Promise((done) => addEventListener("popstate", () => setTimeout(done), { once: true }));
+      (async () => {
+        document.querySelector('.card[href="#execution-20"]').click();
+        said.push(title(), document.activeElement.id, all(".drawing .state.on").length);
+        byId("next").click();
+        said.push(title(), location.hash);
+        document.querySelector('.dot[data-execution="24"]').dispatchEvent(new MouseEvent("click", { bubbles: true }));
+        said.push(title(), all(".drawing .state.error").length, byId("next").disabled);
+        history.back();
+        await wait();
+        said.push(title());
+        byId("clear").click();
+        said.push(title(), all(".drawing .state.on").length, byId("chosen").hidden);
+        all(".sortable button")[4].click();
+        said.push(column(4).slice(0, 2), column(0).at(-1));
+        all(".sortable button")[4].click();
+        said.push(column(4)[0], column(0).at(-1));
+        byId("filter").value = "FOR review";
+        byId("filter").dispatchEvent(new Event("input"));
+        said.push(byId("shown").textContent, column(1).length);
+        document.title = JSON.stringify(said);
+      })();
+    """
+    html = re.sub("script-src '[^']*'", "script-src 'unsafe-inline'", run_report.render(record(25)))
+    page, console = opened(html.replace("</body>", f"<script>{steps}</script></body>"))
+    assert console == []
+    assert json.loads(re.search("<title>(.*)</title>", page)[1]) == [
+        *("test/0/0020.png", "execution-title", 7),
+        *("test/1/0021.png", "#execution-21"),
+        *("test/4/0024.png", 1, True),
+        "test/1/0021.png",
+        *("all executions", 8, True),
+        *(["0.400", "0.450"], "test/4/0024.png"),
+        *("0.950", "test/4/0024.png"),
+        *("4 of 25", 4),
+    ]
 
 
 def test_the_script_copes_with_what_is_missing_and_with_hostile_text(opened):
