@@ -26,6 +26,7 @@ import time
 import tomllib
 from pathlib import Path
 
+COMMANDS = ("run", "test", "notebook", "launch", "sam", "containers", "bench", "uv")
 ROOT = Path(__file__).resolve().parent.parent
 LOCAL = ROOT / ".local"
 OLDEST, NEWEST = (3, 11), (3, 14)  # the pinned PyTorch and ONNX Runtime have wheels for these
@@ -194,16 +195,7 @@ def main(what: str) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2 or sys.argv[1] not in (
-        "run",
-        "test",
-        "notebook",
-        "launch",
-        "sam",
-        "containers",
-        "bench",
-        "uv",
-    ):
+    if len(sys.argv) != 2 or sys.argv[1] not in COMMANDS:
         sys.exit(__doc__)
     try:
         main(sys.argv[1])
