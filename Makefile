@@ -1,6 +1,6 @@
 # make help lists what there is to do. Each command sets up what it needs; everything made is in .venv and .local.
 .DEFAULT_GOAL := help
-.PHONY: help run up down classify dashboard test test-sam-local test-containers test-launch test-aws invoke lint train train-sagemaker package-model build deploy destroy bench bench-endpoint clean lock
+.PHONY: help run report up down classify dashboard test test-sam-local test-containers test-launch test-notebook test-aws notebook invoke lint train train-sagemaker package-model build deploy destroy bench bench-endpoint clean lock
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 SHELL = bash
@@ -27,6 +27,9 @@ help: ## this list
 run: .local/.run $(PACKAGE) $(BUILT) ## the whole workflow on this machine: train, deploy, classify real images, show what became of them
 	@$(PROJECT) local/run.py
 
+report: .local/.run ## what the last make run showed, as a page: .local/report.html
+	@$(PROJECT) local/run_report.py
+
 up: .local/.run $(PACKAGE) $(BUILT) ## start the local stack and keep it up
 	@$(PROJECT) local/stack.py up
 
@@ -52,8 +55,15 @@ test-launch: .local/.launch .local/.test ## training/launch.py through SageMaker
 	@# Without local/, whose sagemaker.py is not the SDK.
 	@.local/venvs/sagemaker/bin/python -m pytest -o pythonpath="training endpoint tests/unit" tests/launch
 
+test-notebook: .local/.notebook $(BUILT) ## training/starter.ipynb from top to bottom, on a local stack of its own
+	@$(PROJECT) -m pytest tests/notebook
+
 test-aws: .local/.test $(MODEL) ## AWS_STACK_NAME=name: the scenarios on a stack that you deployed on AWS for them
 	@$(PROJECT) -m pytest tests/aws
+
+notebook: .local/.notebook $(BUILT) ## what training/starter.ipynb needs, and how to open it
+	@echo "In VS Code: open training/starter.ipynb and choose the kernel .venv."
+	@echo "In a browser: .venv/bin/python -m pip install jupyterlab && .venv/bin/jupyter lab training/starter.ipynb"
 
 invoke: .local/.test $(PACKAGE) $(BUILT) ## FUNCTION=ClassifyImageFunction EVENT=events/classify_image.json: one function in Docker
 	@$(PROJECT) local/invoke.py "$(FUNCTION)" "$(EVENT)"
@@ -90,6 +100,7 @@ destroy: .local/.sam ## the stack on AWS
 
 bench: .local/.test $(PACKAGE) $(BUILT) ## the figures of benchmarks/README.md
 	@$(PROJECT) benchmarks/workflow.py
+	@$(PROJECT) benchmarks/open_report.py
 
 bench-endpoint: .local/.test .local/.containers .local/.bench $(PACKAGE) ## the endpoint's server against AWS's serving stacks
 	@$(PROJECT) benchmarks/endpoint.py --picture docs/endpoint-speed.svg
@@ -97,7 +108,7 @@ bench-endpoint: .local/.test .local/.containers .local/.bench $(PACKAGE) ## the 
 clean: down ## everything that was made here
 	rm -rf .venv .local .aws-sam
 
-.local/.run .local/.test .local/.launch .local/.sam .local/.containers .local/.bench: .local/.%: requirements/*.txt local/install.py
+.local/.run .local/.test .local/.launch .local/.sam .local/.notebook .local/.containers .local/.bench: .local/.%: requirements/*.txt local/install.py
 	@$(PYTHON) local/install.py $*
 	@touch $@
 
@@ -120,6 +131,7 @@ lock: ## pin pyproject.toml's groups again
 	@$(PYTHON) local/install.py uv
 	$(LOCK) --python-version 3.11 --group train --group serve --group local -o requirements/run.txt
 	$(LOCK) --python-version 3.11 --group train --group serve --group local --group test --group lint -c requirements/run.txt -o requirements/test.txt
+	$(LOCK) --python-version 3.11 --group train --group serve --group local --group test --group lint --group notebook -c requirements/test.txt -o requirements/notebook.txt
 	$(LOCK) --python-version 3.11 --group emulator -o requirements/emulator.txt
 	$(LOCK) --python-version 3.11 --group sam -o requirements/sam.txt
 	$(LOCK) --python-version 3.11 --group sagemaker --group test-launch -o requirements/sagemaker.txt

@@ -1,4 +1,4 @@
-"""Set up what the project's commands need: python3 local/install.py run|test|launch|sam|containers|bench|uv
+"""Set up what the project's commands need: python3 local/install.py run|test|notebook|launch|sam|containers|bench|uv
 
 Runs on any Python from 3.11, with the standard library alone, and makes
 
@@ -26,6 +26,7 @@ import time
 import tomllib
 from pathlib import Path
 
+COMMANDS = ("run", "test", "notebook", "launch", "sam", "containers", "bench", "uv")
 ROOT = Path(__file__).resolve().parent.parent
 LOCAL = ROOT / ".local"
 OLDEST, NEWEST = (3, 11), (3, 14)  # the pinned PyTorch and ONNX Runtime have wheels for these
@@ -185,7 +186,7 @@ def main(what: str) -> None:
         ("sam", python, LOCAL / "venvs/sam", "sam.txt"),
         ("lambda", lambda_python, LOCAL / "venvs/lambda", "lambda.txt"),  # sam build packs with it
     ]
-    if what in ("run", "test"):
+    if what in ("run", "test", "notebook"):
         environments += [
             ("project", python, ROOT / ".venv", f"{what}.txt", True),
             ("emulator", python, LOCAL / "venvs/emulator", "emulator.txt"),
@@ -194,7 +195,7 @@ def main(what: str) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2 or sys.argv[1] not in ("run", "test", "launch", "sam", "containers", "bench", "uv"):
+    if len(sys.argv) != 2 or sys.argv[1] not in COMMANDS:
         sys.exit(__doc__)
     try:
         main(sys.argv[1])

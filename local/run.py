@@ -1,18 +1,20 @@
 """make run: real images through the whole workflow, on this machine.
 
 Starts the local stack (or takes the one that `make up` started), uploads images, lets the upload trigger start the
-executions, shows what became of each image, writes .local/run.json, and stops what it started.
+executions, shows what became of each image, writes .local/run.json and .local/report.html, and stops what it started.
 """
 
 import json
 import os
 import sys
 import time
-from datetime import datetime
+from datetime import UTC, datetime
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+import run_record
+import run_report
 from executions import NOT_ACCEPTED, Outcome, Watch, explanation
 from stack import LOCAL, ROOT, Stack, StackError, console, down, lock, told, up
 
@@ -45,12 +47,11 @@ def ambiguous_images() -> dict[str, bytes]:
     return {f"ambiguous/{path.parent.name}/{path.name}": path.read_bytes() for path in chosen}
 
 
-def classify_all(stack: Stack, outputs: dict[str, str], images: dict[str, bytes]) -> list[Outcome]:
-    """Upload the images, a few at a time, and wait for the executions that the uploads start."""
+def classify_all(stack: Stack, outputs: dict[str, str], run: str, images: dict[str, bytes]) -> list[Outcome]:
+    """Upload the images, a few at a time, and wait for the executions that the uploads start. Keys begin with `run`."""
     s3 = stack.client("s3")
-    run = f"{outputs['UploadPrefix']}{datetime.now():%Y%m%d-%H%M%S}/"
     watch = Watch(stack.client("stepfunctions"), outputs["ClassifyImageStateMachineArn"], run)
-    waiting = [(run + name, data) for name, data in images.items()]
+    waiting = list(images.items())
     started: dict[str, float] = {}
     outcomes: dict[str, Outcome] = {}
     columns = [TextColumn("Classifying"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
@@ -109,7 +110,7 @@ def summarise(outcomes: list[Outcome]) -> None:
     )
     for row in failed:
         console.print(f"  {row.error}: {explanation(row)}", markup=False, soft_wrap=True)
-    console.print(f"Written to {(LOCAL / 'run.json').relative_to(ROOT)}")
+    console.print(f"Written to {(LOCAL / 'run.json').relative_to(ROOT)}; look at {run_report.REPORT.relative_to(ROOT)}")
     if unexpected := [row for row in failed if row.error != "UnsupportedImageError"]:
         raise StackError(f"{len(unexpected)} images failed for technical reasons: see the errors above")
 
@@ -119,12 +120,17 @@ def main() -> None:
         images = test_images() | ambiguous_images() | {"not-an-image.png": NOT_AN_IMAGE}
         stack, outputs, started = up()
         try:
-            outcomes = classify_all(stack, outputs, images)
+            since = datetime.now(UTC)
+            run = f"{outputs['UploadPrefix']}{datetime.now():%Y%m%d-%H%M%S}/"
+            images = {run + name: data for name, data in images.items()}
+            outcomes = classify_all(stack, outputs, run, images)
+            collected = run_record.collect(stack, outputs, outcomes, images, since)
         finally:
             if started:
                 down()
         show(outcomes)
         write(outcomes)
+        run_report.write(collected)
         summarise(outcomes)
 
 

@@ -1,0 +1,187 @@
+"""The record of a run, .local/report.json: all that the report shows, collected while the local stack is up.
+
+created, emulated, threshold, definition (the state machine's, as deployed), training (the model's metadata.json)
+executions: a list, in the order of the uploads, of
+    key, outcome, label, confidence, threshold, predictions, error, cause, seconds, execution_arn, started
+    truth         the label by the image's folder, where that is one of the model's labels
+    thumbnail     a data: URL; None for what is no image
+    states        [{name, start, seconds, tries, error}]: start in seconds since the execution's
+    traces        [{trace_id, function, segments: [{id, parent_id, name, start, seconds, error}]}]
+    log           the execution's line in the prediction log
+"""
+
+import base64
+import hashlib
+import io
+import json
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageOps
+
+from executions import NOT_ACCEPTED, Outcome, explanation
+from stack import LOCAL, ROOT, Stack
+
+sys.path += [str(ROOT / "endpoint"), str(ROOT / "training")]
+import inference
+import outcomes as prediction_lines
+
+FUNCTIONS = ("RetrieveImage", "ClassifyImage", "CheckConfidence", "RecordOutcome")
+THUMBNAIL = 96  # pixels a side, at most
+SECONDS_FOR_THE_LOG = 1  # EventBridge tells RecordOutcome of an execution's end a little after it
+
+
+def collect(
+    stack: Stack, outputs: dict[str, str], outcomes: list[Outcome], images: dict[str, bytes], since: datetime
+) -> dict[str, Any]:
+    """The record of these outcomes; `images` are the uploaded bytes by key, `since` is when the uploads began."""
+    states, logs = stack.client("stepfunctions"), stack.client("logs")
+    machine = states.describe_state_machine(stateMachineArn=outputs["ClassifyImageStateMachineArn"])
+    training = json.loads((LOCAL / "model/metadata.json").read_text(encoding="utf-8"))
+    log = prediction_log(logs, outputs, {row.execution_arn for row in outcomes if row.execution_arn}, since)
+    owners = owners_of_traces(logs, outputs, outcomes, since)
+    traces = traces_of(segments(stack.directory / "xray.jsonl", since), owners)
+    executions = []
+    for row in outcomes:
+        pages = states.get_paginator("get_execution_history").paginate(executionArn=row.execution_arn or "")
+        history = [event for page in pages for event in page["events"]] if row.execution_arn else []
+        folder = Path(row.key).parent.name
+        result = row.result or {}
+        executions.append(
+            {
+                "key": row.key,
+                "outcome": "accepted" if row.error is None else "review" if row.error == NOT_ACCEPTED else "error",
+                **{name: getattr(row, name) for name in ("label", "confidence", "seconds", "error", "execution_arn")},
+                "threshold": result.get("threshold"),
+                "predictions": result.get("predictions", []),
+                "cause": explanation(row) if row.error != NOT_ACCEPTED else "",
+                "truth": folder if folder in training["labels"] else None,
+                "thumbnail": thumbnail(images[row.key]),
+                "started": history[0]["timestamp"].timestamp() if history else None,
+                "states": visits(history),
+                "traces": traces.get(row.execution_arn, []),
+                "log": log.get(row.execution_arn),
+            }
+        )
+    return {
+        "created": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "emulated": True,
+        "definition": json.loads(machine["definition"]),
+        "training": training,
+        "executions": executions,
+    }
+
+
+def visits(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each state that an execution went through, from its history."""
+    found: list[dict[str, Any]] = []
+    for event in history:
+        at = (event["timestamp"] - history[0]["timestamp"]).total_seconds()
+        if "stateEnteredEventDetails" in event:
+            name = event["stateEnteredEventDetails"]["name"]
+            found.append({"name": name, "start": at, "seconds": None, "tries": 0, "error": None})
+        elif event["type"] == "TaskScheduled":
+            found[-1]["tries"] += 1
+        elif event["type"] == "TaskFailed":
+            found[-1]["error"] = event["taskFailedEventDetails"].get("error")
+        elif "stateExitedEventDetails" in event:
+            found[-1] |= {"seconds": at - found[-1]["start"], "error": None}
+    if found and found[-1]["seconds"] is None:  # the state in which the execution failed is never left
+        found[-1]["seconds"] = at - found[-1]["start"]
+    return found
+
+
+def prediction_log(logs, outputs: dict[str, str], arns: set[str], since: datetime) -> dict[str, dict[str, Any]]:
+    """The line of each execution, waited for a moment."""
+    deadline = time.monotonic() + SECONDS_FOR_THE_LOG
+    while True:
+        lines = prediction_lines.from_log_group(logs, outputs["PredictionLogGroupName"], since)
+        found = {line["execution_arn"]: line for line in lines if line.get("execution_arn") in arns}
+        if len(found) == len(arns) or time.monotonic() > deadline:
+            return found
+        time.sleep(0.1)
+
+
+def owners_of_traces(logs, outputs: dict[str, str], outcomes: list[Outcome], since: datetime) -> dict[str, tuple]:
+    """(execution's ARN, function) by trace ID, and by the hash of the key.
+
+    On AWS an execution has one trace. Here Step Functions sends no segments, so each invocation has a trace of its own:
+    what the function logged says to which execution it belongs, and where it failed before that, its annotation does.
+    """
+    functions = {outputs[f"{function}FunctionName"]: function for function in FUNCTIONS}
+    owners = {
+        hashlib.sha256(row.key.encode()).hexdigest()[:16]: (row.execution_arn, "RetrieveImage")
+        for row in outcomes
+        if row.execution_arn
+    }
+    for line in function_log(logs, since):
+        if line.get("function_name") in functions and "correlation_id" in line and "xray_trace_id" in line:
+            owners[line["xray_trace_id"]] = (line["correlation_id"], functions[line["function_name"]])
+    return owners
+
+
+def function_log(logs, since: datetime) -> Iterator[dict[str, Any]]:
+    """The lines that functions logged themselves, in every log group."""
+    groups = [group for page in logs.get_paginator("describe_log_groups").paginate() for group in page["logGroups"]]
+    for group in groups:
+        asked = {"logGroupName": group["logGroupName"], "startTime": int(since.timestamp() * 1000)}
+        for page in logs.get_paginator("filter_log_events").paginate(**asked):
+            for event in page["events"]:
+                if event["message"].startswith('{"level"'):
+                    yield json.loads(event["message"])
+
+
+def traces_of(segments: Iterable[dict[str, Any]], owners: dict[str, tuple]) -> dict[str, list[dict[str, Any]]]:
+    """The traces of each execution by its ARN."""
+    traces: dict[str, list[dict[str, Any]]] = {}
+    for segment in segments:
+        traces.setdefault(segment["trace_id"], []).append(segment)
+    found: dict[str, list[dict[str, Any]]] = {}
+    for trace_id, trace in traces.items():
+        hashes = [segment.get("annotations", {}).get("s3_key_hash") for segment in trace]
+        owner = next((owners[name] for name in (trace_id, *hashes) if name in owners), None)
+        if owner:
+            arn, function = owner
+            plain = [plain_segment(segment) for segment in trace]
+            found.setdefault(arn, []).append({"trace_id": trace_id, "function": function, "segments": plain})
+    return found
+
+
+def segments(path: Path, since: datetime) -> Iterator[dict[str, Any]]:
+    """The X-Ray segments that local/xray.py collected since then."""
+    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            segment = json.loads(text)
+        except ValueError:
+            continue
+        if segment.get("start_time", 0) >= since.timestamp() and "end_time" in segment:
+            yield segment
+
+
+def plain_segment(segment: dict[str, Any]) -> dict[str, Any]:
+    operation = segment.get("aws", {}).get("operation", "")
+    return {
+        "id": segment["id"],
+        "parent_id": segment.get("parent_id"),
+        "name": f"{segment['name'].removeprefix('## ')} {operation}".strip(),
+        "start": segment["start_time"],
+        "seconds": segment["end_time"] - segment["start_time"],
+        "error": bool(segment.get("fault") or segment.get("error")),
+    }
+
+
+def thumbnail(data: bytes) -> str | None:
+    """A small PNG of the image as a data: URL."""
+    try:
+        with Image.open(io.BytesIO(data), formats=inference.FORMATS) as image:
+            small = ImageOps.exif_transpose(image).convert("RGBA")
+            small.thumbnail((THUMBNAIL, THUMBNAIL))
+            buffer = io.BytesIO()
+            small.quantize(64).save(buffer, "PNG", optimize=True)
+    except inference.DECODE_ERRORS:
+        return None
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,340 @@
+"""make report: .local/report.json, the record of the last run -> .local/report.html, one file that needs nothing else.
+
+run_record.py says what a record holds; local/page/ has the template, the styles and the script. All that a run brought
+(keys, labels, causes) is untrusted text: the template escapes it, and the page's policy runs no script but its own.
+"""
+
+import base64
+import collections
+import hashlib
+import itertools
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+import diagram
+from stack import LOCAL, ROOT, StackError, console, told
+
+sys.path.append(str(ROOT / "training"))
+import drift
+
+PAGE = Path(__file__).parent / "page"
+RECORD, REPORT = LOCAL / "report.json", LOCAL / "report.html"
+OUTCOMES = {"accepted": "accepted", "review": "for review", "error": "failed"}
+BINS = 20
+LABELS_SHOWN = 30
+PREDICTIONS_SHOWN, PREDICTIONS_IN_DETAIL = 3, 10
+PSI_SMALL, PSI_LARGE = 0.1, 0.25  # the customary marks
+
+
+def render(record: dict[str, Any]) -> str:
+    """The page of a record."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(PAGE),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"seconds": seconds, "share": share}
+    script = (PAGE / "page.js").read_text(encoding="utf-8")
+    executions = [view(index, execution) for index, execution in enumerate(record["executions"])]
+    return environment.get_template("page.html").render(
+        created=record["created"],
+        emulated=record["emulated"],
+        style=Markup((PAGE / "page.css").read_text(encoding="utf-8")),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        outcomes=OUTCOMES,
+        executions=executions,
+        details=[details(execution) for execution in executions],
+        by_outcome=by_outcome(executions),
+        summary=summary(executions),
+        model=model(record["training"]),
+        machine=machine(record["definition"], executions),
+        dots=dots(executions),
+        histogram=histogram(executions),
+        threshold=threshold(executions),
+        mix=mix(record["training"], executions),
+        errors=errors(executions),
+        predictions_shown=PREDICTIONS_SHOWN,
+    )
+
+
+def seconds(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value * 1000:.0f} ms" if value < 1 else f"{value:.2f} s"
+
+
+def share(part: int, whole: int) -> str:
+    return f"{part / whole:.0%}" if whole else ""
+
+
+def view(index: int, execution: dict[str, Any]) -> dict[str, Any]:
+    """An execution with what the page says of it: its name, whether it is right, the rows of its waterfall."""
+    truth, label = execution["truth"], execution["label"]
+    return execution | {
+        "index": index,
+        "name": short_name(execution["key"]),
+        "right": None if truth is None or label is None else truth == label,
+        "rows": waterfall(execution),
+    }
+
+
+def short_name(key: str) -> str:
+    """The key without the folder of uploads and of the run."""
+    parts = key.split("/", 2)
+    return parts[-1] if len(parts) == 3 and all(parts) else key
+
+
+def waterfall(execution: dict[str, Any]) -> list[list[Any]]:
+    """[depth, kind, name, start, seconds, error] of the execution, its states and the segments under them, in order."""
+    if not execution["states"]:
+        return []
+    rows = [[0, "execution", "Execution", 0.0, execution["seconds"], execution["error"]]]
+    traces = list(execution["traces"])
+    for state in execution["states"]:
+        tries = f" ({state['tries']} tries)" if state["tries"] > 1 else ""
+        rows.append([1, "state", state["name"] + tries, state["start"], state["seconds"], state["error"]])
+        mine = [trace for trace in traces if belongs(trace, state, execution["started"])]
+        for trace in sorted(mine, key=first):
+            traces.remove(trace)
+            rows += segment_rows(trace, 2, execution["started"])
+    for trace in sorted(traces, key=first):  # RecordOutcome's, after the end
+        rows += segment_rows(trace, 1, execution["started"])
+    return [[*row[:3], *(value and round(value, 4) for value in row[3:5]), row[5]] for row in rows]
+
+
+def first(trace: dict[str, Any]) -> float:
+    return min((segment["start"] for segment in trace["segments"]), default=0)
+
+
+def belongs(trace: dict[str, Any], state: dict[str, Any], started: float) -> bool:
+    """Whether the state invoked this: one name for both, and within its time."""
+    begin = started + state["start"]
+    return trace["function"] == state["name"] and begin <= first(trace) <= begin + (state["seconds"] or 0)
+
+
+def segment_rows(trace: dict[str, Any], depth: int, started: float) -> list[list[Any]]:
+    """The segments of a trace, each under its parent."""
+    known = {segment["id"] for segment in trace["segments"]}
+    children = collections.defaultdict(list)
+    for segment in sorted(trace["segments"], key=lambda segment: segment["start"]):
+        children[segment["parent_id"] if segment["parent_id"] in known else None].append(segment)
+    rows: list[list[Any]] = []
+
+    def add(parent: str | None, depth: int) -> None:
+        for segment in children.pop(parent, []):
+            name = f"{trace['function']} function" if parent is None else segment["name"]
+            kind = "function" if parent is None else "call"
+            error = "error" if segment["error"] else None
+            rows.append([depth, kind, name, segment["start"] - started, segment["seconds"], error])
+            add(segment["id"], depth + 1)
+
+    add(None, depth)
+    return rows
+
+
+def details(execution: dict[str, Any]) -> dict[str, Any]:
+    """What the script shows of the execution that is chosen."""
+    names = ("key", "name", "outcome", "label", "truth", "confidence", "threshold", "error", "cause")
+    path = [[state["name"], state["seconds"], state["error"]] for state in execution["states"]]
+    predictions = execution["predictions"][:PREDICTIONS_IN_DETAIL]
+    return {name: execution[name] for name in (*names, "execution_arn", "rows", "log")} | {
+        "predictions": predictions,
+        "path": path,
+        "traces": [[trace["function"], trace["trace_id"]] for trace in execution["traces"]],
+        "took": seconds(execution["seconds"]),
+    }
+
+
+def by_outcome(executions: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Accepted and other images, those nearest to their threshold first; what has no confidence comes last."""
+
+    def distance(execution):
+        confidence, threshold = execution["confidence"], execution["threshold"]
+        return abs(confidence - threshold) if confidence is not None and threshold is not None else 2
+
+    found = {outcome: [] for outcome in OUTCOMES}
+    for execution in sorted(executions, key=distance):
+        found[execution["outcome"]].append(execution)
+    return found
+
+
+def summary(executions: list[dict[str, Any]]) -> dict[str, int]:
+    counts = collections.Counter(execution["outcome"] for execution in executions)
+    known = [execution for execution in executions if execution["right"] is not None]
+    accepted = [execution for execution in known if execution["outcome"] == "accepted"]
+    review = [execution for execution in known if execution["outcome"] == "review"]
+    times = [execution["seconds"] for execution in executions if execution["seconds"] is not None]
+    return {
+        "images": len(executions),
+        **{outcome: counts[outcome] for outcome in OUTCOMES},
+        "classified": counts["accepted"] + counts["review"],
+        "accepted_known": len(accepted),
+        "accepted_right": sum(execution["right"] for execution in accepted),
+        "review_known": len(review),
+        "review_right": sum(execution["right"] for execution in review),
+        "median": statistics.median(times) if times else None,
+        "slowest": max(times, default=None),
+        "logged": sum(execution["log"] is not None for execution in executions),
+        "traced": sum(bool(execution["traces"]) for execution in executions),
+    }
+
+
+def model(training: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The facts of the model that the summary names."""
+    if not training:
+        return None
+    accuracy = {name: figures["accuracy"] for name, figures in training["figures"].items() if name != "train"}
+    images = {name: sum(counts.values()) for name, counts in training["images"].items()}
+    return {
+        "labels": len(training["labels"]),
+        "sha256": training["sha256"][:12],
+        "accuracy": accuracy,
+        "images": images,
+    }
+
+
+def machine(definition: dict[str, Any], executions: list[dict[str, Any]]) -> dict[str, Any]:
+    """The drawing of the state machine, and the figures of each state over all executions."""
+    visits = collections.defaultdict(list)
+    taken = collections.Counter()
+    for execution in executions:
+        for state in execution["states"]:
+            visits[state["name"]].append(state)
+        names = [state["name"] for state in execution["states"]]
+        taken.update(itertools.pairwise(names))
+    figures = []
+    for name in definition["States"]:
+        times = [state["seconds"] for state in visits[name] if state["seconds"] is not None]
+        figures.append(
+            {
+                "name": name,
+                "executions": len(visits[name]),
+                "median": statistics.median(times) if times else None,
+                "slowest": max(times, default=None),
+                "errors": sum(state["error"] is not None for state in visits[name]),
+                "retried": sum(state["tries"] > 1 for state in visits[name]),
+            }
+        )
+    return {"drawing": diagram.layout(definition), "figures": figures, "taken": taken}
+
+
+def threshold(executions: list[dict[str, Any]]) -> float | None:
+    """The threshold of most executions."""
+    counts = collections.Counter(row["threshold"] for row in executions if row["threshold"] is not None)
+    return counts.most_common(1)[0][0] if counts else None
+
+
+def dots(executions: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The dots of the two charts of confidence, x and y from 0 to 1: over time, and sorted. Failures have y None."""
+    timed = [row for row in executions if row["started"] is not None]
+    begin = min((row["started"] for row in timed), default=0)
+    span = max((row["started"] for row in timed), default=0) - begin
+    over_time = [dot(row, (row["started"] - begin) / (span or 1)) for row in timed]
+    ranked = sorted((row for row in executions if row["confidence"] is not None), key=lambda row: -row["confidence"])
+    by_rank = [dot(row, (rank + 0.5) / len(ranked)) for rank, row in enumerate(ranked)]
+    return {"over_time": over_time, "by_rank": by_rank, "span": span, "ranked": len(ranked)}
+
+
+def dot(execution: dict[str, Any], x: float) -> dict[str, Any]:
+    named = {name: execution[name] for name in ("index", "name", "outcome", "right", "label")}
+    return named | {"x": round(x, 4), "y": execution["confidence"]}
+
+
+def histogram(executions: list[dict[str, Any]]) -> dict[str, Any]:
+    """How many confidences are in each of the bins from 0 to 1, by outcome."""
+    bins = [dict.fromkeys(OUTCOMES, 0) for _ in range(BINS)]
+    for execution in executions:
+        if execution["confidence"] is not None:
+            bins[min(int(execution["confidence"] * BINS), BINS - 1)][execution["outcome"]] += 1
+    return {"bins": bins, "most": max(sum(counts.values()) for counts in bins)}
+
+
+def mix(training: dict[str, Any] | None, executions: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The predicted labels beside those of the training data, with the population stability index."""
+    predicted = collections.Counter(row["label"] for row in executions if row["label"] is not None)
+    if not training or not predicted:
+        return None
+    reference, images = training["images"]["train"], predicted.total()
+    parts = drift.contributions(reference, predicted)
+    index, chance = sum(parts.values()), drift.by_chance(reference, images)
+    labels = [
+        {
+            "label": label,
+            "training": reference.get(label, 0) / sum(reference.values()),
+            "predicted": predicted[label] / images,
+            "count": predicted[label],
+            "part": part,
+        }
+        for label, part in parts.items()
+    ]
+    if len(labels) > LABELS_SHOWN:
+        labels = sorted(labels, key=lambda row: -row["part"])[:LABELS_SHOWN]
+    return {
+        "labels": labels,
+        "hidden": len(parts) - len(labels),
+        "images": images,
+        "index": index,
+        "chance": chance,
+        "widest": max(max(row["training"], row["predicted"]) for row in labels),
+        "verdict": verdict(index, chance),
+    }
+
+
+def verdict(index: float, chance: float) -> str:
+    """What the index says, in words."""
+    if index <= chance:
+        if chance > PSI_LARGE:
+            return "Chance alone explains it: with so few images the index can tell nothing."
+        return "Chance alone explains it."
+    if index < PSI_SMALL:
+        return "More than chance, and still no change to speak of."
+    if index < PSI_LARGE:
+        return "More than chance: a moderate change."
+    return "More than chance: a large change. These images are not mixed as the training data was."
+
+
+def errors(executions: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The technical failures by their error and the state in which it happened."""
+    groups = collections.defaultdict(list)
+    for execution in executions:
+        if execution["outcome"] == "error":
+            state = execution["states"][-1]["name"] if execution["states"] else ""
+            groups[execution["error"], state].append(execution)
+    found = [{"error": error, "state": state, "executions": rows} for (error, state), rows in groups.items()]
+    return sorted(found, key=lambda group: -len(group["executions"]))
+
+
+def write(record: dict[str, Any]) -> None:
+    """Keep the record, and render it."""
+    RECORD.write_text(json.dumps(record), encoding="utf-8")
+    REPORT.write_text(render(record), encoding="utf-8")
+
+
+def main() -> None:
+    with told():
+        try:
+            record = json.loads(RECORD.read_text(encoding="utf-8"))
+        except OSError:
+            raise StackError("There is no run to report on: make run first.") from None
+        REPORT.write_text(render(record), encoding="utf-8")
+        console.print(REPORT.relative_to(ROOT), soft_wrap=True)
+        has_desktop = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+        if has_desktop and sys.stdout.isatty() and (opener := shutil.which("xdg-open")):
+            streams = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+            subprocess.Popen([opener, REPORT], start_new_session=True, **streams)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,35 @@
+"""What a run records while the stack is up, from every place that it asks."""
+
+from datetime import UTC, datetime
+
+import run
+import run_record
+import run_report
+
+
+def test_each_execution_has_its_states_its_traces_and_its_line_of_the_log(workflow, seven):
+    since = datetime.now(UTC)
+    prefix = f"{workflow.outputs['UploadPrefix']}recorded/"
+    images = {f"{prefix}7/seven.png": seven, f"{prefix}text.png": b"This is a text file."}
+    outcomes = run.classify_all(workflow.stack, workflow.outputs, prefix, images)
+    made = run_record.collect(workflow.stack, workflow.outputs, outcomes, images, since)
+
+    accepted, failed = made["executions"]
+    assert (accepted["outcome"], accepted["label"], accepted["truth"]) == ("accepted", "7", "7")
+    path = ["RetrieveImage", "ClassifyImage", "CheckConfidence", "IsAccepted", "PublishImageClassified"]
+    assert [state["name"] for state in accepted["states"]] == path
+    assert sorted(trace["function"] for trace in accepted["traces"]) == sorted([*path[:3], "RecordOutcome"])
+    assert accepted["log"]["confidence"] == accepted["confidence"] >= accepted["threshold"] == 0.75
+
+    assert (failed["outcome"], failed["error"], failed["truth"]) == ("error", "UnsupportedImageError", None)
+    assert failed["cause"].startswith(f"s3://{workflow.bucket}/{prefix}text.png is not a readable")
+    assert [(state["name"], state["error"]) for state in failed["states"]] == [("RetrieveImage", failed["error"])]
+    assert sorted(trace["function"] for trace in failed["traces"]) == ["RecordOutcome", "RetrieveImage"]
+    assert failed["log"]["cause"] == failed["cause"]
+    assert (bool(accepted["thumbnail"]), failed["thumbnail"]) == (True, None)
+
+    names = [row[2] for row in run_report.waterfall(accepted)]
+    assert [name for name in names if "Get" in name or "Invoke" in name] == [
+        "s3 GetObject",
+        "runtime.sagemaker InvokeEndpoint",
+    ]

@@ -1,0 +1,68 @@
+import gzip
+import json
+from datetime import UTC, datetime
+
+import boto3
+import pytest
+from botocore.stub import Stubber
+
+import outcomes
+import prediction_log
+
+ACCEPTED = {
+    "timestamp": "2026-11-24 09:00:01,250+0000",
+    "message": "prediction",
+    "outcome": "accepted",
+    "s3_key": "uploads/seven.png",
+    "label": "7",
+    "confidence": 0.97,
+}
+ERROR = {"message": "prediction", "outcome": "error", "s3_key": "{odd} key.png", "error": "UnsupportedImageError"}
+OTHER_LINES = [
+    "START RequestId: 20d91389 Version: 1",
+    '{"_aws": {"CloudWatchMetrics": []}, "Images": [1.0]}',
+    '{"message": "image classified", "label": "7"}',
+    '{"message": "prediction"}',
+    '["prediction"]',
+    '{"message": "predic',
+]
+
+
+@pytest.fixture
+def logs():
+    client = boto3.client("logs")
+    with Stubber(client) as stubber:
+        yield client, stubber
+        stubber.assert_no_pending_responses()
+
+
+def test_a_log_group_is_read_page_by_page_and_other_lines_are_passed_over(logs):
+    client, stubber = logs
+    asked = {"logGroupName": "predictions", "filterPattern": '{ $.message = "prediction" }', "startTime": 1795510800000}
+    first = [{"message": text} for text in [*OTHER_LINES, json.dumps(ACCEPTED)]]
+    stubber.add_response("filter_log_events", {"events": first, "nextToken": "2"}, asked)
+    stubber.add_response("filter_log_events", {"events": [{"message": json.dumps(ERROR)}]}, asked | {"nextToken": "2"})
+    since = datetime(2026, 11, 24, 9, tzinfo=UTC)
+    assert outcomes.from_log_group(client, "predictions", since) == [ACCEPTED, ERROR]
+
+
+def test_an_empty_log_group_has_no_lines(logs):
+    client, stubber = logs
+    asked = {"logGroupName": "predictions", "filterPattern": '{ $.message = "prediction" }'}
+    stubber.add_response("filter_log_events", {"events": []}, asked)
+    assert outcomes.from_log_group(client, "predictions") == []
+
+
+def test_files_of_json_lines_and_exports_of_cloudwatch_logs_are_read(tmp_path):
+    plain, export = tmp_path / "lines.jsonl", tmp_path / "000000.gz"
+    plain.write_text("\n".join([*OTHER_LINES, json.dumps(ACCEPTED)]))
+    export.write_bytes(gzip.compress(f"2026-11-24T09:00:01.250Z {json.dumps(ERROR)}\n".encode()))
+    assert outcomes.from_files([plain, export]) == [ACCEPTED, ERROR]
+
+
+def test_the_time_of_a_line_is_that_of_its_timestamp():
+    assert outcomes.time_of(ACCEPTED) == datetime(2026, 11, 24, 9, 0, 1, 250000, tzinfo=UTC)
+
+
+def test_the_reader_finds_what_the_function_writes():
+    assert outcomes.MESSAGE == prediction_log.MESSAGE

@@ -1,0 +1,66 @@
+import base64
+import io
+from datetime import UTC, datetime, timedelta
+
+from PIL import Image
+
+import run_record
+
+START = datetime(2026, 11, 24, 9, tzinfo=UTC)
+
+
+def event(seconds, kind, **details):
+    return {"timestamp": START + timedelta(seconds=seconds), "type": kind, **details}
+
+
+def entered(seconds, name):
+    return event(seconds, "TaskStateEntered", stateEnteredEventDetails={"name": name})
+
+
+def exited(seconds, name):
+    return event(seconds, "TaskStateExited", stateExitedEventDetails={"name": name})
+
+
+def test_the_states_of_a_history_have_their_times_and_tries():
+    failed = {"taskFailedEventDetails": {"error": "EndpointUnavailableError"}}
+    history = [
+        event(0, "ExecutionStarted"),
+        entered(0.25, "ClassifyImage"),
+        event(0.25, "TaskScheduled"),
+        event(0.5, "TaskFailed", **failed),
+        event(1, "TaskScheduled"),
+        exited(1.5, "ClassifyImage"),
+        entered(1.5, "CheckConfidence"),
+        event(1.5, "TaskScheduled"),
+        event(1.75, "TaskFailed", taskFailedEventDetails={"error": "EndpointResponseError"}),
+        event(1.75, "ExecutionFailed"),
+    ]
+    assert run_record.visits(history) == [
+        {"name": "ClassifyImage", "start": 0.25, "seconds": 1.25, "tries": 2, "error": None},
+        {"name": "CheckConfidence", "start": 1.5, "seconds": 0.25, "tries": 1, "error": "EndpointResponseError"},
+    ]
+    assert run_record.visits([]) == []
+
+
+def test_thumbnails_are_small_and_of_images_only():
+    buffer = io.BytesIO()
+    Image.effect_noise((1200, 800), 60).convert("CMYK").save(buffer, "JPEG")
+    header, _, data = run_record.thumbnail(buffer.getvalue()).partition(",")
+    assert header == "data:image/png;base64"
+    with Image.open(io.BytesIO(base64.b64decode(data))) as small:
+        assert small.size == (96, 64)
+    assert len(data) < 12_000
+    assert run_record.thumbnail(b"This is a text file.") is None
+
+
+def test_segments_that_are_broken_unfinished_or_older_are_passed_over(tmp_path):
+    path = tmp_path / "xray.jsonl"
+    now = START.timestamp()
+    path.write_text(
+        f'{{"id": "old", "start_time": {now - 1}, "end_time": {now}}}\n'
+        f'{{"id": "open", "start_time": {now}}}\n'
+        f'{{"id": "whole", "start_time": {now}, "end_time": {now + 1}}}\n'
+        '{"id": "brok'
+    )
+    assert [segment["id"] for segment in run_record.segments(path, START)] == ["whole"]
+    assert list(run_record.segments(tmp_path / "none.jsonl", START)) == []
