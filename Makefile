@@ -39,7 +39,7 @@ down: ## stop the local stack
 classify: .local/.run $(PACKAGE) $(BUILT) ## IMAGE=path [THRESHOLD=t]: a picture of yours through the local stack
 	@$(PROJECT) local/classify.py "$(IMAGE)" --threshold "$(THRESHOLD)"
 
-dashboard: .local/.run ## the stack's dashboard, drawn from what the local stack has collected
+dashboard: .local/.notebook ## the stack's dashboard, drawn from what the local stack has collected
 	@$(PROJECT) local/dashboard.py
 
 test: .local/.test $(PACKAGE) $(BUILT) ## unit and integration tests

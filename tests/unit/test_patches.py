@@ -1,0 +1,55 @@
+import numpy as np
+import torch
+
+import patches
+import train
+from data import Dataset
+from model import Average, Classifier, Probabilities
+
+
+def stripes(count, seed, size=(32, 36)):
+    """Noisy pictures of stripes that lie (0) or stand (1), each at a place of its own: [N, 3, height, width]."""
+    random = np.random.default_rng(seed)
+    targets = np.arange(count) % 2
+    images = []
+    for target in targets:
+        rows, columns = np.mgrid[: size[0], : size[1]]
+        wave = np.sin((columns if target else rows) * 0.9 + random.uniform(0, 6.3))
+        images.append(0.5 + 0.2 * wave + 0.2 * random.standard_normal((3, *size)))
+    return np.clip(images, 0, 1).astype(np.float32), targets
+
+
+def fitted(size=(32, 36), channels=32):
+    torch.manual_seed(0)
+    images, targets = stripes(40, seed=0, size=size)
+    return patches.fit(torch.from_numpy(images), torch.from_numpy(targets), 2, channels)
+
+
+def test_new_pictures_of_a_texture_are_told_apart():
+    images, targets = stripes(60, seed=1)
+    scores = fitted()(torch.from_numpy(images))
+    assert scores.shape == (60, 2)
+    assert (scores.argmax(1).numpy() == targets).mean() > 0.95
+
+
+def test_the_same_seed_gives_the_same_model():
+    one, other = fitted(), fitted()
+    assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+def test_large_pictures_are_halved_and_flat_ones_have_a_score():
+    model = fitted(size=(64, 48))
+    assert model.halves
+    assert torch.isfinite(model(torch.full((1, 3, 64, 48), 0.5))).all()
+
+
+def test_what_is_exported_of_networks_and_patches_answers_as_they_do(tmp_path):
+    images, targets = stripes(20, seed=2)
+    dataset = Dataset(images, targets, ["lying", "standing"])
+    network = Classifier(2, [0.5] * 3, [0.2] * 3, (32, 36), 16)
+    options = train.parse_options(["--patches", "32", "--flip", "0.5"])
+    both = train.ask_patches_too(Average([network], mirrored=True), dataset, dataset, options)
+    model = Probabilities(both, 0.7).eval()
+    train.export(model, (32, 36), tmp_path / "model.onnx")
+    assert train.largest_difference(model, tmp_path / "model.onnx", dataset) <= train.MAX_DIFFERENCE
+    assert both.weights[1] > 0
