@@ -115,7 +115,7 @@ clean: down ## everything that was made here
 $(DIGITS): training/prepare.py | .local/.run
 	@$(PROJECT) training/prepare.py digits --output $@
 
-$(MODEL): training/train.py training/model.py training/data.py training/calibration.py training/report.py endpoint/inference.py | $(DIGITS)
+$(MODEL): training/train.py training/augment.py training/model.py training/patches.py training/data.py training/calibration.py training/report.py endpoint/inference.py | $(DIGITS)
 	@$(PROJECT) training/train.py
 
 $(PACKAGE): $(MODEL) endpoint/package.py endpoint/inference.py
