@@ -276,9 +276,9 @@ def test_one_channel_and_a_model_folder_are_all_that_training_needs(trained):
     history = list(csv.DictReader((folder / "output/history.csv").open()))
     assert [(line["network"], line["epoch"]) for line in history] == [("1", "1"), ("1", "2"), ("2", "1"), ("2", "2")]
     predictions = list(csv.DictReader((folder / "output/predictions.csv").open()))
-    assert [line["truth"] for line in predictions] == ["bright cat"] * 3 + ["dark dog"] * 2
+    assert [line["truth"] for line in predictions] == ["bright cat"] * 2 + ["dark dog"]
     right = sum(line["label"] == line["truth"] for line in predictions)
-    assert right / 5 == validation["accuracy"]
+    assert right / 3 == validation["accuracy"]
 
 
 def test_training_prints_a_line_an_epoch_and_no_noise(trained):
