@@ -17,6 +17,7 @@ import prediction_log
 
 NOT_ACCEPTED = "THRESHOLD_CONFIDENCE_NOT_MET"
 MAX_LABELS = 10  # a metric for each label, and its price, only where the model has at most so many
+ALL = 0.99  # of the probability: predictions with less are the best of a model that has more labels
 
 logger = Logger()
 tracer = Tracer(auto_patch=False)  # there is no client here to trace, and patching would import botocore
@@ -53,14 +54,17 @@ def failure_of(detail: dict[str, Any]) -> dict[str, Any]:
     request = asked_for(parsed(detail.get("input"))) | {"execution_arn": detail["executionArn"]}
     cause = parsed(detail.get("cause"))
     words = cause["errorMessage"] if isinstance(cause, dict) and "errorMessage" in cause else detail.get("cause")
-    return prediction_log.failed(request, detail.get("error") or detail["status"], words or "")
+    error = detail["status"] if detail["status"] == "ABORTED" else detail.get("error") or detail["status"]
+    return prediction_log.failed(request, error, str(words or ""))
 
 
 def count_decision(result: dict[str, Any]) -> None:
     metrics.add_metric("Accepted", MetricUnit.Count, int(result["accepted"]))
     metrics.add_metric("ForReview", MetricUnit.Count, int(not result["accepted"]))
     metrics.add_metric("Confidence", MetricUnit.NoUnit, result["confidence"])
-    if len(result["predictions"]) <= MAX_LABELS:
+    predictions = result["predictions"]
+    has_few_labels = len(predictions) <= MAX_LABELS and sum(each["probability"] for each in predictions) > ALL
+    if has_few_labels and result["label"].isascii():  # as CloudWatch wants it of a dimension
         with single_metric("LabelConfidence", MetricUnit.NoUnit, result["confidence"]) as metric:
             metric.add_dimension("label", result["label"])
 

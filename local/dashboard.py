@@ -181,7 +181,8 @@ def main() -> None:
         cloudwatch, logs = stack.client("cloudwatch"), stack.client("logs")
         body = json.loads(cloudwatch.get_dashboard(DashboardName=outputs["DashboardName"])["DashboardBody"])
         points = Points()
-        groups = [group["logGroupName"] for group in logs.describe_log_groups()["logGroups"]]
+        pages = logs.get_paginator("describe_log_groups").paginate()
+        groups = [group["logGroupName"] for page in pages for group in page["logGroups"]]
         collect_logged(points, logs, groups)
         collect_executions(points, stack.client("stepfunctions"), outputs["ClassifyImageStateMachineArn"])
         rows = [row for widget in body["widgets"] for row in widget["properties"].get("metrics", []) if len(row) > 1]

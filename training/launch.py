@@ -204,7 +204,7 @@ def wait(sagemaker, job, pause=10):
     while True:
         found = sagemaker.describe_training_job(TrainingJobName=job)
         status = found["TrainingJobStatus"]
-        latest = found.get("SecondaryStatusTransitions", [{}])[-1].get("StatusMessage", "")
+        latest = (found.get("SecondaryStatusTransitions") or [{}])[-1].get("StatusMessage", "")
         say(f"{time.monotonic() - started:.0f} s: {status}, {found['SecondaryStatus']}: {latest}".rstrip(": "))
         if status == "Completed":
             return found["ModelArtifacts"]["S3ModelArtifacts"]

@@ -15,7 +15,7 @@ ROUNDS = 10  # of k-means
 WHITENING = 0.1  # added to the variances, so that noise is not blown up
 CONTRAST = 10 / 255**2  # added to a patch's variance, so that flat ones stay flat
 SPARSITY = 0.1  # a likeness below it counts as none
-RIDGE = 1.0  # regularisation, in units of the mean squared length of a picture's features
+RIDGE = 0.3  # regularisation, in units of the mean squared length of a picture's features
 LARGE_SIDE = 40  # pictures of more pixels a side are halved first
 
 
@@ -53,8 +53,11 @@ class Patches(nn.Module):
 
 
 @torch.no_grad()
-def fit(images, targets, classes, channels):
-    """A fitted `Patches` with a dictionary of `channels` patches. images [N, 3, height, width], targets [N]."""
+def fit(images, targets, classes, channels, mirrored):
+    """A fitted `Patches` with a dictionary of `channels` patches. images [N, 3, height, width], targets [N].
+
+    mirrored: whether a mirror image is a picture of the same class.
+    """
     model = Patches(images.shape[2:], channels, classes).eval()
     sample = sample_patches(model, images)
     mean = sample.mean(0)
@@ -63,7 +66,10 @@ def fit(images, targets, classes, channels):
     model.whiten.copy_(whiten[:, :, None, None])
     model.shift.copy_(-whiten @ mean)
     model.dictionary.copy_(spherical_k_means((sample - mean) @ whiten, channels)[:, :, None, None])
-    solve(model, images, functional.one_hot(targets, classes) * 2.0 - 1)
+    wanted = functional.one_hot(targets, classes) * 2.0 - 1
+    if mirrored:
+        images, wanted = torch.cat([images, images.flip(3)]), wanted.repeat(2, 1)
+    solve(model, images, wanted)
     return model
 
 
@@ -91,18 +97,17 @@ def spherical_k_means(points, count):
 
 
 def solve(model, images, wanted):
-    """Ridge regression of the wanted scores [N, classes] on the features of pictures and of their mirror images.
+    """Ridge regression of the wanted scores [N, classes] on the pictures' features.
 
     Solved in the pictures' own space: there are fewer of them than features.
     """
-    both = torch.cat([images, images.flip(3)])
-    features = torch.cat([model.features(part) for part in both.split(50)])
+    features = torch.cat([model.features(part) for part in images.split(50)])
     mean, spread = features.mean(0), features.std(0)
     spread = spread + 1e-3 * spread.mean()
     features = (features - mean) / spread
     products = features @ features.T
     strength = RIDGE * products.diagonal().mean()
-    weights = features.T @ torch.linalg.solve(products + strength * torch.eye(len(both)), wanted.repeat(2, 1))
+    weights = features.T @ torch.linalg.solve(products + strength * torch.eye(len(images)), wanted)
     weights = weights.T / spread
     model.head.weight.copy_(weights)
     model.head.bias.copy_(-weights @ mean)

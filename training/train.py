@@ -14,10 +14,9 @@ there are, and whether they have colour. Coloured pictures are taken for photogr
 are in a mirror, in another light and where only a part is seen. Set --flip 0 for coloured pictures that do not (signs,
 letters, left and right hands), and --flip 0.5 --mix 0.5 for grey ones that do.
 
-What is kept of a network is a moving average of the trained one; the model averages the answers of one or two of them.
-Validation data chooses the epoch that is kept, ends
-the training when it no longer improves, and gives the temperature that makes probabilities honest; test data is looked
-at once, at the end.
+What is kept of a network is a moving average of the trained one; the model averages the answers of one or two of them
+and, where photographs are few, of patches.py. Validation data chooses the epoch that is kept, ends the training when it
+no longer improves, and gives the temperature that makes probabilities honest; test data is looked at once, at the end.
 
 Written to the model folder, when all is done:
 
@@ -71,7 +70,7 @@ MAX_DIFFERENCE = 1e-5  # between PyTorch's probabilities and the exported model'
 SMALL_SIDE = 32  # pixels; smaller pictures make do with a smaller network and a shorter training
 MANY = 5_000  # pictures; with more of them, a second network brings little
 FEW = 2_000  # pictures, up to which patches.py is asked too
-PATCH_WEIGHT = 0.6  # of its opinion, against the networks'
+PATCH_WEIGHT = 0.75  # of its opinion, against the networks'
 FEWEST_EPOCHS, MOST_EPOCHS = 10, 150
 SECONDS_BETWEEN_LINES = 5
 
@@ -282,7 +281,7 @@ def ask_patches_too(classifier, train, validation, options):
     """An `Average` of the networks and of patches.py, which gets its weight by how far both spread."""
     torch.manual_seed(options.seed)
     images, targets = torch.from_numpy(train.images), torch.from_numpy(train.targets)
-    second = patches.fit(images, targets, len(train.labels), options.patches)
+    second = patches.fit(images, targets, len(train.labels), options.patches, classifier.mirrored)
 
     def spread(model):
         logits = outputs_of(model, validation)

@@ -58,7 +58,7 @@ def test_an_image_that_the_model_is_sure_about_is_accepted(workflow, outcome_eve
     assert (execution.status, execution.states) == ("SUCCEEDED", ACCEPTED_PATH)
     assert execution.output["label"] == "7"
     assert execution.output["confidence"] >= execution.output["threshold"] == 0.75
-    assert execution.output["endpoint"] == {"name": "image-classification", "variant": "AllTraffic"}
+    assert execution.output["endpoint"] == {"name": workflow.outputs["EndpointName"], "variant": "AllTraffic"}
     assert "data" not in execution.output["image"]
     event = workflow.message_about(outcome_events, '"accepted.png"')
     assert (event["detail-type"], event["detail"]) == ("Image Classified", execution.output)

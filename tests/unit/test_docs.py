@@ -9,6 +9,7 @@ from test_state_machine import exception_names
 
 README = (ROOT / "README.md").read_text()
 OPERATIONS = (ROOT / "docs/operations.md").read_text()
+MONITORING = (ROOT / "docs/monitoring.md").read_text()
 DECISIONS = (ROOT / "docs/decisions.md").read_text()
 MAKEFILE = (ROOT / "Makefile").read_text()
 CONFORMANCE = (ROOT / "tests/integration/test_conformance.py").read_text()
@@ -25,7 +26,8 @@ def test_every_make_command_of_the_documents_is_one_of_the_makefile():
     targets = set(re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE))
     shown = set(
         re.findall(
-            r"\bmake ([a-z]+(?:-[a-z]+)*)\b(?! it\b)", " ".join(re.findall(r"`[^`]*`|```.*?```", README, re.DOTALL))
+            r"\bmake ([a-z]+(?:-[a-z]+)*)\b(?! it\b)",
+            " ".join(re.findall(r"`[^`]*`|```.*?```", README + OPERATIONS + MONITORING, re.DOTALL)),
         )
     )
     assert shown >= {"run", "test"}
@@ -39,10 +41,10 @@ def test_every_path_of_the_tree_is_there():
     assert [path for path in paths if not (ROOT / path).exists()] == []
 
 
-def test_every_linked_file_is_there():
-    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", README)
-    assert links
-    assert [link for link in links if not (ROOT / link).exists()] == []
+@pytest.mark.parametrize("name", ["README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])
+def test_every_linked_file_is_there(name):
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", (ROOT / name).read_text())
+    assert [link for link in links if not ((ROOT / name).parent / link).exists()] == []
 
 
 def test_the_parameters_are_those_of_the_template():

@@ -22,7 +22,7 @@ def stripes(count, seed, size=(32, 36)):
 def fitted(size=(32, 36), channels=32):
     torch.manual_seed(0)
     images, targets = stripes(40, seed=0, size=size)
-    return patches.fit(torch.from_numpy(images), torch.from_numpy(targets), 2, channels)
+    return patches.fit(torch.from_numpy(images), torch.from_numpy(targets), 2, channels, mirrored=True)
 
 
 def test_new_pictures_of_a_texture_are_told_apart():
@@ -30,6 +30,17 @@ def test_new_pictures_of_a_texture_are_told_apart():
     scores = fitted()(torch.from_numpy(images))
     assert scores.shape == (60, 2)
     assert (scores.argmax(1).numpy() == targets).mean() > 0.95
+
+
+def test_mirror_images_are_told_apart_where_they_are_of_another_class():
+    """Lines that fall, and their mirror images, which rise."""
+    falling = np.maximum(np.eye(32), np.eye(32, k=1)).astype(np.float32)
+    noise = np.random.default_rng(0).random((40, 3, 32, 32), dtype=np.float32)
+    images = torch.from_numpy(0.5 * noise + 0.5 * falling)
+    both = torch.cat([images, images.flip(3)])
+    targets = torch.arange(80) // 40
+    model = patches.fit(both[::2], targets[::2], 2, 32, mirrored=False)
+    assert (model(both[1::2]).argmax(1) == targets[1::2]).float().mean() > 0.95
 
 
 def test_the_same_seed_gives_the_same_model():
