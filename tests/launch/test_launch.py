@@ -301,7 +301,15 @@ def test_a_job_that_failed_says_why_and_where_its_log_is(status, aws):
     )
 
 
-def test_an_interrupt_leaves_the_job_alone_and_says_how_to_go_on(aws):
+@pytest.fixture
+def interruptible():
+    """Python's own answer to Ctrl-C, which a shell switches off for what it starts in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupt_leaves_the_job_alone_and_says_how_to_go_on(aws, interruptible):
     name = start(aws, "--train", "s3://other/train")
     job_of(name).training_job_status = "InProgress"
     threading.Timer(1, os.kill, (os.getpid(), signal.SIGINT)).start()
