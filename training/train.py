@@ -15,8 +15,9 @@ are in a mirror, in another light and where only a part is seen. Set --flip 0 fo
 letters, left and right hands), and --flip 0.5 --mix 0.5 for grey ones that do.
 
 What is kept of a network is a moving average of the trained one; the model averages the answers of one or two of them
-and, where photographs are few, of patches.py. Validation data chooses the epoch that is kept, ends the training when it
-no longer improves, and gives the temperature that makes probabilities honest; test data is looked at once, at the end.
+(of photographs, the second looks at gradients) and, where photographs are few, of patches.py. Validation data chooses
+the epoch that is kept, ends the training when it no longer improves, and gives the temperature that makes probabilities
+honest; test data is looked at once, at the end.
 
 Written to the model folder, when all is done:
 
@@ -103,6 +104,7 @@ def parse_options(argv=None):
     add("--width", type=int, help="channels of the first group of layers; suited to the data")
     add("--dropout", type=float, default=0)
     add("--networks", type=int, help="trained side by side, their answers averaged; suited to the data")
+    add("--gradients", type=int, help="networks that look at gradients in place of pixels; suited to the data")
     add("--patches", type=int, help="entries of the dictionary of patches.py, 0 for none; suited to the data")
     add("--rotate", type=float, default=10, help="augmentation: degrees either way")
     add("--shift", type=float, default=0.12, help="augmentation: part of the side either way")
@@ -153,6 +155,8 @@ def suit(options, train):
     for name, value in suited.items():
         if getattr(options, name) is None:
             setattr(options, name, value)
+    if options.gradients is None:
+        options.gradients = 1 if photographs and options.networks > 1 else 0
     if options.patience is None:
         options.patience = max(1, options.epochs // 2)
 
@@ -233,7 +237,8 @@ def fit(model, train, validation, options, name=""):
                 "seconds": time.perf_counter() - started,
             }
         )
-        print(name + " ".join(f"{key}={value:.4g}" for key, value in history[-1].items()), flush=True)
+        line = name + " ".join(f"{key}={value:.4g}" for key, value in history[-1].items())
+        print(line + "\n", end="", flush=True)  # in one piece, also unbuffered: two processes write
         if best is None or figures["loss"] < best["validation_loss"]:
             best = history[-1]
             best_state = {name: value.clone() for name, value in average.state_dict().items()}
@@ -244,10 +249,11 @@ def fit(model, train, validation, options, name=""):
     return history
 
 
-def build(train, options):
-    """An untrained network for this Dataset."""
+def build(number, train, options):
+    """Network `number` for this Dataset, untrained; the last options.gradients of them look at gradients."""
     mean, std = train.images.mean((0, 2, 3)), train.images.std((0, 2, 3)).clip(1e-3)
-    return Classifier(len(train.labels), mean, std, train.images.shape[2:], options.width, options.dropout)
+    gradients = number > options.networks - options.gradients
+    return Classifier(len(train.labels), mean, std, train.images.shape[2:], options.width, options.dropout, gradients)
 
 
 def train_one(number, train, validation, options):
@@ -255,7 +261,7 @@ def train_one(number, train, validation, options):
     torch.manual_seed(options.seed + 1000 * (number - 1))
     small = max(train.images.shape[2:]) < SMALL_SIDE  # there, threads would wait for each other longer than they work
     torch.set_num_threads(1 if small else max(1, torch.get_num_threads() // options.networks))
-    network = build(train, options)
+    network = build(number, train, options)
     history = fit(network, train, validation, options, f"network={number} " if options.networks > 1 else "")
     weights = {name: value.numpy() for name, value in network.state_dict().items()}
     return weights, [{"network": number, **line} for line in history]
@@ -271,7 +277,7 @@ def train_all(train, validation, options):
         with concurrent.futures.ProcessPoolExecutor(options.networks, mp_context=spawn) as pool:
             jobs = [pool.submit(train_one, number, train, validation, options) for number in numbers]
             results = [job.result() for job in jobs]
-    networks = [build(train, options) for _ in numbers]
+    networks = [build(number, train, options) for number in numbers]
     for network, (weights, _) in zip(networks, results, strict=True):
         network.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in weights.items()})
     return networks, [line for _, history in results for line in history]
@@ -356,7 +362,7 @@ def main(argv=None):
     suit(options, train)
     height, width = train.images.shape[2:]
     sets = {"train": train, "validation": validation} | ({"test": test} if test else {})
-    names = ("networks", "epochs", "width", "patches", "flip", "light", "mix")
+    names = ("networks", "gradients", "epochs", "width", "patches", "flip", "light", "mix")
     chosen = ", ".join(f"{name} {getattr(options, name)}" for name in names)
     print(
         "Training on " + ", ".join(f"{len(dataset):,} {name}" for name, dataset in sets.items()) + f"; {chosen}",

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from PIL import Image
@@ -20,7 +21,7 @@ import inference
 import prepare
 import server
 import train
-from model import Average, Classifier, Probabilities
+from model import DIRECTIONS, Average, Classifier, Gradients, Probabilities
 
 SIZE = (16, 24)  # not square, so that height and width are not mistaken for each other
 
@@ -176,7 +177,16 @@ def colourful(count, side, colour):
         ),
         (
             colourful(100, 32, colour=False),
-            {"networks": 2, "width": 32, "epochs": 150, "patches": 800, "flip": 0, "light": 0, "mix": 0},
+            {
+                "networks": 2,
+                "gradients": 0,
+                "width": 32,
+                "epochs": 150,
+                "patches": 800,
+                "flip": 0,
+                "light": 0,
+                "mix": 0,
+            },
         ),
         (
             colourful(10_000, 32, colour=True),
@@ -193,11 +203,23 @@ def test_what_is_not_given_suits_the_data(dataset, suited):
 
 def test_what_is_given_is_kept():
     given = ["--flip", "0", "--width", "8", "--epochs", "3", "--light", "0", "--mix", "0"]
-    given += ["--patience", "2", "--networks", "1", "--patches", "0"]
+    given += ["--patience", "2", "--networks", "1", "--gradients", "0", "--patches", "0"]
     options = train.parse_options(["--train", "pictures", *given])
     before = dict(vars(options))
     train.suit(options, colourful(100, 32, colour=True))
     assert vars(options) == before
+
+
+@pytest.mark.parametrize("networks, gradients", [("1", 0), ("2", 1)])
+def test_of_two_networks_for_photographs_one_looks_at_gradients(networks, gradients):
+    options = train.parse_options(["--train", "pictures", "--networks", networks])
+    photographs = colourful(100, 32, colour=True)
+
+    train.suit(options, photographs)
+    built = [train.build(number, photographs, options).gradients for number in range(1, options.networks + 1)]
+
+    assert options.gradients == gradients
+    assert built == [False, True][: options.networks]
 
 
 def test_augmentation_of_nothing_changes_nothing_and_a_flip_mirrors():
@@ -339,3 +361,29 @@ def test_an_exported_model_that_answers_otherwise_is_refused(tmp_path):
     train.export(trained, SIZE, tmp_path / "model.onnx")
     with pytest.raises(train.ExportMismatchError, match="probabilities differ"):
         train.largest_difference(other, tmp_path / "model.onnx", dataset)
+
+
+def test_gradients_of_an_edge_go_to_its_own_direction():
+    edge = torch.zeros(1, 3, 16, 16)
+    edge[..., 8:] = 1
+
+    strengths = Gradients()(edge)[0, :DIRECTIONS, 4, 4]
+    turned = Gradients()(edge.transpose(2, 3))[0, :DIRECTIONS, 4, 4]
+
+    assert strengths.argmax() == 0  # across
+    assert strengths[0] > 5 * strengths[2:-1].max()
+    assert turned.argmax() in (4, 5)  # the two next to a right angle
+
+
+def test_gradients_of_a_flat_picture_are_none_also_when_exported(tmp_path):
+    # the exporter drops additions of very small numbers, which would leave a division by zero
+    flat = torch.full((1, 3, 32, 32), 0.5)
+    model = Probabilities(Classifier(2, [0.5] * 3, [0.2] * 3, width=8, gradients=True)).eval()
+    train.export(model, (32, 32), tmp_path / "model.onnx")
+
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    (exported,) = session.run(["probabilities"], {"pixels": flat.numpy()})
+
+    assert Gradients()(flat)[0, :DIRECTIONS].abs().max() == 0
+    with torch.no_grad():
+        assert np.allclose(exported, model(flat).numpy(), atol=1e-5)
