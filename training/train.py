@@ -71,7 +71,7 @@ MAX_DIFFERENCE = 1e-5  # between PyTorch's probabilities and the exported model'
 SMALL_SIDE = 32  # pixels; smaller pictures make do with a smaller network and a shorter training
 MANY = 5_000  # pictures; with more of them, a second network brings little
 FEW = 2_000  # pictures, up to which patches.py is asked too
-PATCH_WEIGHT = 0.75  # of its opinion, against the networks'
+PATCH_WEIGHT = 0.5  # of its opinion, against the networks'
 FEWEST_EPOCHS, MOST_EPOCHS = 10, 150
 SECONDS_BETWEEN_LINES = 5
 
