@@ -1,8 +1,8 @@
 """make bench-endpoint: our endpoint's server against AWS's serving stacks, and against ONNX Runtime called in process.
 
 One model and one inference.py for all, the same pictures, all cores of this machine, and as many workers as cores for
-everybody; the clients (load.py) run on the same cores. Servers take turns, round after round; figures are medians. Each
-has to give the same answers before it is measured. Results: README.md here.
+everybody; the clients (wrk with load.lua) run on the same cores. Servers take turns, round after round; figures are
+medians. Each has to give the same answers before it is measured. Results: README.md here.
 """
 
 import argparse
@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LOCAL = ROOT / ".local"
 PEERS, SKLEARN = LOCAL / "venvs/bench-serving/bin", LOCAL / "venvs/sklearn-serving/bin"
 CORES = len(os.sched_getaffinity(0))
-SECONDS_TO_START = 60
+SECONDS_TO_START, SECONDS_TO_ANSWER, SECONDS_TO_WARM_UP = 60, 30, 1
 PICTURES, PICTURE_BYTES, LINES = 16, 50_000, 64
 CLIENTS = (1, 8)
 LIMIT = "ONNX Runtime in process"
@@ -214,9 +214,21 @@ def first_answer(server, process, log, content_type, body):
     raise RuntimeError(f"{server.name} does not answer: {log.read_text(errors='replace')[-2000:]}")
 
 
-def load(program, clients, seconds, content_type, paths):
-    command = [sys.executable, *program, clients, seconds, content_type, *paths]
-    return json.loads(subprocess.check_output([str(part) for part in command], timeout=seconds + 120))
+def last_line(command, seconds):
+    """What a program that runs for so long prints last, which is JSON."""
+    output = subprocess.check_output([str(part) for part in command], timeout=seconds + 120)
+    return json.loads(output.splitlines()[-1])
+
+
+def load(port, clients, seconds, content_type, paths):
+    """Figures of clients that each send their next request as soon as they have the answer to the last."""
+    command = ["wrk", "--threads", 1, "--connections", clients, "--duration", f"{seconds}s"]
+    command += ["--timeout", f"{SECONDS_TO_ANSWER}s", "--script", ROOT / "benchmarks/load.lua"]
+    figures = last_line([*command, f"http://127.0.0.1:{port}", "--", content_type, *paths], seconds)
+    errors = figures.pop("errors")
+    if errors or not figures["answered"]:
+        raise RuntimeError(f"{figures['answered']} answers, {errors} of them errors or connections that broke")
+    return figures
 
 
 def measure_server(make, model, work, bodies, seconds, expected):
@@ -242,10 +254,10 @@ def measure_server(make, model, work, bodies, seconds, expected):
         compare(ask(server.port, bodies["batch"][0], bodies["batch"][1][0].read_bytes()), expected)
         for kind, (content_type, paths) in bodies.items():
             for clients in CLIENTS:
+                load(server.port, clients, SECONDS_TO_WARM_UP, content_type, paths)
                 before = cpu_seconds(process.pid)
-                result = load([ROOT / "benchmarks/load.py", server.port], clients, seconds, content_type, paths)
-                used = cpu_seconds(process.pid) - before
-                figures[kind, clients] = result | {"cpu": used}
+                result = load(server.port, clients, seconds, content_type, paths)
+                figures[kind, clients] = result | {"cpu": cpu_seconds(process.pid) - before}
         figures["memory"] = memory_mb(process.pid)
         return server.name, figures
     finally:
@@ -263,8 +275,8 @@ def measure_limit(model, bodies, seconds):
     figures = {}
     for kind, (content_type, paths) in bodies.items():
         for clients in CLIENTS:
-            program = [ROOT / "benchmarks/in_process.py", model]
-            figures[kind, clients] = load(program, clients, seconds, content_type, paths)
+            program = [sys.executable, ROOT / "benchmarks/in_process.py", model]
+            figures[kind, clients] = last_line([*program, clients, seconds, content_type, *paths], seconds)
     return figures
 
 
@@ -399,9 +411,11 @@ def picture(table):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=3, help="of each load")
+    parser.add_argument("--seconds", type=int, default=3, help="of each load")
     parser.add_argument("--picture", type=Path, help="write the SVG there")
     args = parser.parse_args()
+    if not shutil.which("wrk"):
+        sys.exit("there is no wrk, which sends the requests: on Debian, apt-get install wrk")
     before = os.getloadavg()
     table = medians(measure(args.rounds, args.seconds))
     print(f"{CORES} cores, load {before[0]:.1f} before. Images a second in bold, then p50 and p99 of requests in ms.")

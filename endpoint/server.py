@@ -4,15 +4,18 @@
 
 SageMaker starts it with the argument `serve`, on all interfaces; without it, it listens on this machine only.
 
-    SM_MODEL_DIR                  folder of model.onnx and metadata.json (/opt/ml/model)
-    SAGEMAKER_SUBMIT_DIRECTORY    folder of the inference code (the model's code/, else the one beside this file)
-    SAGEMAKER_PROGRAM             its file (inference.py)
-    SAGEMAKER_BIND_TO_PORT        port (8080)
-    DATA_CAPTURE_DIR              folder for requests and answers (data_capture.py); without it, none are kept
+    SM_MODEL_DIR                     folder of model.onnx and metadata.json (/opt/ml/model)
+    SAGEMAKER_SUBMIT_DIRECTORY       folder of the inference code (the model's code/, else the one beside this file)
+    SAGEMAKER_PROGRAM                its file (inference.py)
+    SAGEMAKER_BIND_TO_PORT           port (8080)
+    SAGEMAKER_MODEL_SERVER_WORKERS   worker processes (one for each core)
+    DATA_CAPTURE_DIR                 folder for requests and answers (data_capture.py); without it, none are kept
 
-One process: a thread for each core decodes and classifies, while one more receives and sends. It listens once the model
-has answered a first image, and every /ping asks it another: 200 if it is answered, else 503. SIGTERM lets it finish
-what it has. A request leaves one line of JSON in the log.
+Each worker has the model and answers single images on the thread of its event loop; JSON Lines and large images go to a
+thread for each core, so that one batch alone keeps all cores busy. Above two or more there is one more process, which
+starts another worker for one that dies; a worker whose model does not work ends the server. A worker listens once its
+model has answered a first image, and every /ping asks it another: 200 if it is answered, else 503. SIGTERM lets it
+finish what it has. A request leaves one line of JSON in the log.
 
 Errors are {"error": {"code", "message"}}: 400 no readable image, 413 body too large, 415 unknown content type, 503 too
 many requests at a time, 500 anything else.
@@ -26,6 +29,7 @@ import io
 import json
 import os
 import signal
+import socket
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -37,15 +41,19 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from uvicorn.config import STARTUP_FAILURE
+from uvicorn.supervisors import Multiprocess
 
 from data_capture import Capture
 
 MAX_BODY_BYTES = 6_291_456  # what InvokeEndpoint takes
+INLINE_BYTES = 262_144  # a larger image may take long to decode, and a ping must not wait for it
 STOP_SECONDS = 25  # SageMaker kills 30 s after SIGTERM
-THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-# In work and waiting. The last in line waits for 15 others of its core: some 20 ms of single images, a few seconds of
-# the largest batches, and SageMaker gives a request 60 s. Their bodies are 100 MB a core at most.
-MAX_REQUESTS = 16 * THREADS
+HUNG_SECONDS = 30  # a worker that gives no sign of life is replaced; on a busy machine the first one takes a while
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+# In work and waiting, in each worker. The last in line waits for 15 others: some 20 ms of single images, a few seconds
+# of the largest batches, and SageMaker gives a request 60 s. Their bodies are 100 MB a worker at most.
+MAX_REQUESTS = 16
 
 
 def load_inference(model_dir):
@@ -63,13 +71,23 @@ def load_inference(model_dir):
 
 
 class Endpoint:
-    """A loaded model behind /ping and /invocations; `inference` is the module with input_fn, predict_fn, output_fn."""
+    """A model behind /ping and /invocations; `inference` is the module with input_fn, predict_fn, output_fn."""
 
-    def __init__(self, inference, model, capture=None):
-        self.inference, self.model, self.capture = inference, model, capture
+    def __init__(self, inference, model):
+        self.inference, self.model, self.capture = inference, model, None
         self.requests = 0  # in work and waiting; counted by the event loop's thread alone
-        self.threads = ThreadPoolExecutor(THREADS, "requests")
-        self.ping_thread = ThreadPoolExecutor(1, "ping")  # so that a ping waits for no request
+        self.turn = asyncio.Lock()
+        self.threads = ThreadPoolExecutor(CORES, "requests")
+        self.ping_thread = ThreadPoolExecutor(1, "ping")  # so that a ping waits for no batch
+
+    def load(self):
+        """Load what the environment names; raises what keeps the model from working."""
+        model_dir = Path(os.environ.get("SM_MODEL_DIR", "/opt/ml/model"))
+        self.inference = load_inference(model_dir)
+        self.model = self.inference.model_fn(str(model_dir))
+        self.check()
+        if capture_dir := os.environ.get("DATA_CAPTURE_DIR"):
+            self.capture = Capture(capture_dir)
 
     def check(self):
         """Classify a blank image; raises what keeps the model from working."""
@@ -104,9 +122,7 @@ class Endpoint:
         headers = request.headers
         content_type = headers.get("content-type")
         try:
-            content, answer_type = await asyncio.get_running_loop().run_in_executor(
-                self.threads, self.answer, body, content_type, headers.get("accept")
-            )
+            content, answer_type = await self.scheduled(body, content_type, headers.get("accept"))
         except self.inference.UnsupportedContentTypeError as error:
             return error_response(415, type(error).__name__, str(error))
         except self.inference.UnsupportedImageError as error:
@@ -116,16 +132,31 @@ class Endpoint:
             self.capture.add(content_type or "", body, answer_type, content, inference_id)
         return Response(content, headers={"content-type": answer_type})
 
+    async def scheduled(self, body, content_type, accept):
+        """What `answer` returns: a small image's on this thread, which saves the way to another; else from a thread."""
+        if len(body) > INLINE_BYTES or is_json_lines(content_type):
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self.threads, self.answer, body, content_type, accept)
+        # One image a turn, and before it the event loop takes in what has arrived: so requests are counted while others
+        # wait, the one too many is refused after an image or two, and a ping does not wait for all that were there.
+        async with self.turn:
+            await asyncio.sleep(0)
+            return self.answer(body, content_type, accept)
+
     @contextlib.asynccontextmanager
     async def lifespan(self, app):
-        self.check()
+        """Load before the worker listens. Until then SIGTERM has nothing to wait for."""
+        finish = signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+        self.load()
+        signal.signal(signal.SIGTERM, finish)
         yield
         if self.capture:
             self.capture.close()
 
 
-def create_app(inference, model, capture=None):
-    endpoint = Endpoint(inference, model, capture)
+def create_app(inference=None, model=None):
+    """The application of a worker, whose lifespan loads the model; tests pass one, and leave the lifespan out."""
+    endpoint = Endpoint(inference, model)
     routes = [Route("/ping", endpoint.ping), Route("/invocations", endpoint.invocations, methods=["POST"])]
     handlers = {HTTPException: http_error, Exception: internal_error}
     return access_log(Starlette(routes=routes, exception_handlers=handlers, lifespan=endpoint.lifespan))
@@ -155,7 +186,8 @@ def access_log(app):
             await app(scope, receive_counted, send_counted)
         finally:
             line["ms"] = round((time.perf_counter() - started) * 1000, 1)
-            print(json.dumps(line), flush=True)
+            sys.stdout.write(f"{json.dumps(line)}\n")  # in one piece: other workers write there too
+            sys.stdout.flush()
 
     return logged
 
@@ -181,8 +213,57 @@ async def read_body(request, limit):
     return None if size > limit else b"".join(chunks)
 
 
+def is_json_lines(content_type):
+    return (content_type or "").split(";")[0].strip().lower() == "application/jsonlines"
+
+
 def error_response(status, code, message):
     return JSONResponse({"error": {"code": code, "message": message}}, status)
+
+
+class SocketOfItsOwn:
+    """What a worker is given to listen on: a socket when it is unpickled there, on the port that all workers share.
+
+    The kernel then shares out connections among the workers that listen. On one socket for all, the worker that wakes
+    up first takes nearly all of them. What a dead worker listened on is closed with it.
+    """
+
+    def __init__(self, host, port):
+        self.host, self.port = host, port
+
+    def __reduce__(self):
+        return bind, (self.host, self.port)
+
+
+def bind(host, port):
+    """A bound socket, which does not listen yet."""
+    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    bound.bind((host, port))
+    return bound
+
+
+def serve(workers, host, port):
+    """Serve until SIGTERM; exits with STARTUP_FAILURE where a worker could not load its model."""
+    options = {"host": host, "port": port, "access_log": False, "timeout_graceful_shutdown": STOP_SECONDS}
+    if workers == 1:
+        return uvicorn.run(create_app, factory=True, **options)
+    options |= {"workers": workers, "timeout_worker_healthcheck": HUNG_SECONDS}
+    config = uvicorn.Config(create_app, factory=True, **options)
+    config.bind_socket().close()  # ends the process where the port is taken
+    supervisor = Multiprocess(config, [SocketOfItsOwn(host, port)])
+    supervisor.run()
+    if any(worker.exitcode == STARTUP_FAILURE for worker in supervisor.processes):
+        sys.exit(STARTUP_FAILURE)
+
+
+def number_of_workers():
+    """Raises ValueError."""
+    text = os.environ.get("SAGEMAKER_MODEL_SERVER_WORKERS") or str(CORES)
+    if not text.isdecimal() or int(text) == 0:
+        raise ValueError(f"SAGEMAKER_MODEL_SERVER_WORKERS is {text!r}, and no number of processes from 1")
+    return int(text)
 
 
 def main():
@@ -191,18 +272,12 @@ def main():
     parser.add_argument("--host")
     args = parser.parse_args()
     host = args.host or ("0.0.0.0" if args.command == "serve" else "127.0.0.1")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # while it loads: as process 1 it would not hear it otherwise
-
-    model_dir = Path(os.environ.get("SM_MODEL_DIR", "/opt/ml/model"))
-    capture_dir = os.environ.get("DATA_CAPTURE_DIR")
-    inference = load_inference(model_dir)
-    uvicorn.run(
-        create_app(inference, inference.model_fn(str(model_dir)), Capture(capture_dir) if capture_dir else None),
-        host=host,
-        port=int(os.environ.get("SAGEMAKER_BIND_TO_PORT", "8080")),
-        access_log=False,
-        timeout_graceful_shutdown=STOP_SECONDS,
-    )
+    try:
+        workers = number_of_workers()
+    except ValueError as error:
+        parser.error(str(error))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # as process 1 it would not hear it otherwise
+    serve(workers, host, int(os.environ.get("SAGEMAKER_BIND_TO_PORT", "8080")))
 
 
 if __name__ == "__main__":

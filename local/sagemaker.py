@@ -63,7 +63,8 @@ class Container:
             port = str(free.getsockname()[1])
         self.url = f"http://127.0.0.1:{port}"
         model_dir = str(self.directory / "model")
-        variables = {name: value.replace("/opt/ml/model", model_dir) for name, value in declared.items()}
+        variables = {"SAGEMAKER_MODEL_SERVER_WORKERS": "1"}  # this machine has other things to do
+        variables |= {name: value.replace("/opt/ml/model", model_dir) for name, value in declared.items()}
         variables.pop("PYTHONPATH", None)  # packages in the archive are for the container's Python
         variables |= {"SM_MODEL_DIR": model_dir, "SAGEMAKER_BIND_TO_PORT": port}
         log = self.directory / "server.log"

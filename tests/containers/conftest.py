@@ -141,6 +141,7 @@ def local_server(opt_ml, tmp_path_factory):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     variables = {"SM_MODEL_DIR": str(opt_ml / "model"), "SAGEMAKER_BIND_TO_PORT": str(port)}
+    variables["SAGEMAKER_MODEL_SERVER_WORKERS"] = "1"
     command = [sys.executable, ROOT / "endpoint/server.py", "serve", "--host", "127.0.0.1"]
     log = tmp_path_factory.mktemp("local_server") / "log"
     with log.open("wb") as output:

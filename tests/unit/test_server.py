@@ -5,9 +5,11 @@ import io
 import json
 import os
 import select
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +17,7 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 from starlette.testclient import TestClient
+from uvicorn.config import STARTUP_FAILURE
 
 import inference
 import server
@@ -131,31 +134,38 @@ def test_submit_directory_and_program_are_honoured_where_they_exist(tmp_path, mo
 def test_the_process_serves_as_sagemaker_starts_it_and_stops_on_sigterm(model_dir, white_png):
     with serving(model_dir) as process:
         assert answer(process.connect(), white_png) == (200, WHITE)
-    output = process.output()
     assert process.returncode() == 0
-    assert '"path": "/invocations", "status": 200' in output
-    assert "IHDR" not in output
-    assert "Traceback" not in output
+    assert '"path": "/invocations", "status": 200' in process.output
+    assert "IHDR" not in process.output
+    assert "Traceback" not in process.output
 
 
-# Answers when a file is there, and says with another that it began.
+# Answers with its process's number: what is slow once there is a file "go" or one with the number of its turn, all else
+# at once; of what is slow it says with a file that it began. SLOW is what it does slowly: model_fn, a blank image or
+# a request's body.
 SLOW_INFERENCE = """
-import pathlib, time, uuid
+import os, pathlib, time, uuid
 folder = pathlib.Path(__file__).parent
 
 class UnsupportedContentTypeError(ValueError): pass
 class UnsupportedImageError(ValueError): pass
 
-def model_fn(model_dir): return None
+def wait(what):
+    if what != os.environ.get("SLOW", "slow"):
+        return
+    turn = len(list(folder.glob("begun-*"))) + 1
+    (folder / f"begun-{uuid.uuid4()}").touch()
+    while not (folder / "go").exists() and not (folder / f"go-{turn}").exists():
+        time.sleep(0.01)
+
+def model_fn(model_dir): wait("model_fn")
 def input_fn(body, content_type): return body
 def output_fn(prediction, accept): return prediction, "text/plain"
 def predict_fn(body, model):
-    if body == b"slow":
-        (folder / f"begun-{uuid.uuid4()}").touch()
-        while not (folder / "go").exists():
-            time.sleep(0.01)
-    return "done"
+    wait("first image" if body.startswith(b"\\x89PNG") else body.decode().strip())
+    return str(os.getpid())
 """
+LINES, IMAGE = "application/jsonlines", "image/png"  # on a thread, on the event loop's
 
 
 @pytest.fixture
@@ -170,35 +180,134 @@ def begun(model_dir):
     return len(list((model_dir / "code").glob("begun-*")))
 
 
-def test_sigterm_lets_it_finish_what_it_has(slow_model_dir):
-    with serving(slow_model_dir) as process:
+def go(model_dir, turn=None):
+    (model_dir / "code" / (f"go-{turn}" if turn else "go")).touch()
+
+
+def request(connection, body, content_type):
+    connection.request("POST", "/invocations", body, {"Content-Type": content_type})
+
+
+def readable(connections):
+    """Those of the connections on which an answer has come."""
+    by_socket = {connection.sock: connection for connection in connections}
+    return [by_socket[each] for each in select.select(by_socket, [], [], 0)[0]]
+
+
+def read(connection):
+    response = connection.getresponse()
+    return response.status, response.read().decode()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("content_type", [LINES, IMAGE])
+def test_sigterm_lets_it_finish_what_it_has(slow_model_dir, workers, content_type):
+    with serving(slow_model_dir, workers) as process:
         connection = process.connect()
-        connection.request("POST", "/invocations", b"slow")
+        request(connection, b"slow", content_type)
         eventually(lambda: begun(slow_model_dir))
         process.terminate()
+        if content_type == LINES:
+            eventually(lambda: not process.is_listening())
+        go(slow_model_dir)
+        assert read(connection)[0] == 200
         eventually(lambda: not process.is_listening())
-        (slow_model_dir / "code/go").touch()
-        assert connection.getresponse().read() == b"done"
     assert process.returncode() == 0
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("slow", ["model_fn", "first image"])
+def test_nothing_listens_before_a_first_image_is_answered_and_sigterm_ends_it_at_once(slow_model_dir, workers, slow):
+    with starting(slow_model_dir, workers, SLOW=slow) as process:
+        eventually(lambda: begun(slow_model_dir) == workers)
+        assert not process.is_listening()
+        process.terminate()
+        assert process.returncode() == 0
+    assert "Traceback" not in process.output
+
+
+def test_two_workers_answer_and_one_that_dies_is_replaced_while_the_other_goes_on(slow_model_dir):
+    with serving(slow_model_dir, 2) as process:
+        eventually(lambda: len(pids(process)) == 2)
+        first, second = pids(process)
+        os.kill(first, signal.SIGKILL)
+        eventually(lambda: not is_there(first))
+        assert second in pids(process)
+        eventually(lambda: len(pids(process)) == 2)
+        assert first not in pids(process)
+        assert process.get("/ping") == 200
+    assert process.returncode() == 0
+
+
+def pids(process):
+    """Of the workers that answer; each has its share of so many connections."""
+    return {int(answer(process.connect(), b"quick")[1]) for _ in range(30)}
+
+
+def is_there(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_of_images_in_turn_the_one_too_many_is_503_before_those_in_line_are_answered(slow_model_dir):
+    with serving(slow_model_dir, 1) as process:
+        connections = [process.connect() for _ in range(server.MAX_REQUESTS + 4)]
+        for connection in connections:  # all are accepted before one of them keeps the event loop busy
+            assert answer(connection, b"quick")[0] == 200
+        request(connections[0], b"slow", IMAGE)
+        eventually(lambda: begun(slow_model_dir) == 1)
+        for connection in connections[1:]:
+            request(connection, b"slow", IMAGE)
+        go(slow_model_dir, turn=1)
+        eventually(lambda: len(readable(connections[1:])) == 3)
+        refused = readable(connections[1:])
+        assert read(connections[0])[0] == 200
+        assert {read(connection)[0] for connection in refused} == {503}
+        taken = set(connections[1:]) - set(refused)
+        assert begun(slow_model_dir) <= 2
+
+        more = [connections[0], *refused]
+        for connection in more:
+            request(connection, b"slow", IMAGE)
+        for turn in (2, 3):  # whose places two of them take
+            go(slow_model_dir, turn)
+        eventually(lambda: len(readable(more)) >= 2)
+        assert {read(connection)[0] for connection in readable(more)} == {503}
+        assert begun(slow_model_dir) <= 4
+        go(slow_model_dir)
+        assert {read(connection)[0] for connection in taken} == {200}
+
+
 def test_more_requests_than_it_takes_are_503_at_once_and_ping_is_answered_all_the_same(slow_model_dir):
-    with serving(slow_model_dir) as process:
+    with serving(slow_model_dir, 1) as process:
         connections = [process.connect() for _ in range(server.MAX_REQUESTS + 1)]
         for connection in connections:
-            connection.request("POST", "/invocations", b"slow")
-        (refused,), _, _ = select.select([connection.sock for connection in connections], [], [], 30)
-        taken = [connection for connection in connections if connection.sock != refused]
-        (one_too_many,) = set(connections) - set(taken)
-        assert one_too_many.getresponse().status == 503
+            request(connection, b"slow", LINES)
+        eventually(lambda: readable(connections))
+        (refused,) = readable(connections)
+        taken = [connection for connection in connections if connection != refused]
+        assert read(refused)[0] == 503
         message = f"{server.MAX_REQUESTS} requests are in work or waiting"
         refusal = (503, {"error": {"code": "OverloadedError", "message": message}})
         assert answer(process.connect(), bytes(server.MAX_BODY_BYTES)) == refusal
-        assert begun(slow_model_dir) == server.THREADS
+        eventually(lambda: begun(slow_model_dir) == server.CORES)
         assert process.get("/ping") == 200
-        (slow_model_dir / "code/go").touch()
-        assert {connection.getresponse().read() for connection in taken} == {b"done"}
-        assert answer(process.connect(), b"slow") == (200, "done")
+        go(slow_model_dir)
+        assert {read(connection)[0] for connection in taken} == {200}
+        assert answer(process.connect(), b"slow")[0] == 200
+
+
+def test_a_large_image_keeps_no_ping_waiting(slow_model_dir):
+    with serving(slow_model_dir, 1) as process:
+        connection = process.connect()
+        request(connection, b"slow".ljust(server.INLINE_BYTES + 1), IMAGE)
+        eventually(lambda: begun(slow_model_dir))
+        assert process.get("/ping") == 200
+        go(slow_model_dir)
+        assert read(connection)[0] == 200
 
 
 def test_a_stop_writes_the_captured_events_that_wait(model_dir, white_png, tmp_path):
@@ -210,29 +319,47 @@ def test_a_stop_writes_the_captured_events_that_wait(model_dir, white_png, tmp_p
     assert event["captureData"]["endpointOutput"]["data"] == json.dumps(WHITE)
 
 
+@pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("file, content", [("model.onnx", "no model"), ("metadata.json", OTHER_SIZE)])
-def test_a_model_that_does_not_work_never_listens(tmp_path, file, content):
+def test_a_model_that_does_not_work_ends_the_server_and_the_log_says_why(tmp_path, file, content, workers):
     (write_tiny_model(tmp_path) / file).write_text(content)
-    command = [sys.executable, server.__file__, "--host", "127.0.0.1"]
-    process = subprocess.run(
-        command, env=os.environ | {"SM_MODEL_DIR": str(tmp_path)}, capture_output=True, text=True, timeout=30
-    )
-    assert process.returncode != 0
-    assert "onnxruntime" in process.stderr
+    with starting(tmp_path, workers) as process:
+        assert process.returncode() == STARTUP_FAILURE
+    assert "onnxruntime" in process.output
+
+
+@pytest.mark.parametrize("workers", ["0", "-1", "1.5", "two"])
+def test_a_number_of_workers_that_cannot_be_is_named(model_dir, workers):
+    with starting(model_dir, workers) as process:
+        assert process.returncode() == 2
+    assert f"SAGEMAKER_MODEL_SERVER_WORKERS is '{workers}'" in process.output
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_port_that_is_taken_ends_the_server(model_dir, workers):
+    with serving(model_dir, workers) as first, starting(model_dir, workers, SAGEMAKER_BIND_TO_PORT=first.port) as other:
+        assert other.returncode() == STARTUP_FAILURE
+    assert "address already in use" in other.output.lower()
 
 
 class Process:
     """The server as SageMaker starts it."""
 
-    def __init__(self, model_dir, variables):
+    def __init__(self, model_dir, workers, variables, log):
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
         environment = os.environ | {"SM_MODEL_DIR": str(model_dir), "SAGEMAKER_BIND_TO_PORT": str(self.port)}
+        if workers is not None:
+            environment["SAGEMAKER_MODEL_SERVER_WORKERS"] = workers
+        environment = {name: str(value) for name, value in (environment | variables).items()}
         command = [sys.executable, server.__file__, "serve", "--host", "127.0.0.1"]
-        self.process = subprocess.Popen(
-            command, env=environment | variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        self.terminate, self.kill = self.process.terminate, self.process.kill
+        self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+        self.terminate = self.process.terminate
+
+    def kill(self):
+        """The workers too, whatever became of what started them."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
 
     def connect(self):
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
@@ -252,30 +379,36 @@ class Process:
     def returncode(self):
         return self.process.wait(30)
 
-    def output(self):
-        return self.process.stdout.read()
+
+@contextlib.contextmanager
+def starting(model_dir, workers=None, **variables):
+    """A process that was started, with its `output` once it has ended; `workers` as SageMaker sets their number."""
+    with tempfile.TemporaryFile("w+") as log:  # a pipe that nobody reads would fill up and stop it
+        process = Process(model_dir, workers, variables, log)
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.returncode()
+            log.seek(0)
+            process.output = log.read()
 
 
 @contextlib.contextmanager
-def serving(model_dir, **variables):
+def serving(model_dir, workers=None, **variables):
     """A process that listens; SIGTERM ends it."""
-    process = Process(model_dir, variables)
-    try:
+    with starting(model_dir, workers, **variables) as process:
         eventually(lambda: process.process.poll() is not None or process.is_listening())
         yield process
         process.terminate()
-        process.returncode()
-    finally:
-        process.kill()
         process.returncode()
 
 
 def answer(connection, body):
     """Status and content of the answer to a PNG."""
-    connection.request("POST", "/invocations", body, {"Content-Type": "image/png"})
-    response = connection.getresponse()
-    content = response.read().decode()
-    return response.status, json.loads(content) if content.startswith("{") else content
+    request(connection, body, IMAGE)
+    status, content = read(connection)
+    return status, json.loads(content) if content.startswith("{") else content
 
 
 def eventually(probe, seconds=20):
