@@ -142,13 +142,13 @@ def preprocess(data, size):
 
 def classify(images, model):
     """Run the model on a list of `preprocess` results. Returns one {"predictions": [...]} for each."""
-    (probabilities,) = model.session.run(["probabilities"], {"pixels": np.stack(images)})
-    return [{"predictions": _ranked(row, model.labels)} for row in probabilities]
+    (probabilities,) = model.session.run(["probabilities"], {"pixels": np.array(images)})
+    return [{"predictions": _ranked(row, model.labels)} for row in probabilities.tolist()]
 
 
 def _ranked(probabilities, labels):
-    order = np.argsort(-probabilities, kind="stable")
-    return [{"label": labels[index], "probability": float(probabilities[index])} for index in order]
+    ranked = sorted(zip(probabilities, labels, strict=True), key=lambda pair: -pair[0])
+    return [{"label": label, "probability": probability} for probability, label in ranked]
 
 
 def _lines(body):

@@ -40,6 +40,11 @@ def fit_temperature(logits, targets):
     return float(2 / (low + high))
 
 
+def losses(probabilities, targets):
+    """The cross-entropy of each picture, [N]."""
+    return -np.log(probabilities[np.arange(len(targets)), targets].clip(1e-12))
+
+
 def confidence(probabilities, targets):
     """Returns confidences and right."""
     return probabilities.max(1), probabilities.argmax(1) == targets
@@ -80,7 +85,7 @@ def trust(logits, targets, temperature):
     confidences, right = confidence(after, targets)
     return {
         "accuracy": float(right.mean()),
-        "loss": float(-np.log(after[np.arange(len(targets)), targets].clip(1e-12)).mean()),
+        "loss": float(losses(after, targets).mean()),
         "expected_calibration_error": {
             "before": expected_calibration_error(*confidence(before, targets)),
             "after": expected_calibration_error(confidences, right),

@@ -16,6 +16,7 @@ from inference import DECODE_ERRORS, UnsupportedImageError, preprocess
 
 SMALLEST_SIDE, LARGEST_SIDE = 16, 64
 UNREADABLE = 0.1  # part of the files above which the folder is taken for a mistake
+SMALL_SIDE = 32  # pixels; smaller pictures make do with a smaller network and a shorter training
 COLOUR = 0.02  # mean distance of a pixel's channels from grey above which a picture counts as coloured
 
 
@@ -53,6 +54,10 @@ class Dataset:
 
     def __len__(self):
         return len(self.targets)
+
+    @property
+    def small(self):
+        return max(self.images.shape[2:]) < SMALL_SIDE
 
     def subset(self, indexes):
         return Dataset(self.images[indexes], self.targets[indexes], self.labels)

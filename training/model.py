@@ -110,7 +110,8 @@ class Block(nn.Module):
         )
         self.shortcut = None
         if channels_in != channels_out or stride != 1:
-            self.shortcut = nn.Sequential(nn.AvgPool2d(stride), nn.Conv2d(channels_in, channels_out, 1, bias=False))
+            halve = nn.AvgPool2d(stride) if stride > 1 else nn.Identity()
+            self.shortcut = nn.Sequential(halve, nn.Conv2d(channels_in, channels_out, 1, bias=False))
 
     def forward(self, pixels):
         inside = self.before(pixels)
@@ -133,7 +134,7 @@ class Average(nn.Module):
     def forward(self, pixels):
         views = [pixels, pixels.flip(3)] if self.mirrored else [pixels]
         weighed = zip(self.weights, self.models, strict=True)
-        return torch.stack([weight * model(view) for weight, model in weighed for view in views]).sum(0) / len(views)
+        return sum(weight * model(view) for weight, model in weighed for view in views) / len(views)
 
 
 class Probabilities(nn.Module):

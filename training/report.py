@@ -45,7 +45,7 @@ th { font-weight: 600 } .scroll { overflow-x: auto }
 <p>$summary</p>
 <div class="scroll">$figures</div>
 <h2>Learning curve</h2>
-<p>Kept of each network: the epoch of the lowest validation loss, $best.</p>
+<p>Kept of each network: epoch $kept.</p>
 <div class="charts">$learning</div>
 <h2>Confusion, $part pictures</h2>
 <div class="scroll">$confusion</div>
@@ -69,7 +69,7 @@ def write_report(path, metadata, history, sets, probabilities):
     page = PAGE.substitute(
         summary=summary(metadata),
         figures=figures_table(metadata["figures"], metadata["images"]),
-        best=" and ".join(str(best["epoch"]) for best in best_epochs(history)),
+        kept=" and ".join(map(str, metadata["kept_epochs"])),
         learning=learning_charts(history),
         part=part,
         confusion=confusion(dataset.labels, dataset.targets, answers.argmax(1)),
@@ -118,11 +118,6 @@ def thresholds_table(lines):
 def by_network(history):
     numbers = sorted({line["network"] for line in history})
     return [[line for line in history if line["network"] == number] for number in numbers]
-
-
-def best_epochs(history):
-    """The line of the lowest validation loss of each network."""
-    return [min(lines, key=lambda line: line["validation_loss"]) for lines in by_network(history)]
 
 
 def learning_charts(history):

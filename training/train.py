@@ -15,9 +15,9 @@ are in a mirror, in another light and where only a part is seen. Set --flip 0 fo
 letters, left and right hands), and --flip 0.5 --mix 0.5 for grey ones that do.
 
 What is kept of a network is a moving average of the trained one; the model averages the answers of one or two of them
-(of photographs, the second looks at gradients) and, where photographs are few, of patches.py. Validation data chooses
-the epoch that is kept, ends the training when it no longer improves, and gives the temperature that makes probabilities
-honest; test data is looked at once, at the end.
+(of photographs, the second looks at gradients) and, where photographs are few, of patches.py. Validation data ends
+the training when it no longer improves, chooses an epoch before the last where that is clearly better, and gives the
+temperature that makes probabilities honest; test data is looked at once, at the end.
 
 Written to the model folder, when all is done:
 
@@ -36,18 +36,14 @@ and to the output folder
 
 import argparse
 import concurrent.futures
-import copy
 import csv
 import hashlib
 import json
-import logging
-import math
 import multiprocessing
 import os
 import platform
 import sys
 import time
-import warnings
 from pathlib import Path
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # it reports to Microsoft otherwise, once it is imported
@@ -56,28 +52,21 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-from torch.nn import functional
 
 import calibration
 import patches
-from augment import augment
 from data import DataError, are_photographs, choose_size, list_images, load, stratified_split
+from export import ExportMismatchError, export, largest_difference
+from fit import fit, outputs_of
 from model import Average, Classifier, Probabilities
 from report import write_report
 
 ROOT = Path(__file__).parents[1]
 DIGITS = ROOT / ".local/data/digits"
-MAX_DIFFERENCE = 1e-5  # between PyTorch's probabilities and the exported model's
-SMALL_SIDE = 32  # pixels; smaller pictures make do with a smaller network and a shorter training
 MANY = 5_000  # pictures; with more of them, a second network brings little
 FEW = 2_000  # pictures, up to which patches.py is asked too
 PATCH_WEIGHT = 0.5  # of its opinion, against the networks'
 FEWEST_EPOCHS, MOST_EPOCHS = 10, 150
-SECONDS_BETWEEN_LINES = 5
-
-
-class ExportMismatchError(Exception):
-    """The exported model does not answer as the trained one does."""
 
 
 def parse_options(argv=None):
@@ -141,12 +130,12 @@ def load_data(options):
 def suit(options, train):
     """Choose the options that were not given, for this Dataset. The length grows with the root of its size: 850
     photographs of 32 x 32 pixels get 100 epochs, 50,000 get 13."""
-    small, photographs = max(train.images.shape[2:]) < SMALL_SIDE, are_photographs(train)
-    epochs = round((400 if small else 3000) / len(train) ** 0.5)
+    photographs = are_photographs(train)
+    epochs = round((400 if train.small else 3000) / len(train) ** 0.5)
     suited = {
-        "width": 16 if small else 32,
-        "networks": 1 if small or len(train) > MANY else 2,
-        "patches": 0 if small or len(train) > FEW else 800,
+        "width": 16 if train.small else 32,
+        "networks": 1 if train.small or len(train) > MANY else 2,
+        "patches": 0 if train.small or len(train) > FEW else 800,
         "epochs": min(max(epochs, FEWEST_EPOCHS), MOST_EPOCHS),
         "flip": 0.5 if photographs else 0.0,
         "light": 0.3 if photographs else 0.0,
@@ -161,94 +150,6 @@ def suit(options, train):
         options.patience = max(1, options.epochs // 2)
 
 
-@torch.no_grad()
-def outputs_of(model, dataset):
-    """What the model makes of a whole dataset, [N, classes], in its order."""
-    model.eval()
-    return torch.cat([model(batch) for batch in torch.from_numpy(dataset.images).split(256)])
-
-
-def evaluate(model, dataset):
-    """Accuracy, and mean cross-entropy at the best temperature, which takes the effect of label smoothing back."""
-    logits = outputs_of(model, dataset).double().numpy()
-    figures = calibration.trust(logits, dataset.targets, calibration.fit_temperature(logits, dataset.targets))
-    return {"accuracy": figures["accuracy"], "loss": figures["loss"]}
-
-
-def learning_rate(progress, highest):
-    """At a point of training between 0 and 1: rises for a tenth of it, then falls like half a cosine wave."""
-    return highest * min(progress / 0.1, (1 + math.cos(math.pi * progress)) / 2)
-
-
-@torch.no_grad()
-def follow(average, model, averaging):
-    """Move the averaged weights towards those of the model."""
-    for ours, theirs in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
-        if ours.is_floating_point():
-            ours.lerp_(theirs, 1 - averaging)
-
-
-def fit(model, train, validation, options, name=""):
-    """Train `model` in place and leave it at its moving average, in the epoch of the lowest validation loss.
-
-    Returns one dict an epoch, which it prints after `name`.
-    """
-    images, truth = torch.from_numpy(train.images), torch.eye(len(train.labels))[train.targets]
-    model.to(memory_format=torch.channels_last)
-    average = copy.deepcopy(model)
-    matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
-    vectors = [parameter for parameter in model.parameters() if parameter.ndim == 1]
-    groups = [{"params": matrices, "weight_decay": options.weight_decay}, {"params": vectors, "weight_decay": 0}]
-    optimizer = torch.optim.SGD(groups, lr=options.learning_rate, momentum=0.9, nesterov=True)
-    small = max(train.images.shape[2:]) < SMALL_SIDE
-    bfloat16 = torch.cpu.get_capabilities().get("amx_bf16", False) and not small  # elsewhere it is not faster
-    steps = options.epochs * -(-len(train) // options.batch_size)
-    history, best, best_state, step = [], None, None, 0
-    for epoch in range(1, options.epochs + 1):
-        started = printed = time.perf_counter()
-        model.train()
-        loss_sum = done = 0
-        for batch in torch.randperm(len(train)).split(options.batch_size):
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate((step + 1) / steps, options.learning_rate)
-            pictures, wanted = augment(images[batch], truth[batch], options)
-            pictures = pictures.contiguous(memory_format=torch.channels_last)
-            with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-                logits = model(pictures).float()
-            loss = functional.cross_entropy(logits, wanted, label_smoothing=options.label_smoothing)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            step += 1
-            follow(average, model, min(options.averaging, step / (step + 10)))  # the first weights are soon forgotten
-            loss_sum += loss.item() * len(batch)
-            done += len(batch)
-            if time.perf_counter() - printed > SECONDS_BETWEEN_LINES:
-                printed = time.perf_counter()
-                print(f"{name}epoch {epoch}: {done:,} of {len(train):,} images", flush=True)
-
-        figures = evaluate(average, validation)
-        history.append(
-            {
-                "epoch": epoch,
-                "train_loss": loss_sum / len(train),
-                "validation_loss": figures["loss"],
-                "validation_accuracy": figures["accuracy"],
-                "seconds": time.perf_counter() - started,
-            }
-        )
-        line = name + " ".join(f"{key}={value:.4g}" for key, value in history[-1].items())
-        print(line + "\n", end="", flush=True)  # in one piece, also unbuffered: two processes write
-        if best is None or figures["loss"] < best["validation_loss"]:
-            best = history[-1]
-            best_state = {name: value.clone() for name, value in average.state_dict().items()}
-        elif epoch - best["epoch"] >= options.patience:
-            break
-    model.load_state_dict(best_state)
-    model.to(memory_format=torch.contiguous_format)
-    return history
-
-
 def build(number, train, options):
     """Network `number` for this Dataset, untrained; the last options.gradients of them look at gradients."""
     mean, std = train.images.mean((0, 2, 3)), train.images.std((0, 2, 3)).clip(1e-3)
@@ -259,8 +160,8 @@ def build(number, train, options):
 def train_one(number, train, validation, options):
     """Train network `number` of options.networks, with its share of the cores. Returns its weights, and fit's lines."""
     torch.manual_seed(options.seed + 1000 * (number - 1))
-    small = max(train.images.shape[2:]) < SMALL_SIDE  # there, threads would wait for each other longer than they work
-    torch.set_num_threads(1 if small else max(1, torch.get_num_threads() // options.networks))
+    # on small pictures threads would wait for each other longer than they work
+    torch.set_num_threads(1 if train.small else max(1, torch.get_num_threads() // options.networks))
     network = build(number, train, options)
     history = fit(network, train, validation, options, f"network={number} " if options.networks > 1 else "")
     weights = {name: value.numpy() for name, value in network.state_dict().items()}
@@ -295,37 +196,6 @@ def ask_patches_too(classifier, train, validation, options):
 
     weight = PATCH_WEIGHT * spread(classifier) / spread(Average([second], classifier.mirrored))
     return Average([*classifier.models, second], classifier.mirrored, [*classifier.weights, weight])
-
-
-def export(model, size, path):
-    """Write a `Probabilities` for pictures of `size` as ONNX, without the exporter's traces of this machine."""
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            model,
-            (torch.rand(2, 3, *size),),
-            input_names=["pixels"],
-            output_names=["probabilities"],
-            dynamic_shapes=({0: torch.export.Dim("N")},),
-            dynamo=True,
-            verbose=False,
-        )
-    proto = program.model_proto
-    for part in [proto, proto.graph, *proto.graph.node, *proto.graph.value_info]:
-        del part.metadata_props[:]
-    onnx.save_model(proto, path)
-
-
-def largest_difference(model, path, dataset):
-    """Largest absolute difference of a probability between PyTorch and the ONNX file. Raises ExportMismatchError."""
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    (exported,) = session.run(["probabilities"], {"pixels": dataset.images})
-    trained = outputs_of(model, dataset).numpy()
-    difference = float(np.abs(exported - trained).max())
-    if not difference <= MAX_DIFFERENCE:
-        raise ExportMismatchError(f"probabilities differ by {difference:.2g}, more than {MAX_DIFFERENCE:g} is too much")
-    return difference
 
 
 def versions():
@@ -401,7 +271,7 @@ def main(argv=None):
         "figures": figures,
         "images": {name: dataset.counts() for name, dataset in sets.items()},
         "epochs": len(history),
-        "best_epoch": min(history, key=lambda line: line["validation_loss"])["epoch"],
+        "kept_epochs": [line["epoch"] for line in history if line["kept"]],
         "seconds": time.perf_counter() - started,
         "seed": options.seed,
         "hyperparameters": {name: value for name, value in vars(options).items() if not isinstance(value, Path)},

@@ -1,6 +1,7 @@
 import numpy as np
 import torch
 
+import export
 import patches
 import train
 from data import Dataset
@@ -61,6 +62,6 @@ def test_what_is_exported_of_networks_and_patches_answers_as_they_do(tmp_path):
     options = train.parse_options(["--patches", "32", "--flip", "0.5"])
     both = train.ask_patches_too(Average([network], mirrored=True), dataset, dataset, options)
     model = Probabilities(both, 0.7).eval()
-    train.export(model, (32, 36), tmp_path / "model.onnx")
-    assert train.largest_difference(model, tmp_path / "model.onnx", dataset) <= train.MAX_DIFFERENCE
+    export.export(model, (32, 36), tmp_path / "model.onnx")
+    assert export.largest_difference(model, tmp_path / "model.onnx", dataset) <= export.MAX_DIFFERENCE
     assert both.weights[1] > 0

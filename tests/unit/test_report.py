@@ -19,7 +19,7 @@ def write(path, labels, targets, probabilities):
         "temperature": 1.25,
         "figures": {"validation": figures},
         "images": {"validation": dataset.counts()},
-        "best_epoch": 1,
+        "kept_epochs": [1],
         "epochs": 2,
         "seconds": 3,
         "seed": 0,

@@ -17,6 +17,8 @@ from starlette.testclient import TestClient
 import augment
 import calibration
 import data
+import export
+import fit
 import inference
 import prepare
 import server
@@ -265,11 +267,26 @@ def test_training_ends_early_and_keeps_the_best_epoch_by_validation(tmp_path):
     network = Classifier(2, [0.5] * 3, [0.2] * 3, width=8)
     options = train.parse_options(["--epochs", "30", "--patience", "2", "--batch-size", "5"])
     train.suit(options, dataset)
-    history = train.fit(network, dataset, other_way_round, options)
+    history = fit.fit(network, dataset, other_way_round, options)
     losses = [line["validation_loss"] for line in history]
     assert len(history) < 30
     assert len(history) - (1 + losses.index(min(losses))) == 2
-    assert train.evaluate(network, other_way_round)["loss"] == pytest.approx(min(losses))
+    assert fit.evaluate(network, other_way_round)[0].mean() == pytest.approx(min(losses))
+    assert [line["kept"] for line in history] == [int(loss == min(losses)) for loss in losses]
+
+
+@pytest.mark.parametrize(
+    "last, ended_early, kept",
+    [
+        ([0.2, 0.4, 0.6], False, 1),  # worse in each picture
+        ([0.5, 0.0, 0.2], False, 2),  # worse because of one picture
+        ([0.5, 0.0, 0.2], True, 1),
+        ([0.0, 0.0, 0.0], False, 2),
+    ],
+)
+def test_the_last_epoch_is_kept_unless_training_ended_early_or_the_best_is_clearly_better(last, ended_early, kept):
+    best, last = (1, np.array([0.1, 0.2, 0.3]), {}), (2, np.array(last), {})
+    assert fit.kept_of(best, last, ended_early)[0] == kept
 
 
 def test_one_channel_and_a_model_folder_are_all_that_training_needs(trained):
@@ -291,7 +308,7 @@ def test_one_channel_and_a_model_folder_are_all_that_training_needs(trained):
         "accepted": 3,
         "accuracy": validation["accuracy"],
     }
-    assert metadata["largest_difference_from_pytorch"] <= train.MAX_DIFFERENCE
+    assert metadata["largest_difference_from_pytorch"] <= export.MAX_DIFFERENCE
     assert metadata["sha256"] == hashlib.sha256((folder / "model/model.onnx").read_bytes()).hexdigest()
     assert (metadata["epochs"], metadata["hyperparameters"]["epochs"], metadata["seed"]) == (4, 2, 0)
     assert sorted(path.name for path in (folder / "model").iterdir()) == ["metadata.json", "model.onnx"]
@@ -331,11 +348,11 @@ def test_the_same_bytes_get_the_same_probabilities_everywhere(tmp_path):
     dataset = data.load(data.list_images(write_classes(tmp_path / "data", dict.fromkeys(labels[:2], 3))), SIZE)
     classifier = Average([Classifier(3, [0.3, 0.4, 0.5], [0.2, 0.3, 0.4], width=8) for _ in range(2)], mirrored=True)
     network = Probabilities(classifier, temperature=0.5).eval()
-    train.export(network, SIZE, tmp_path / "model.onnx")
+    export.export(network, SIZE, tmp_path / "model.onnx")
     metadata = {"labels": labels, "input": {"height": SIZE[0], "width": SIZE[1]}}
     (tmp_path / "metadata.json").write_text(json.dumps(metadata))
-    assert train.largest_difference(network, tmp_path / "model.onnx", dataset) <= 1e-5
-    expected = torch.softmax(2 * train.outputs_of(classifier, dataset), 1).numpy()
+    assert export.largest_difference(network, tmp_path / "model.onnx", dataset) <= 1e-5
+    expected = torch.softmax(2 * fit.outputs_of(classifier, dataset), 1).numpy()
 
     client = TestClient(server.create_app(inference, inference.model_fn(tmp_path)))
     files = [path.read_bytes() for paths in data.list_images(tmp_path / "data").values() for path in paths]
@@ -358,9 +375,9 @@ def test_the_average_of_networks_is_theirs_of_a_picture_and_its_mirror_image():
 def test_an_exported_model_that_answers_otherwise_is_refused(tmp_path):
     dataset = data.load(data.list_images(write_classes(tmp_path / "data", {"cat": 2, "dog": 2})), SIZE)
     trained, other = (Probabilities(Classifier(2, [0.5] * 3, [0.2] * 3, width=8)).eval() for _ in range(2))
-    train.export(trained, SIZE, tmp_path / "model.onnx")
-    with pytest.raises(train.ExportMismatchError, match="probabilities differ"):
-        train.largest_difference(other, tmp_path / "model.onnx", dataset)
+    export.export(trained, SIZE, tmp_path / "model.onnx")
+    with pytest.raises(export.ExportMismatchError, match="probabilities differ"):
+        export.largest_difference(other, tmp_path / "model.onnx", dataset)
 
 
 def test_gradients_of_an_edge_go_to_its_own_direction():
@@ -379,7 +396,7 @@ def test_gradients_of_a_flat_picture_are_none_also_when_exported(tmp_path):
     # the exporter drops additions of very small numbers, which would leave a division by zero
     flat = torch.full((1, 3, 32, 32), 0.5)
     model = Probabilities(Classifier(2, [0.5] * 3, [0.2] * 3, width=8, gradients=True)).eval()
-    train.export(model, (32, 32), tmp_path / "model.onnx")
+    export.export(model, (32, 32), tmp_path / "model.onnx")
 
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
     (exported,) = session.run(["probabilities"], {"pixels": flat.numpy()})
