@@ -36,6 +36,12 @@ PEERS, SKLEARN = LOCAL / "venvs/bench-serving/bin", LOCAL / "venvs/sklearn-servi
 CORES = len(os.sched_getaffinity(0))
 SECONDS_TO_START, SECONDS_TO_ANSWER, SECONDS_TO_WARM_UP = 60, 30, 1
 PICTURES, PICTURE_BYTES, LINES = 16, 50_000, 64
+SIZES = {"small": (32, 32), "large": (800, 600)}  # as in CIFAR; as on a web page
+KINDS = {
+    "small": "a picture of 32 x 32 a request",
+    "large": "a picture of 800 x 600 a request",
+    "batch": f"{LINES} pictures of 800 x 600 a request",
+}
 CLIENTS = (1, 8)
 LIMIT = "ONNX Runtime in process"
 ports = iter(range(20_000, 32_000))  # multi-model-server knows none above 32,767
@@ -52,8 +58,8 @@ class Server:
     prepare: list = ()
 
 
-def photograph(random, size=(800, 600)):
-    """A JPEG of about PICTURE_BYTES, coarse and fine structure mixed as in a photograph."""
+def photograph(random, size):
+    """A JPEG of PICTURE_BYTES at most, coarse and fine structure mixed as in a photograph."""
     pixels = np.zeros((size[1], size[0], 3), np.float32)
     for octave in range(1, 8):
         coarse = random.integers(0, 256, (3 * 2**octave // 4 + 1, 2**octave + 1, 3), dtype=np.uint8)
@@ -72,11 +78,12 @@ def write_bodies(folder):
     """Request bodies as {kind: (content type, paths)}."""
     random = np.random.default_rng(0)
     folder.mkdir()
-    pictures = [photograph(random) for _ in range(PICTURES)]
-    lines = [json.dumps({"image": base64.b64encode(picture).decode()}) for picture in pictures]
+    pictures = {kind: [photograph(random, size) for _ in range(PICTURES)] for kind, size in SIZES.items()}
+    lines = [json.dumps({"image": base64.b64encode(picture).decode()}) for picture in pictures["large"]]
     batches = [[lines[(start + line) % PICTURES] for line in range(LINES)] for start in range(4)]
     bodies = {
-        "single": ("image/jpeg", pictures),
+        "small": ("image/jpeg", pictures["small"]),
+        "large": ("image/jpeg", pictures["large"]),
         "batch": ("application/jsonlines", ["".join(f"{line}\n" for line in batch).encode() for batch in batches]),
     }
     written = {}
@@ -247,7 +254,7 @@ def measure_server(make, model, work, bodies, seconds, expected):
             start_new_session=True,
         )  # fmt: skip
     try:
-        content_type, paths = bodies["single"]
+        content_type, paths = bodies["large"]
         answers = first_answer(server, process, log, content_type, paths[0].read_bytes())
         figures = {"ready": time.perf_counter() - started}
         compare(answers, expected[:1])
@@ -319,6 +326,7 @@ def measure(rounds, seconds):
                     name, figures = measure_server(make, model, work, bodies, seconds, expected)
                     results.setdefault(name, []).append(figures)
                 except (OSError, subprocess.SubprocessError, RuntimeError, AssertionError) as error:
+                    print(error, file=sys.stderr)
                     results[make.__name__] = [str(error)]
                 shutil.rmtree(work)
             results.setdefault(LIMIT, []).append(measure_limit(model, bodies, seconds))
@@ -342,7 +350,7 @@ def medians(results):
 
 
 def markdown(table):
-    loads = [(kind, clients) for kind in ("single", "batch") for clients in CLIENTS]
+    loads = [(kind, clients) for kind in KINDS for clients in CLIENTS]
     heads = ["server", *(f"{kind}, {clients}" for kind, clients in loads), "processor", "ready", "memory"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name, figures in table.items():
@@ -353,7 +361,7 @@ def markdown(table):
             f"**{cell['per_second'] * (LINES if kind == 'batch' else 1):.0f}** {cell['p50']:.1f} {cell['p99']:.1f}"
             for kind, cell in ((kind, figures[kind, clients]) for kind, clients in loads)
         ]
-        busiest = figures["single", CLIENTS[-1]]
+        busiest = figures["large", CLIENTS[-1]]
         cells.append(f"{busiest['cpu'] * 1000 / busiest['answered']:.2f} ms")
         cells.append(f"{figures['ready']:.2f} s" if "ready" in figures else "")
         cells.append(f"{figures['memory']:.0f} MB" if "memory" in figures else "")
@@ -367,7 +375,7 @@ def ratios(table):
     own, limit = measured["this project"], measured[LIMIT]
     peers = [figures for name, figures in measured.items() if name not in ("this project", LIMIT)]
     lines = []
-    for kind in ("single", "batch"):
+    for kind in KINDS:
         for clients in CLIENTS:
             mine = own[kind, clients]
             best = max((peer[kind, clients]["per_second"] for peer in peers), default=float("nan"))
@@ -382,13 +390,13 @@ def ratios(table):
 def picture(table):
     """Bars of images a second with 8 clients, as SVG."""
     measured = {name: figures for name, figures in table.items() if not isinstance(figures, str)}
-    panels = (("single", 1, "one image a request, 8 clients"), ("batch", LINES, f"{LINES} images a request, 8 clients"))
     width, left, bar, gap = 780, 310, 22, 8
     parts, y = [], 20
-    for kind, images, title in panels:
+    for kind, title in KINDS.items():
+        images = LINES if kind == "batch" else 1
         values = {name: figures[kind, CLIENTS[-1]]["per_second"] * images for name, figures in measured.items()}
         y += 14
-        parts.append(f'<text x="{left}" y="{y}" class="title">images a second: {title}</text>')
+        parts.append(f'<text x="{left}" y="{y}" class="title">images a second: {title}, {CLIENTS[-1]} clients</text>')
         y += 12
         for name, value in values.items():
             length = (width - left - 70) * value / max(values.values())
@@ -419,7 +427,7 @@ def main():
     before = os.getloadavg()
     table = medians(measure(args.rounds, args.seconds))
     print(f"{CORES} cores, load {before[0]:.1f} before. Images a second in bold, then p50 and p99 of requests in ms.")
-    print(f"processor: time of all cores that the server takes for one image, with {CLIENTS[-1]} clients\n")
+    print(f"processor: time of all cores that the server takes for one large image, with {CLIENTS[-1]} clients\n")
     print(f"{markdown(table)}\n\n{ratios(table)}")
     if args.picture:
         args.picture.write_text(picture(table))

@@ -55,6 +55,7 @@ import torch
 
 import calibration
 import patches
+import resnet
 from data import DataError, are_photographs, choose_size, list_images, load, stratified_split
 from export import ExportMismatchError, export, largest_difference
 from fit import fit, outputs_of
@@ -82,11 +83,21 @@ def parse_options(argv=None):
     add("--model-dir", type=Path, default=environment.get("SM_MODEL_DIR", ROOT / ".local/model"))
     add("--output-data-dir", type=Path, default=environment.get("SM_OUTPUT_DATA_DIR", ROOT / ".local/training"))
     add("--validation-fraction", type=float, default=0.1, help="of the training data, where no validation is given")
+    add(
+        "--pretrained",
+        type=Path,
+        default=environment.get("SM_CHANNEL_PRETRAINED"),
+        help="weights to start from (resnet.py)",
+    )
     add("--image-size", type=int, default=0, help="pixels a side; 0 suits it to the data, between 16 and 64")
     add("--epochs", type=int, help="suited to the data: fewer of more pictures")
     add("--patience", type=int, help="epochs without a better validation loss before it stops [half of all]")
     add("--batch-size", type=int, default=32)
-    add("--learning-rate", type=float, default=0.1, help="highest of a schedule that rises, and falls to 0")
+    add(
+        "--learning-rate",
+        type=float,
+        help="highest of a schedule that rises, and falls to 0 [0.1; 0.01 if --pretrained]",
+    )
     add("--weight-decay", type=float, default=5e-4)
     add("--label-smoothing", type=float, default=0.1)
     add("--averaging", type=float, default=0.995, help="of the moving average of the weights, a step")
@@ -113,7 +124,8 @@ def parse_options(argv=None):
 def load_data(options):
     """Returns the train, validation and test Dataset; test is None where there is none. Raises DataError."""
     classes = list_images(options.train)
-    size = (options.image_size, options.image_size) if options.image_size else choose_size(classes)
+    side = options.image_size or (resnet.SIDE if options.pretrained else 0)
+    size = (side, side) if side else choose_size(classes)
     count = sum(map(len, classes.values()))
     print(f"Reading {count:,} images of {len(classes)} classes at {size[1]} x {size[0]} pixels", flush=True)
     train = load(classes, size)
@@ -129,13 +141,14 @@ def load_data(options):
 
 def suit(options, train):
     """Choose the options that were not given, for this Dataset. The length grows with the root of its size: 850
-    photographs of 32 x 32 pixels get 100 epochs, 50,000 get 13."""
-    photographs = are_photographs(train)
-    epochs = round((400 if train.small else 3000) / len(train) ** 0.5)
+    photographs of 32 x 32 pixels get 100 epochs, 50,000 get 13. Pretrained weights have little to learn."""
+    photographs, little = are_photographs(train), train.small or options.pretrained is not None
+    epochs = round((400 if little else 3000) / len(train) ** 0.5)
     suited = {
+        "learning_rate": 0.01 if options.pretrained else 0.1,
         "width": 16 if train.small else 32,
-        "networks": 1 if train.small or len(train) > MANY else 2,
-        "patches": 0 if train.small or len(train) > FEW else 800,
+        "networks": 1 if little or len(train) > MANY else 2,
+        "patches": 0 if little or len(train) > FEW else 800,
         "epochs": min(max(epochs, FEWEST_EPOCHS), MOST_EPOCHS),
         "flip": 0.5 if photographs else 0.0,
         "light": 0.3 if photographs else 0.0,
@@ -151,7 +164,12 @@ def suit(options, train):
 
 
 def build(number, train, options):
-    """Network `number` for this Dataset, untrained; the last options.gradients of them look at gradients."""
+    """Network `number` for this Dataset, untrained; the last options.gradients of them look at gradients.
+
+    Raises PretrainedWeightsError.
+    """
+    if options.pretrained:
+        return resnet.pretrained(options.pretrained, len(train.labels))
     mean, std = train.images.mean((0, 2, 3)), train.images.std((0, 2, 3)).clip(1e-3)
     gradients = number > options.networks - options.gradients
     return Classifier(len(train.labels), mean, std, train.images.shape[2:], options.width, options.dropout, gradients)
@@ -273,6 +291,7 @@ def main(argv=None):
         "epochs": len(history),
         "kept_epochs": [line["epoch"] for line in history if line["kept"]],
         "seconds": time.perf_counter() - started,
+        "pretrained": str(options.pretrained.name) if options.pretrained else None,
         "seed": options.seed,
         "hyperparameters": {name: value for name, value in vars(options).items() if not isinstance(value, Path)},
         "largest_difference_from_pytorch": difference,

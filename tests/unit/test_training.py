@@ -23,20 +23,10 @@ import inference
 import prepare
 import server
 import train
+from class_folders import write_classes
 from model import DIRECTIONS, Average, Classifier, Gradients, Probabilities
 
 SIZE = (16, 24)  # not square, so that height and width are not mistaken for each other
-
-
-def write_classes(folder, counts, size=(24, 16), seed=0):
-    """Noisy pictures in class folders; each class has a brightness of its own."""
-    random = np.random.default_rng(seed)
-    for index, (label, count) in enumerate(counts.items()):
-        (folder / label).mkdir(parents=True)
-        for number in range(count):
-            pixels = random.integers(100 * index, 100 * index + 50, (size[1], size[0], 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(folder / label / f"{number}.png")
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,94 @@
+"""ResNet-18 of He and others, 2016, to start from weights that were trained on ImageNet.
+
+Layers have the names that torchvision gives them, so that its files of weights fit (resnet18-f37072fd.pth, which
+torch.hub keeps in ~/.cache/torch/hub/checkpoints). The last layer is new: its classes are others.
+"""
+
+import pickle
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from data import DataError
+
+MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # of ImageNet's pictures: what the weights are used to
+NEW = ("mean", "std", "fc.weight", "fc.bias")  # which a file of weights lacks, or has for ImageNet's classes
+SIDE = 128  # pixels; half of ImageNet's costs a third, and smaller pictures gain by being enlarged to it
+
+
+class PretrainedWeightsError(DataError):
+    """The file holds no weights of torchvision's resnet18."""
+
+
+class ResNet18(nn.Module):
+    """Pictures to logits. In: float32 [N, 3, height, width], RGB, 0 to 1. Out: float32 [N, classes]."""
+
+    def __init__(self, classes):
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(MEAN).reshape(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(STD).reshape(1, 3, 1, 1))
+        self.conv1 = nn.Conv2d(3, 64, 7, 2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.layer1 = nn.Sequential(Block(64, 64), Block(64, 64))
+        self.layer2 = nn.Sequential(Block(64, 128, 2), Block(128, 128))
+        self.layer3 = nn.Sequential(Block(128, 256, 2), Block(256, 256))
+        self.layer4 = nn.Sequential(Block(256, 512, 2), Block(512, 512))
+        self.fc = nn.Linear(512, classes)
+
+    def forward(self, pixels):
+        features = functional.relu(self.bn1(self.conv1((pixels - self.mean) / self.std)))
+        features = functional.max_pool2d(features, 3, 2, padding=1)
+        features = self.layer4(self.layer3(self.layer2(self.layer1(features))))
+        return self.fc(features.mean((2, 3)))
+
+
+class Block(nn.Module):
+    def __init__(self, channels_in, channels_out, stride=1):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels_out)
+        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels_out)
+        self.downsample = None
+        if stride != 1:
+            shortcut = nn.Conv2d(channels_in, channels_out, 1, stride, bias=False)
+            self.downsample = nn.Sequential(shortcut, nn.BatchNorm2d(channels_out))
+
+    def forward(self, pixels):
+        inside = functional.relu(self.bn1(self.conv1(pixels)))
+        return functional.relu(self.bn2(self.conv2(inside)) + (self.downsample(pixels) if self.downsample else pixels))
+
+
+def pretrained(path, classes):
+    """A ResNet18 with the weights of `path`: a file, or a folder with one .pth file, as a SageMaker channel is.
+
+    Raises PretrainedWeightsError.
+    """
+    path = weights_file(path)
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise PretrainedWeightsError(f"{path} is no file") from None
+    except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+        raise PretrainedWeightsError(
+            f"{path} is no file of weights that PyTorch can read without running code"
+        ) from error
+    network = ResNet18(classes)
+    new = {name: value for name, value in network.state_dict().items() if name in NEW}
+    try:
+        network.load_state_dict(dict(weights) | new)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise PretrainedWeightsError(f"{path} does not hold the weights of torchvision's resnet18") from error
+    return network
+
+
+def weights_file(path):
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    files = sorted(path.glob("*.pth"))
+    if len(files) != 1:
+        raise PretrainedWeightsError(f"{path}: one .pth file is needed there, and {len(files)} are")
+    return files[0]
