@@ -181,12 +181,8 @@ def colourful(count, side, colour):
             },
         ),
         (
-            colourful(900, 32, colour=True),
-            {"networks": 2, "gradients": 1, "epochs": 120, "patches": 800, "flip": 0.5, "light": 0.3, "mix": 1},
-        ),
-        (
             colourful(10_000, 32, colour=True),
-            {"networks": 1, "width": 32, "epochs": 36, "patches": 0, "flip": 0.5, "light": 0.3, "mix": 0.5},
+            {"networks": 1, "width": 32, "epochs": 30, "patches": 0, "flip": 0.5, "light": 0.3, "mix": 0.5},
         ),
     ],
 )
