@@ -195,7 +195,7 @@ def test_what_is_not_given_suits_the_data(dataset, suited):
 
 def test_what_is_given_is_kept():
     given = ["--flip", "0", "--width", "8", "--epochs", "3", "--light", "0", "--mix", "0"]
-    given += ["--patience", "2", "--networks", "1", "--gradients", "0", "--patches", "0"]
+    given += ["--learning-rate", "0.05", "--patience", "2", "--networks", "1", "--gradients", "0", "--patches", "0"]
     options = train.parse_options(["--train", "pictures", *given])
     before = dict(vars(options))
     train.suit(options, colourful(100, 32, colour=True))
