@@ -148,6 +148,7 @@ def sklearn_image_without_nginx(model, work):
 
 
 def gunicorn(model, address, port):
+    (model.parent / "code").mkdir(exist_ok=True)  # as in the image; else workers race to make it
     serve = [SKLEARN / "gunicorn", "--timeout", 60, "-k", "gevent", "-b", address]
     serve += ["--worker-connections", 1000 * CORES, "-w", CORES, "--log-level", "info", "sklearn_image:application"]
     variables = {

@@ -1,7 +1,8 @@
-"""Write a trained model as ONNX, and compare the two."""
+"""Write a trained model as ONNX, compare the two, and say with which versions."""
 
 import logging
 import os
+import platform
 import warnings
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # it reports to Microsoft otherwise, once it is imported
@@ -49,3 +50,8 @@ def largest_difference(model, path, dataset):
     if not difference <= MAX_DIFFERENCE:
         raise ExportMismatchError(f"probabilities differ by {difference:.2g}, more than {MAX_DIFFERENCE:g} is too much")
     return difference
+
+
+def versions():
+    libraries = {library.__name__: library.__version__ for library in (torch, onnx, onnxruntime, np)}
+    return {"python": platform.python_version(), **libraries}

@@ -41,23 +41,18 @@ import hashlib
 import json
 import multiprocessing
 import os
-import platform
 import sys
 import time
 from pathlib import Path
 
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # it reports to Microsoft otherwise, once it is imported
-
 import numpy as np
-import onnx
-import onnxruntime
 import torch
 
 import calibration
 import patches
 import resnet
 from data import DataError, are_photographs, choose_size, list_images, load, stratified_split
-from export import ExportMismatchError, export, largest_difference
+from export import ExportMismatchError, export, largest_difference, versions
 from fit import fit, outputs_of
 from model import Average, Classifier, Probabilities
 from report import write_report
@@ -216,11 +211,6 @@ def ask_patches_too(classifier, train, validation, options):
     return Average([*classifier.models, second], classifier.mirrored, [*classifier.weights, weight])
 
 
-def versions():
-    libraries = {library.__name__: library.__version__ for library in (torch, onnx, onnxruntime, np)}
-    return {"python": platform.python_version(), **libraries}
-
-
 def write_csv(lines, path):
     """Dicts with the same keys, at least one."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -291,7 +281,7 @@ def main(argv=None):
         "epochs": len(history),
         "kept_epochs": [line["epoch"] for line in history if line["kept"]],
         "seconds": time.perf_counter() - started,
-        "pretrained": str(options.pretrained.name) if options.pretrained else None,
+        "pretrained": options.pretrained.name if options.pretrained else None,
         "seed": options.seed,
         "hyperparameters": {name: value for name, value in vars(options).items() if not isinstance(value, Path)},
         "largest_difference_from_pytorch": difference,
