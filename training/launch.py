@@ -125,7 +125,7 @@ def numbers(hyperparameters):
     """{name: int or float} as train.py takes them. Raises UnknownHyperparameterError, InvalidOptionError."""
     # Its text is read, since importing it takes PyTorch, which is not in this environment.
     source = (TRAINING / "train.py").read_text(encoding="utf-8")
-    known = dict(re.findall(r'add\(\s*"--([\w-]+)", type=(int|float)\b', source))
+    known = dict(re.findall(r'add\(\s*"--([\w-]+)",\s*type=(int|float)\b', source))
     unknown = sorted(hyperparameters.keys() - known.keys())
     if unknown:
         raise UnknownHyperparameterError(f"{', '.join(unknown)}: train.py takes {', '.join(known)}")

@@ -5,7 +5,6 @@ torch.hub keeps in ~/.cache/torch/hub/checkpoints). The last layer is new: its c
 """
 
 import pickle
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -62,11 +61,7 @@ class Block(nn.Module):
 
 
 def pretrained(path, classes):
-    """A ResNet18 with the weights of `path`: a file, or a folder with one .pth file, as a SageMaker channel is.
-
-    Raises PretrainedWeightsError.
-    """
-    path = weights_file(path)
+    """A ResNet18 with the weights of the file `path`. Raises PretrainedWeightsError."""
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -82,13 +77,3 @@ def pretrained(path, classes):
     except (RuntimeError, TypeError, ValueError) as error:
         raise PretrainedWeightsError(f"{path} does not hold the weights of torchvision's resnet18") from error
     return network
-
-
-def weights_file(path):
-    path = Path(path)
-    if not path.is_dir():
-        return path
-    files = sorted(path.glob("*.pth"))
-    if len(files) != 1:
-        raise PretrainedWeightsError(f"{path}: one .pth file is needed there, and {len(files)} are")
-    return files[0]

@@ -78,12 +78,7 @@ def parse_options(argv=None):
     add("--model-dir", type=Path, default=environment.get("SM_MODEL_DIR", ROOT / ".local/model"))
     add("--output-data-dir", type=Path, default=environment.get("SM_OUTPUT_DATA_DIR", ROOT / ".local/training"))
     add("--validation-fraction", type=float, default=0.1, help="of the training data, where no validation is given")
-    add(
-        "--pretrained",
-        type=Path,
-        default=environment.get("SM_CHANNEL_PRETRAINED"),
-        help="weights to start from (resnet.py)",
-    )
+    add("--pretrained", type=Path, help="file of torchvision's weights of resnet18 to start from")
     add("--image-size", type=int, default=0, help="pixels a side; 0 suits it to the data, between 16 and 64")
     add("--epochs", type=int, help="suited to the data: fewer of more pictures")
     add("--patience", type=int, help="epochs without a better validation loss before it stops [half of all]")

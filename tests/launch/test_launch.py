@@ -337,7 +337,7 @@ def test_every_number_of_train_py_is_a_hyperparameter():
     command = [ROOT / ".venv/bin/python", ROOT / "training/train.py", "--help"]
     shown = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
     options = set(re.findall(r"^  --([\w-]+)", shown, re.MULTILINE))
-    folders = {"train", "validation", "test", "model-dir", "output-data-dir"}
+    folders = {"train", "validation", "test", "model-dir", "output-data-dir", "pretrained"}
     given = dict.fromkeys(options - folders, "1")
     assert launch.numbers(given) == dict.fromkeys(options - folders, 1)
 

@@ -25,14 +25,12 @@ def test_it_has_the_layers_of_torchvisions_resnet18(weights):
     assert {"conv1.weight", "bn1.running_var", "layer1.1.bn2.num_batches_tracked", "fc.bias"} < weights.keys()
 
 
-def test_all_but_the_last_layer_comes_from_the_file_be_it_given_or_the_only_one_of_a_folder(weights, tmp_path):
+def test_all_but_the_last_layer_comes_from_the_file(weights, tmp_path):
     torch.save(weights, tmp_path / "resnet18.pth")
-    for path in (tmp_path / "resnet18.pth", tmp_path):
-        network = resnet.pretrained(path, 3)
-        own = network.state_dict()
-        assert all(torch.equal(own[name], value) for name, value in weights.items() if not name.startswith("fc"))
-        assert own["fc.weight"].shape == (3, 512)
-        assert own["mean"].flatten().tolist() == pytest.approx(resnet.MEAN)
+    own = resnet.pretrained(tmp_path / "resnet18.pth", 3).state_dict()
+    assert all(torch.equal(own[name], value) for name, value in weights.items() if not name.startswith("fc"))
+    assert own["fc.weight"].shape == (3, 512)
+    assert own["mean"].flatten().tolist() == pytest.approx(resnet.MEAN)
 
 
 class Hostile:
@@ -50,21 +48,19 @@ class Hostile:
         ({"conv1.weight": 1}, "does not hold the weights"),
         ({"layer1.0.weight": torch.zeros(1)}, "does not hold the weights"),
         (None, "is no file"),
+        ("folder", "without running code"),
     ],
 )
 def test_a_file_of_anything_else_is_named(tmp_path, content, reason):
     path = tmp_path / "weights.pth"
     if isinstance(content, bytes):
         path.write_bytes(content)
+    elif content == "folder":
+        path.mkdir()
     elif content is not None:
         torch.save(content, path)
     with pytest.raises(resnet.PretrainedWeightsError, match=f"weights.pth.* {reason}"):
         resnet.pretrained(path, 2)
-
-
-def test_a_folder_of_none_or_several_is_named(tmp_path):
-    with pytest.raises(resnet.PretrainedWeightsError, match=r"one \.pth file is needed there, and 0 are"):
-        resnet.pretrained(tmp_path, 2)
 
 
 def test_pretrained_weights_get_larger_pictures_and_a_short_gentle_training():
@@ -78,8 +74,8 @@ def test_pretrained_weights_get_larger_pictures_and_a_short_gentle_training():
 def test_training_starts_from_them_and_exports_what_the_endpoint_loads(weights, tmp_path, monkeypatch):
     torch.save(weights, tmp_path / "resnet18.pth")
     monkeypatch.setenv("SM_CHANNEL_TRAIN", str(write_classes(tmp_path / "train", {"cat": 6, "dog": 6})))
-    monkeypatch.setenv("SM_CHANNEL_PRETRAINED", str(tmp_path / "resnet18.pth"))
-    train.main(["--model-dir", f"{tmp_path}/model", "--output-data-dir", f"{tmp_path}/output", "--epochs", "1"])
+    folders = ["--model-dir", f"{tmp_path}/model", "--output-data-dir", f"{tmp_path}/output"]
+    train.main(["--pretrained", f"{tmp_path}/resnet18.pth", "--epochs", "1", *folders])
     assert json.loads((tmp_path / "model/metadata.json").read_text())["pretrained"] == "resnet18.pth"
     model = inference.model_fn(tmp_path / "model")
     assert model.size == (resnet.SIDE, resnet.SIDE)
