@@ -31,10 +31,10 @@ report: .local/.run ## what the last make run showed, as a page: .local/report.h
 	@$(PROJECT) local/run_report.py
 
 up: .local/.run $(PACKAGE) $(BUILT) ## start the local stack and keep it up
-	@$(PROJECT) local/stack.py up
+	@$(PROJECT) local/deployment.py up
 
 down: ## stop the local stack
-	@if [ -x $(PROJECT) ]; then $(PROJECT) local/stack.py down; else echo "The local stack was not running."; fi
+	@if [ -x $(PROJECT) ]; then $(PROJECT) local/deployment.py down; else echo "The local stack was not running."; fi
 
 classify: .local/.run $(PACKAGE) $(BUILT) ## IMAGE=path [THRESHOLD=t]: a picture of yours through the local stack
 	@$(PROJECT) local/classify.py "$(IMAGE)" --threshold "$(THRESHOLD)"
@@ -125,7 +125,7 @@ $(PACKAGE): $(MODEL) endpoint/package.py endpoint/inference.py
 	@$(PROJECT) endpoint/package.py --model-dir .local/model --output $(@D) | tee /dev/stderr | tail -n 1 > $@
 
 $(BUILT): template.yaml samconfig.toml functions/*.py functions/requirements.txt statemachine/*.json
-	@$(PROJECT) local/stack.py build
+	@$(PROJECT) local/deployment.py build
 	@touch $@
 
 LOCK = .local/venvs/uv/bin/uv pip compile --quiet --universal --generate-hashes --no-annotate --custom-compile-command "make lock" pyproject.toml

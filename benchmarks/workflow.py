@@ -15,8 +15,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "local"))
+from command import LOCAL, lock, told  # noqa: E402
+from deployment import down, up  # noqa: E402
 from executions import finished  # noqa: E402
-from stack import LOCAL, clean_environment, down, lock, told, up  # noqa: E402
+from stack import clean_environment  # noqa: E402
 
 EXECUTIONS = 40
 PROCESSES, CALLS = 9, 60

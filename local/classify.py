@@ -7,8 +7,10 @@ from pathlib import Path
 
 from rich.table import Table
 
+from command import LOCAL, StackError, console, lock, told
+from deployment import down, up
 from executions import explanation, finished
-from stack import LOCAL, StackError, console, down, lock, running, told, up
+from stack import running
 
 SECONDS_TO_CLASSIFY = 120
 

@@ -16,7 +16,8 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 
-from stack import LOCAL, ROOT, StackError, console, lock, running, told
+from command import LOCAL, ROOT, StackError, console, lock, told
+from stack import running
 
 matplotlib.use("Agg")
 from matplotlib import dates, pyplot

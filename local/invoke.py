@@ -25,8 +25,9 @@ from pathlib import Path
 
 import yaml
 
-import stack as local
-from stack import BUILD, LOCAL, ROOT, Stack, StackError, console
+from command import LOCAL, ROOT, StackError, console, lock, told
+from deployment import BUILD, architecture, down, up
+from stack import Stack, clean_environment, running
 
 SAM = LOCAL / "venvs/sam/bin/sam"
 MAKE_IMAGE = ROOT / "tests/sam_local/make_image.sh"
@@ -125,13 +126,13 @@ def template_with(variables: dict[str, str], directory: Path) -> Path:
 
 def environment(stack: Stack, variables: dict[str, str]) -> dict[str, str]:
     """SAM's own, which goes before the template's values: so it has the addresses of the containers too."""
-    return local.clean_environment() | stack.aws_variables | variables
+    return clean_environment() | stack.aws_variables | variables
 
 
 def command(what: str, template: Path, *arguments: str) -> list[str]:
     """`sam local invoke` or `sam local start-lambda`, for this machine's processor."""
-    architecture = f"Architecture={local.architecture()}"
-    options = ["--config-env", "local", "--template", str(template), "--parameter-overrides", architecture]
+    overrides = f"Architecture={architecture()}"
+    options = ["--config-env", "local", "--template", str(template), "--parameter-overrides", overrides]
     return [str(SAM), "local", what, *arguments, "--skip-pull-image", *options]
 
 
@@ -165,23 +166,23 @@ def main() -> int:
     parser.add_argument("function", help="of template.yaml: ClassifyImageFunction")
     parser.add_argument("event", help="a file: events/classify_image.json")
     options = parser.parse_args()
-    with local.told(), local.lock():
+    with told(), lock():
         check(options.function, options.event)
         if problem := docker_problem():
             raise StackError(problem)
         make_image()
-        stack = local.running(LOCAL / "stack")
+        stack = running(LOCAL / "stack")
         if stack:
             upload_sample(stack)
             return invoke(stack, options.function, options.event)
         console.print("The local stack is not up (make up keeps it up): starting it for this event.")
-        stack, _, started = local.up()
+        stack, _, started = up()
         try:
             upload_sample(stack)
             return invoke(stack, options.function, options.event)
         finally:
             if started:
-                local.down()
+                down()
 
 
 if __name__ == "__main__":

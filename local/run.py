@@ -15,8 +15,10 @@ from rich.table import Table
 
 import run_record
 import run_report
+from command import LOCAL, ROOT, StackError, console, lock, told
+from deployment import down, up
 from executions import NOT_ACCEPTED, Outcome, Watch, explanation
-from stack import LOCAL, ROOT, Stack, StackError, console, down, lock, told, up
+from stack import Stack
 
 sys.path.append(str(ROOT / "endpoint"))
 import inference

@@ -23,8 +23,9 @@ from typing import Any
 
 from PIL import Image, ImageOps
 
+from command import LOCAL, ROOT
 from executions import NOT_ACCEPTED, Outcome, explanation
-from stack import LOCAL, ROOT, Stack
+from stack import Stack
 
 sys.path += [str(ROOT / "endpoint"), str(ROOT / "training")]
 import inference

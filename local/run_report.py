@@ -21,7 +21,7 @@ import jinja2
 from markupsafe import Markup
 
 import diagram
-from stack import LOCAL, ROOT, StackError, console, told
+from command import LOCAL, ROOT, StackError, console, told
 
 sys.path.append(str(ROOT / "training"))
 import drift

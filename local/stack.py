@@ -1,17 +1,14 @@
-"""The local stack: its processes, and template.yaml deployed into them.  python local/stack.py build|up|down
+"""The local stack's processes.
 
 xray.py        collects what the functions trace
 sagemaker.py   SageMaker's APIs; starts endpoint/server.py for each endpoint
 emulator.py    S3, EventBridge, Step Functions, Lambda, SQS, CloudFormation ...
 """
 
-import argparse
 import contextlib
 import dataclasses
-import fcntl
 import json
 import os
-import platform
 import shutil
 import signal
 import socket
@@ -24,22 +21,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import boto3
-from rich.console import Console
 
-ROOT = Path(__file__).resolve().parent.parent
-LOCAL = ROOT / ".local"
-BUILD = LOCAL / "sam/build"  # as samconfig.toml has it
-STACK_NAME = "image-classification"
+from command import LOCAL, ROOT, StackError
+
 REGION = "us-east-1"
-MODEL_BUCKET = "models"  # outside the stack, as on AWS
 SECONDS_TO_START = 60
 NO_PROXY = {"NO_PROXY": "127.0.0.1,localhost", "no_proxy": "127.0.0.1,localhost"}
 os.environ |= NO_PROXY  # everything here is on this machine, whatever proxy the user has
-console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
-
-
-class StackError(Exception):
-    """The local stack can't do what was asked; the message says why and what to do."""
 
 
 @dataclasses.dataclass
@@ -98,27 +86,6 @@ def replaced_environment(environment: dict[str, str]) -> Iterator[None]:
     finally:
         os.environ.clear()
         os.environ.update(before)
-
-
-@contextlib.contextmanager
-def step(title: str) -> Iterator[None]:
-    """Say what is under way, and how long it took."""
-    started = time.monotonic()
-    with console.status(f"{title} ..."):
-        yield
-    console.print(f"{title} [dim]({time.monotonic() - started:.1f} s)[/dim]")
-
-
-@contextlib.contextmanager
-def lock() -> Iterator[None]:
-    """One command at a time works in .local."""
-    LOCAL.mkdir(exist_ok=True)
-    with (LOCAL / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StackError("Another make command is using the local stack: wait for it to end.") from None
-        yield
 
 
 def free_port(kind: socket.SocketKind) -> int:
@@ -240,153 +207,3 @@ def running(directory: Path) -> Stack | None:
         return stack
     stop(stack)
     return None
-
-
-def sam(stack: Stack | None, *arguments: str) -> None:
-    """Run the SAM CLI; without a stack, with no credentials at all."""
-    environment = clean_environment() | {
-        "SAM_CLI_TELEMETRY": "0",
-        "SAM_CLI_POLL_DELAY": "0.1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-        "AWS_CONFIG_FILE": "/dev/null",
-        "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
-        "AWS_DEFAULT_REGION": REGION,
-    }
-    if stack:
-        environment |= stack.aws_variables
-    # sam build packs with the Python of the functions' runtime that it finds on PATH.
-    environment["PATH"] = f"{LOCAL / 'venvs/lambda/bin'}:{environment['PATH']}"
-    config = ["--config-file", str(ROOT / "samconfig.toml"), "--config-env", "local"]
-    command = [LOCAL / "venvs/sam/bin/sam", *arguments, *config]
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    log = LOCAL / "logs" / f"sam-{arguments[0]}.log"
-    log.parent.mkdir(exist_ok=True)
-    log.write_text(result.stdout + result.stderr)
-    if result.returncode:
-        raise StackError(f"sam {arguments[0]} failed:\n{tail(log, 30)}")
-
-
-def architecture() -> str:
-    """This machine's, as Lambda calls it."""
-    machine = platform.machine()
-    if machine not in ("x86_64", "aarch64"):
-        raise StackError(
-            f"Lambda has no runtime for {machine} processors: the functions can't be built for this machine."
-        )
-    return {"aarch64": "arm64"}.get(machine, machine)
-
-
-def build() -> None:
-    """sam build, for this machine, into a folder of its own; compiled, as `make build` does for AWS."""
-    with step("Building the functions with sam build"):
-        sam(None, "build", "--parameter-overrides", f"Architecture={architecture()}")
-        subprocess.run([LOCAL / "venvs/lambda/bin/python", ROOT / "local/compile.py", BUILD], check=True)
-
-
-def upload_model(stack: Stack, archive: Path) -> str:
-    """Put model.tar.gz, in its folder that is named by its content, into the emulated S3: its URL."""
-    s3 = stack.client("s3")
-    s3.create_bucket(Bucket=MODEL_BUCKET)
-    key = f"models/{archive.parent.name}/{archive.name}"
-    s3.upload_file(str(archive), MODEL_BUCKET, key)
-    return f"s3://{MODEL_BUCKET}/{key}"
-
-
-def deploy(stack: Stack, stack_name: str = STACK_NAME, build: Path = BUILD, **parameters: str) -> dict[str, str]:
-    """sam deploy what was built: the outputs of the CloudFormation stack."""
-    overrides = [f'{key}="{value}"' for key, value in ({"Architecture": architecture()} | parameters).items()]
-    template = ["--template-file", str(build / "template.yaml")]
-    sam(stack, "deploy", "--stack-name", stack_name, *template, "--parameter-overrides", *overrides)
-    (described,) = stack.client("cloudformation").describe_stacks(StackName=stack_name)["Stacks"]
-    return {output["OutputKey"]: output["OutputValue"] for output in described["Outputs"]}
-
-
-def model_archive() -> Path:
-    """What `make package-model` made."""
-    try:
-        return ROOT / (LOCAL / "package/archive.txt").read_text().strip()
-    except OSError:
-        raise StackError("There is no packaged model: run make package-model first.") from None
-
-
-def up(directory: Path = LOCAL / "stack") -> tuple[Stack, dict[str, str], bool]:
-    """The stack with the current template and model: the stack, its outputs, and whether it had to be started."""
-    stack = running(directory)
-    started = stack is None
-    stack = stack or start(directory)
-    try:
-        with step("Deploying template.yaml with sam deploy"):
-            model = upload_model(stack, model_archive())
-            outputs = deploy(stack, EndpointType="serverless", ModelDataUrl=model)
-    except BaseException:
-        if started:
-            stop(stack)
-        raise
-    write_files(stack, outputs)
-    return stack, outputs, started
-
-
-def write_files(stack: Stack, outputs: dict[str, str]) -> None:
-    """.local/env, to source, and .local/outputs.json."""
-    exports = "".join(f"export {name}={value}\n" for name, value in stack.aws_variables.items())
-    sam_cli = LOCAL / "bin" / "sam"
-    sam_cli.parent.mkdir(exist_ok=True)
-    sam_cli.unlink(missing_ok=True)
-    sam_cli.symlink_to(LOCAL / "venvs/sam/bin/sam")
-    (LOCAL / "env").write_text(
-        "# source .local/env points aws, sam and boto3 at the local stack. Written by make up.\n"
-        "unset $(env | grep -o '^AWS_[A-Za-z0-9_]*')\n"
-        f'{exports}export PATH="$PATH:{sam_cli.parent}"\n'
-    )
-    (LOCAL / "outputs.json").write_text(json.dumps(outputs, indent=2) + "\n")
-
-
-def down(directory: Path = LOCAL / "stack") -> bool:
-    """Stop the stack: whether there was one."""
-    stack = running(directory)
-    if stack:
-        stop(stack)
-    for name in ("env", "outputs.json"):
-        (LOCAL / name).unlink(missing_ok=True)
-    return stack is not None
-
-
-def interruptible() -> None:
-    """Let SIGTERM, as Ctrl-C does, run the clean-up."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-
-
-@contextlib.contextmanager
-def told() -> Iterator[None]:
-    """Print what goes wrong as a sentence, and leave with 1."""
-    interruptible()
-    try:
-        yield
-    except StackError as error:
-        console.print(f"[bold red]{type(error).__name__}[/]", end=": ")
-        console.print(str(error), markup=False)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        console.print("\nInterrupted.")
-        sys.exit(130)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["build", "up", "down"])
-    command = parser.parse_args().command
-    with told(), lock():
-        if command == "build":
-            return build()
-        if command == "down":
-            return console.print("The local stack is stopped." if down() else "The local stack was not running.")
-        stack, outputs, _ = up()
-        console.print(f"\nThe local stack is up at {stack.url}.\n")
-        console.print("  source .local/env            then aws, sam and boto3 talk to it")
-        console.print("  make classify IMAGE=path     classify a picture of yours")
-        console.print("  make down                    stop it\n")
-        console.print_json(data=outputs)
-
-
-if __name__ == "__main__":
-    main()

@@ -8,7 +8,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-import stack as local
+import stack as processes
+from deployment import deploy, model_archive, upload_model
 from workflow import DIGITS, Workflow
 
 
@@ -74,19 +75,19 @@ def endpoint_proxy():
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory, endpoint_proxy):
     """A local stack with waits twenty times shorter than the state machine's."""
-    stack = local.start(
+    stack = processes.start(
         tmp_path_factory.mktemp("stack"), AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME=endpoint_proxy.url, SFN_WAIT_SCALE="0.05"
     )
     endpoint_proxy.runtime_url = f"http://127.0.0.1:{stack.ports['sagemaker']}"
     yield stack
-    local.stop(stack)
+    processes.stop(stack)
 
 
 @pytest.fixture(scope="session")
 def workflow(stack):
     """template.yaml, deployed with the trained model behind a serverless endpoint."""
-    model = local.upload_model(stack, local.model_archive())
-    return Workflow(stack, local.deploy(stack, EndpointType="serverless", ModelDataUrl=model))
+    model = upload_model(stack, model_archive())
+    return Workflow(stack, deploy(stack, EndpointType="serverless", ModelDataUrl=model))
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ import pytest
 from botocore.exceptions import ClientError
 
 import package
-from conftest import local
+from command import LOCAL, StackError
+from deployment import BUILD, deploy, model_archive, upload_model
 from documents import transformed
 from workflow import Workflow
 
@@ -32,21 +33,21 @@ EVERYTHING = {
 @pytest.fixture
 def build_folder():
     """The built functions, with CheckConfidence as a copy, beside them: the template's paths are relative."""
-    folder = local.BUILD.with_name("changed")
+    folder = BUILD.with_name("changed")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    for path in local.BUILD.iterdir():
+    for path in BUILD.iterdir():
         (folder / path.name).symlink_to(path)
     changed = folder / "CheckConfidenceFunction"
     changed.unlink()
-    shutil.copytree(local.BUILD / changed.name, changed)
+    shutil.copytree(BUILD / changed.name, changed)
     yield folder
     shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="module")
 def model(workflow, stack):
-    return local.upload_model(stack, local.model_archive())
+    return upload_model(stack, model_archive())
 
 
 def resources(stack, name):
@@ -66,7 +67,7 @@ def resources(stack, name):
 )
 def test_a_form_of_the_endpoint_is_created_and_asked(stack, model, seven, request, form, parameters, created, endpoint):
     name = f"form-{request.node.callspec.id}"
-    outputs = local.deploy(stack, name, EndpointType=form, ModelDataUrl=model, **parameters)
+    outputs = deploy(stack, name, EndpointType=form, ModelDataUrl=model, **parameters)
     assert resources(stack, name) & (ENDPOINT | ALARMS | SCALING) == created
     execution = Workflow(stack, outputs).classify("seven.png", seven)
     assert (execution.status, outputs["EndpointName"]) == ("SUCCEEDED", endpoint)
@@ -98,7 +99,7 @@ def test_a_stack_is_updated_without_losing_its_way(stack, model, seven, build_fo
     """Without an endpoint first; then with one, another threshold, new code, a new model, and as realtime."""
 
     def update(**parameters):
-        return Workflow(stack, local.deploy(stack, "updated", **parameters))
+        return Workflow(stack, deploy(stack, "updated", **parameters))
 
     def alias(workflow):
         function = workflow.outputs["CheckConfidenceFunctionName"]
@@ -126,13 +127,13 @@ def test_a_stack_is_updated_without_losing_its_way(stack, model, seven, build_fo
     assert alias(coded) == "2"
 
     renamed = tmp_path / "model"
-    shutil.copytree(local.LOCAL / "model", renamed)
+    shutil.copytree(LOCAL / "model", renamed)
     metadata = json.loads((renamed / "metadata.json").read_text())
     metadata["labels"] = [f"digit {label}" for label in metadata["labels"]]
     (renamed / "metadata.json").write_text(json.dumps(metadata))
     archive = package.pack(package.collect(renamed, []))
     package.write(archive, tmp_path / package.key_of(archive))
-    new_model = local.upload_model(stack, tmp_path / package.key_of(archive))
+    new_model = upload_model(stack, tmp_path / package.key_of(archive))
     assert update(ModelDataUrl=new_model).classify("seven.png", seven).output["label"] == "digit 7"
 
     realtime = update(EndpointType="realtime")
@@ -150,7 +151,7 @@ def test_the_compiled_code_is_shipped_once_and_used(workflow, stack, tmp_path):
     with urllib.request.urlopen(url) as response, zipfile.ZipFile(io.BytesIO(response.read())) as package_:
         package_.extractall(tmp_path)
     imported = subprocess.run(
-        [local.LOCAL / "venvs/lambda/bin/python", "-v", "-c", "import contract"],
+        [LOCAL / "venvs/lambda/bin/python", "-v", "-c", "import contract"],
         cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True,
     )  # fmt: skip
     sources = re.findall(rf"code object from '?{tmp_path}/([^'\n]+)", imported.stderr)
@@ -190,5 +191,5 @@ def test_impossible_parameters_fail_before_anything_is_created(stack, parameters
 
 
 def test_sam_deploy_tells_what_is_impossible(stack):
-    with pytest.raises(local.StackError, match="need ModelDataUrl="):
-        local.deploy(stack, "impossible", EndpointType="serverless")
+    with pytest.raises(StackError, match="need ModelDataUrl="):
+        deploy(stack, "impossible", EndpointType="serverless")

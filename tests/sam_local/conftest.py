@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import time
 import urllib.error
@@ -17,7 +18,10 @@ import pytest
 from botocore.config import Config
 
 import invoke
-import stack as local
+import stack as processes
+from command import ROOT
+from deployment import deploy, model_archive, upload_model
+from stack import REGION, free_port
 
 SECONDS_TO_INVOKE = 120
 SECONDS_TO_START = 60
@@ -46,7 +50,7 @@ class SamLocal:
         """`sam local invoke`: a container for this one event."""
         line = invoke.command("invoke", self.template, function, "--event", str(event))
         result = subprocess.run(
-            line, cwd=local.ROOT, env=self.environment, capture_output=True, text=True, timeout=SECONDS_TO_INVOKE
+            line, cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=SECONDS_TO_INVOKE
         )
         assert result.returncode == 0, result.stderr
         return Invocation(json.loads(result.stdout), result.stderr)
@@ -57,16 +61,16 @@ class Functions:
 
     def __init__(self, sam: SamLocal, log: Path):
         self.log = log
-        port = local.free_port(local.socket.SOCK_STREAM)
+        port = free_port(socket.SOCK_STREAM)
         options = ["--port", str(port), "--warm-containers", "LAZY", "--no-watch"]
         with log.open("wb") as output:
             self.process = subprocess.Popen(
                 invoke.command("start-lambda", sam.template, *options),
-                cwd=local.ROOT, env=sam.environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                cwd=ROOT, env=sam.environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
             )  # fmt: skip
         self.url = f"http://127.0.0.1:{port}"
         self.client = boto3.client(
-            "lambda", endpoint_url=self.url, region_name=local.REGION, aws_access_key_id="x", aws_secret_access_key="x",
+            "lambda", endpoint_url=self.url, region_name=REGION, aws_access_key_id="x", aws_secret_access_key="x",
             config=Config(read_timeout=SECONDS_TO_INVOKE, retries={"total_max_attempts": 1}),
         )  # fmt: skip
 
@@ -112,14 +116,14 @@ def docker():
 @pytest.fixture(scope="session")
 def stack(docker, tmp_path_factory):
     """The local stack, with template.yaml deployed and the picture of events/ uploaded."""
-    stack = local.start(tmp_path_factory.mktemp("stack"))
+    stack = processes.start(tmp_path_factory.mktemp("stack"))
     try:
-        model = local.upload_model(stack, local.model_archive())
-        local.deploy(stack, EndpointType="serverless", ModelDataUrl=model)
+        model = upload_model(stack, model_archive())
+        deploy(stack, EndpointType="serverless", ModelDataUrl=model)
         invoke.upload_sample(stack)
         yield stack
     finally:
-        local.stop(stack)
+        processes.stop(stack)
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,144 @@
+"""template.yaml, deployed into the local stack as it is into AWS.  python local/deployment.py build|up|down"""
+
+import argparse
+import json
+import platform
+import subprocess
+from pathlib import Path
+
+from command import LOCAL, ROOT, StackError, console, lock, step, told
+from stack import REGION, Stack, clean_environment, running, start, stop, tail
+
+BUILD = LOCAL / "sam/build"  # as samconfig.toml has it
+STACK_NAME = "image-classification"
+MODEL_BUCKET = "models"  # outside the stack, as on AWS
+
+
+def sam(stack: Stack | None, *arguments: str) -> None:
+    """Run the SAM CLI; without a stack, with no credentials at all."""
+    environment = clean_environment() | {
+        "SAM_CLI_TELEMETRY": "0",
+        "SAM_CLI_POLL_DELAY": "0.1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_CONFIG_FILE": "/dev/null",
+        "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
+        "AWS_DEFAULT_REGION": REGION,
+    }
+    if stack:
+        environment |= stack.aws_variables
+    # sam build packs with the Python of the functions' runtime that it finds on PATH.
+    environment["PATH"] = f"{LOCAL / 'venvs/lambda/bin'}:{environment['PATH']}"
+    config = ["--config-file", str(ROOT / "samconfig.toml"), "--config-env", "local"]
+    command = [LOCAL / "venvs/sam/bin/sam", *arguments, *config]
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    log = LOCAL / "logs" / f"sam-{arguments[0]}.log"
+    log.parent.mkdir(exist_ok=True)
+    log.write_text(result.stdout + result.stderr)
+    if result.returncode:
+        raise StackError(f"sam {arguments[0]} failed:\n{tail(log, 30)}")
+
+
+def architecture() -> str:
+    """This machine's, as Lambda calls it."""
+    machine = platform.machine()
+    if machine not in ("x86_64", "aarch64"):
+        raise StackError(
+            f"Lambda has no runtime for {machine} processors: the functions can't be built for this machine."
+        )
+    return {"aarch64": "arm64"}.get(machine, machine)
+
+
+def build() -> None:
+    """sam build, for this machine, into a folder of its own; compiled, as `make build` does for AWS."""
+    with step("Building the functions with sam build"):
+        sam(None, "build", "--parameter-overrides", f"Architecture={architecture()}")
+        subprocess.run([LOCAL / "venvs/lambda/bin/python", ROOT / "local/compile.py", BUILD], check=True)
+
+
+def upload_model(stack: Stack, archive: Path) -> str:
+    """Put model.tar.gz, in its folder that is named by its content, into the emulated S3: its URL."""
+    s3 = stack.client("s3")
+    s3.create_bucket(Bucket=MODEL_BUCKET)
+    key = f"models/{archive.parent.name}/{archive.name}"
+    s3.upload_file(str(archive), MODEL_BUCKET, key)
+    return f"s3://{MODEL_BUCKET}/{key}"
+
+
+def deploy(stack: Stack, stack_name: str = STACK_NAME, build: Path = BUILD, **parameters: str) -> dict[str, str]:
+    """sam deploy what was built: the outputs of the CloudFormation stack."""
+    overrides = [f'{key}="{value}"' for key, value in ({"Architecture": architecture()} | parameters).items()]
+    template = ["--template-file", str(build / "template.yaml")]
+    sam(stack, "deploy", "--stack-name", stack_name, *template, "--parameter-overrides", *overrides)
+    (described,) = stack.client("cloudformation").describe_stacks(StackName=stack_name)["Stacks"]
+    return {output["OutputKey"]: output["OutputValue"] for output in described["Outputs"]}
+
+
+def model_archive() -> Path:
+    """What `make package-model` made."""
+    try:
+        return ROOT / (LOCAL / "package/archive.txt").read_text().strip()
+    except OSError:
+        raise StackError("There is no packaged model: run make package-model first.") from None
+
+
+def up(directory: Path = LOCAL / "stack") -> tuple[Stack, dict[str, str], bool]:
+    """The stack with the current template and model: the stack, its outputs, and whether it had to be started."""
+    stack = running(directory)
+    started = stack is None
+    stack = stack or start(directory)
+    try:
+        with step("Deploying template.yaml with sam deploy"):
+            model = upload_model(stack, model_archive())
+            outputs = deploy(stack, EndpointType="serverless", ModelDataUrl=model)
+    except BaseException:
+        if started:
+            stop(stack)
+        raise
+    write_files(stack, outputs)
+    return stack, outputs, started
+
+
+def write_files(stack: Stack, outputs: dict[str, str]) -> None:
+    """.local/env, to source, and .local/outputs.json."""
+    exports = "".join(f"export {name}={value}\n" for name, value in stack.aws_variables.items())
+    sam_cli = LOCAL / "bin" / "sam"
+    sam_cli.parent.mkdir(exist_ok=True)
+    sam_cli.unlink(missing_ok=True)
+    sam_cli.symlink_to(LOCAL / "venvs/sam/bin/sam")
+    (LOCAL / "env").write_text(
+        "# source .local/env points aws, sam and boto3 at the local stack. Written by make up.\n"
+        "unset $(env | grep -o '^AWS_[A-Za-z0-9_]*')\n"
+        f'{exports}export PATH="$PATH:{sam_cli.parent}"\n'
+    )
+    (LOCAL / "outputs.json").write_text(json.dumps(outputs, indent=2) + "\n")
+
+
+def down(directory: Path = LOCAL / "stack") -> bool:
+    """Stop the stack: whether there was one."""
+    stack = running(directory)
+    if stack:
+        stop(stack)
+    for name in ("env", "outputs.json"):
+        (LOCAL / name).unlink(missing_ok=True)
+    return stack is not None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=["build", "up", "down"])
+    command = parser.parse_args().command
+    with told(), lock():
+        if command == "build":
+            return build()
+        if command == "down":
+            return console.print("The local stack is stopped." if down() else "The local stack was not running.")
+        stack, outputs, _ = up()
+        console.print(f"\nThe local stack is up at {stack.url}.\n")
+        console.print("  source .local/env            then aws, sam and boto3 talk to it")
+        console.print("  make classify IMAGE=path     classify a picture of yours")
+        console.print("  make down                    stop it\n")
+        console.print_json(data=outputs)
+
+
+if __name__ == "__main__":
+    main()
