@@ -42,7 +42,7 @@ classify: .local/.run $(PACKAGE) $(BUILT) ## IMAGE=path [THRESHOLD=t]: a picture
 dashboard: .local/.notebook ## the stack's dashboard, drawn from what the local stack has collected
 	@$(PROJECT) local/dashboard.py
 
-test: .local/.test $(PACKAGE) $(BUILT) ## unit and integration tests
+test: .local/.test $(PACKAGE) $(BUILT) ## unit, conformance and integration tests
 	@$(PROJECT) -m pytest
 
 test-sam-local: .local/.test $(PACKAGE) $(BUILT) ## the functions in Docker, through sam local

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import boto3
 import pytest
 
+from resources import execute, function, machine  # noqa: F401
 from workflow import Workflow
 
 ROOT = Path(__file__).parents[2]

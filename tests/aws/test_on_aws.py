@@ -1,18 +1,17 @@
 """The scenarios of tests/integration on AWS itself, and what the emulator's adapter takes for AWS's conduct."""
 
-from test_conformance import (  # noqa: F401
-    execute,
-    function,
-    machine,
+from test_conformance_lambda import (  # noqa: F401
     test_a_throttled_function_is_a_too_many_requests_exception,
-    test_full_jitter_draws_the_delay_of_a_retry,
-    test_max_delay_seconds_limits_the_delay_of_a_retry,
     test_simultaneous_cold_starts_each_get_a_process,
-    test_the_input_of_a_task_is_limited_and_states_all_does_not_catch_it,
     test_the_name_of_an_exception_is_the_error_that_a_retry_names,
-    test_the_output_of_a_state_is_limited,
     test_what_a_state_machine_invokes_is_counted,
     test_what_is_reserved_for_a_function_holds_for_its_versions,
+)
+from test_conformance_stepfunctions import (  # noqa: F401
+    test_full_jitter_draws_the_delay_of_a_retry,
+    test_max_delay_seconds_limits_the_delay_of_a_retry,
+    test_the_input_of_a_task_is_limited_and_states_all_does_not_catch_it,
+    test_the_output_of_a_state_is_limited,
 )
 from test_workflow import (  # noqa: F401
     test_a_broken_image_is_named,

@@ -12,7 +12,7 @@ OPERATIONS = (ROOT / "docs/operations.md").read_text()
 MONITORING = (ROOT / "docs/monitoring.md").read_text()
 DECISIONS = (ROOT / "docs/decisions.md").read_text()
 MAKEFILE = (ROOT / "Makefile").read_text()
-CONFORMANCE = (ROOT / "tests/integration/test_conformance.py").read_text()
+CONFORMANCE = "".join(path.read_text() for path in (ROOT / "tests/conformance").glob("test_*.py"))
 
 
 def rows(text, heading):

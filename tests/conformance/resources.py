@@ -1,0 +1,98 @@
+"""Functions and state machines that a test makes and runs, emulated or on AWS."""
+
+import io
+import json
+import time
+import uuid
+import zipfile
+
+import pytest
+
+
+def eventually(probe, seconds=10):
+    """The first true answer of probe, or its last one when the time is over."""
+    deadline = time.monotonic() + seconds
+    while not (answer := probe()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return answer
+
+
+@pytest.fixture
+def function(client, role):
+    """Create a function from its source; returns its ARN."""
+    created = []
+
+    def create(source, **settings):
+        archive = io.BytesIO()
+        with zipfile.ZipFile(archive, "w") as file:
+            file.writestr("app.py", source)
+        answer = client("lambda").create_function(
+            FunctionName=f"conformance-{uuid.uuid4().hex[:8]}",
+            Runtime="python3.13",
+            Handler="app.handler",
+            Role=role,
+            Code={"ZipFile": archive.getvalue()},
+            Timeout=10,
+            **settings,
+        )
+        created.append(answer["FunctionArn"])
+        client("lambda").get_waiter("function_active_v2").wait(FunctionName=created[-1])
+        return created[-1]
+
+    yield create
+    for arn in created:
+        client("lambda").delete_function(FunctionName=arn)
+
+
+@pytest.fixture
+def machine(client, role):
+    """Create a state machine; returns its ARN."""
+    created = []
+
+    def create(states, start=None, settings=None, **top_level):
+        definition = {"QueryLanguage": "JSONata", "StartAt": start or next(iter(states)), "States": states, **top_level}
+        name = f"conformance-{uuid.uuid4().hex[:8]}"
+        answer = client("stepfunctions").create_state_machine(
+            name=name, definition=json.dumps(definition), roleArn=role, **settings or {}
+        )
+        created.append(answer["stateMachineArn"])
+        return created[-1]
+
+    yield create
+    for arn in created:
+        client("stepfunctions").delete_state_machine(stateMachineArn=arn)
+
+
+@pytest.fixture
+def execute(client, seconds_to_end):
+    """Run a machine to its end; returns DescribeExecution's answer."""
+
+    def run(arn, value=None):
+        states = client("stepfunctions")
+        text = json.dumps(value or {}, ensure_ascii=False)
+        execution = states.start_execution(stateMachineArn=arn, input=text)["executionArn"]
+        return eventually(
+            lambda: (answer := states.describe_execution(executionArn=execution))["status"] != "RUNNING" and answer,
+            seconds_to_end,
+        )
+
+    return run
+
+
+def invoke_task(function_arn, **fields):
+    return {
+        "Type": "Task",
+        "Resource": "arn:aws:states:::lambda:invoke",
+        "Arguments": {"FunctionName": function_arn, "Payload": "{% $states.input %}"},
+        "Output": "{% $states.result.Payload %}",
+        "End": True,
+        **fields,
+    }
+
+
+def failing_task(**fields):
+    """Sends to a queue that does not exist."""
+    arguments = {"QueueUrl": "http://localhost/000000000000/none", "MessageBody": "{% $string($states.input) %}"}
+    return {
+        "Type": "Task", "Resource": "arn:aws:states:::sqs:sendMessage", "Arguments": arguments, "End": True, **fields
+    }  # fmt: skip

@@ -1,0 +1,58 @@
+"""CloudFormation, as AWS documents it: what is recorded here, and not acted on."""
+
+import json
+
+from emulated import deploy
+
+
+def test_a_stack_with_scaling_deploys(client):
+    """Recorded, and not acted on: the target and the policy of an endpoint that scales.
+
+    https://docs.aws.amazon.com/AWSCloudFormation/latest/TemplateReference/AWS_ApplicationAutoScaling.html
+    """
+    target = {
+        "ServiceNamespace": "sagemaker",
+        "ScalableDimension": "sagemaker:variant:DesiredInstanceCount",
+        "ResourceId": "endpoint/scaled/variant/AllTraffic",
+        "MinCapacity": 1,
+    }
+    policy = {"PolicyName": "p", "PolicyType": "TargetTrackingScaling", "ScalingTargetId": {"Ref": "ScalableTarget"}}
+
+    def template(most):
+        resources = {"ScalableTarget": target | {"MaxCapacity": most}, "ScalingPolicy": policy}
+        typed = {
+            name: {"Type": f"AWS::ApplicationAutoScaling::{name}", "Properties": properties}
+            for name, properties in resources.items()
+        }
+        return json.dumps({"Resources": typed, "Outputs": {"Target": {"Value": {"Ref": "ScalableTarget"}}}})
+
+    created = deploy(client, "scaled", template(4))
+    assert deploy(client, "scaled", template(8), "update") == created
+    client("cloudformation").delete_stack(StackName="scaled")
+
+
+def test_a_stack_with_composite_alarms_and_saved_queries_deploys(client):
+    """Recorded, and not acted on: alarms on alarms and on several metrics, queries of Logs Insights.
+
+    https://docs.aws.amazon.com/AWSCloudFormation/latest/TemplateReference/aws-resource-cloudwatch-compositealarm.html
+    https://docs.aws.amazon.com/AWSCloudFormation/latest/TemplateReference/aws-resource-cloudwatch-alarm.html, Metrics
+    https://docs.aws.amazon.com/AWSCloudFormation/latest/TemplateReference/aws-resource-logs-querydefinition.html
+    """
+    stat = {"Metric": {"Namespace": "AWS/Lambda", "MetricName": "Throttles"}, "Stat": "Sum", "Period": 60}
+    metrics = [{"Id": "all", "Expression": "one * 2"}, {"Id": "one", "MetricStat": stat, "ReturnData": False}]
+    watch = {"ComparisonOperator": "GreaterThanThreshold", "EvaluationPeriods": 1, "Threshold": 1}
+
+    def template(limit):
+        resources = {
+            "AWS::CloudWatch::Alarm": watch | {"Metrics": metrics, "Threshold": limit},
+            "AWS::CloudWatch::CompositeAlarm": {"AlarmRule": {"Fn::Sub": "ALARM(${Alarm})"}},
+            "AWS::Logs::QueryDefinition": {"Name": "q", "QueryString": "fields @message"},
+        }
+        typed = {
+            kind.split("::")[2]: {"Type": kind, "Properties": properties} for kind, properties in resources.items()
+        }
+        return json.dumps({"Resources": typed, "Outputs": {"Alarm": {"Value": {"Ref": "Alarm"}}}})
+
+    created = deploy(client, "watched", template(1))
+    assert deploy(client, "watched", template(2), "update") == created
+    client("cloudformation").delete_stack(StackName="watched")

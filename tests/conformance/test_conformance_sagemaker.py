@@ -1,0 +1,131 @@
+"""SageMaker, as AWS documents it, through CloudFormation."""
+
+import io
+import json
+import tarfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from botocore.exceptions import ClientError, WaiterError
+
+from emulated import ROLE, deploy
+from resources import eventually
+
+
+def upload_model(client, weights):
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w:gz") as file:
+        member = tarfile.TarInfo("weights.txt")
+        member.size = len(weights)
+        file.addfile(member, io.BytesIO(weights.encode()))
+    client("s3").create_bucket(Bucket="models")
+    client("s3").put_object(Bucket="models", Key=f"{weights}/model.tar.gz", Body=archive.getvalue())
+    return f"s3://models/{weights}/model.tar.gz"
+
+
+def endpoint_template(model_data_url, name):
+    variables = {"SAGEMAKER_SUBMIT_DIRECTORY": "/opt/ml/model/code", "PYTHONPATH": "/opt/ml/model/lib"}
+    container = {"Image": "image", "ModelDataUrl": model_data_url, "Environment": variables}
+    serverless = {"MemorySizeInMB": "2048", "MaxConcurrency": "1"}
+    variant = {"VariantName": "AllTraffic", "ModelName": {"Fn::GetAtt": ["Model", "ModelName"]}}
+    config_name = {"Fn::GetAtt": ["EndpointConfig", "EndpointConfigName"]}
+    resources = {
+        "Model": {"PrimaryContainer": container, "ExecutionRoleArn": ROLE},
+        "EndpointConfig": {"ProductionVariants": [variant | {"ServerlessConfig": serverless}]},
+        "Endpoint": {"EndpointName": name, "EndpointConfigName": config_name},
+    }
+    return json.dumps(
+        {
+            "Resources": {
+                kind: {"Type": f"AWS::SageMaker::{kind}", "Properties": properties}
+                for kind, properties in resources.items()
+            },
+            "Outputs": {
+                "ModelRef": {"Value": {"Ref": "Model"}},
+                "EndpointRef": {"Value": {"Ref": "Endpoint"}},
+                "EndpointName": {"Value": {"Fn::GetAtt": ["Endpoint", "EndpointName"]}},
+                "EndpointConfigName": {"Value": config_name},
+            },
+        }
+    )
+
+
+def ask(client, name, body=b"{}"):
+    return client("sagemaker-runtime").invoke_endpoint(
+        EndpointName=name, Body=body, ContentType="application/json", Accept="application/json"
+    )
+
+
+@pytest.fixture(scope="module")
+def endpoint(emulator):
+    deploy(emulator.client, "served", endpoint_template(upload_model(emulator.client, "first"), "served"))
+    return "served"
+
+
+def test_a_deployed_endpoint_serves_its_model_and_follows_its_updates(client):
+    """Model and EndpointConfig are replaced, the endpoint is updated and keeps its name; Ref is the ARN.
+
+    https://docs.aws.amazon.com/AWSCloudFormation/latest/TemplateReference/aws-resource-sagemaker-endpoint.html
+    https://docs.aws.amazon.com/AWSCloudFormation/latest/TemplateReference/aws-resource-sagemaker-model.html
+    """
+    first = deploy(client, "stack", endpoint_template(upload_model(client, "old"), "digits"))
+    assert first["EndpointRef"] == "arn:aws:sagemaker:us-east-1:000000000000:endpoint/digits"
+    assert first["ModelRef"].startswith("arn:aws:sagemaker:us-east-1:000000000000:model/")
+    assert first["EndpointName"] == "digits"
+    assert json.load(ask(client, "digits")["Body"])["weights"] == "old"
+    second = deploy(client, "stack", endpoint_template(upload_model(client, "new"), "digits"), "update")
+    assert first["EndpointRef"] == second["EndpointRef"] and first["ModelRef"] != second["ModelRef"]
+    assert json.load(ask(client, "digits")["Body"])["weights"] == "new"
+    described = client("sagemaker").describe_endpoint(EndpointName="digits")
+    assert (described["EndpointStatus"], described["EndpointConfigName"]) == ("InService", second["EndpointConfigName"])
+    with pytest.raises(ClientError, match="Could not find"):
+        client("sagemaker").describe_endpoint_config(EndpointConfigName=first["EndpointConfigName"])
+    client("cloudformation").delete_stack(StackName="stack")
+    with pytest.raises(ClientError, match="Endpoint digits of account 000000000000 not found"):
+        eventually(lambda: not ask(client, "digits"))
+
+
+@pytest.mark.parametrize("weights, reason", [("broken", "these weights are broken"), ("missing", "Not Found")])
+def test_a_model_that_does_not_start_fails_the_stack_and_says_why(client, weights, reason):
+    """https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_DescribeEndpoint.html, FailureReason"""
+    url = upload_model(client, weights) if weights == "broken" else "s3://models/missing/model.tar.gz"
+    with pytest.raises(WaiterError):
+        deploy(client, f"stack-{weights}", endpoint_template(url, weights))
+    events = client("cloudformation").describe_stack_events(StackName=f"stack-{weights}")["StackEvents"]
+    reasons = [event["ResourceStatusReason"] for event in events if event["ResourceStatus"] == "CREATE_FAILED"]
+    assert reason in reasons[-1]
+
+
+def test_a_container_gets_the_documented_variables(client, endpoint):
+    """https://docs.aws.amazon.com/sagemaker/latest/dg/your-algorithms-inference-code.html"""
+    answer = ask(client, endpoint)
+    environment = json.load(answer["Body"])["environment"]
+    assert environment["SAGEMAKER_SUBMIT_DIRECTORY"] == environment["SM_MODEL_DIR"] + "/code"
+    assert environment.get("PYTHONPATH") != "/opt/ml/model/lib"
+    assert (answer["InvokedProductionVariant"], answer["ContentType"]) == ("AllTraffic", "application/json")
+
+
+def error_of(client, endpoint, body):
+    with pytest.raises(ClientError) as error:
+        ask(client, endpoint, body)
+    answer = error.value.response
+    return answer["ResponseMetadata"]["HTTPStatusCode"], answer["Error"]["Code"], answer
+
+
+def test_the_runtime_answers_with_the_documented_errors(client, endpoint):
+    """https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_runtime_InvokeEndpoint.html#API_runtime_InvokeEndpoint_Errors
+    https://docs.aws.amazon.com/sagemaker/latest/dg/serverless-endpoints.html, 4 MB and the maximum concurrency
+    """
+    status, code, answer = error_of(client, endpoint, b"fail")
+    assert (status, code, answer["OriginalStatusCode"], answer["OriginalMessage"]) == (
+        424, "ModelError", 500, "no such label",
+    )  # fmt: skip
+    assert error_of(client, "absent", b"{}")[:2] == (400, "ValidationError")
+    assert error_of(client, endpoint, b"x" * 4_194_305)[:2] == (413, "413")
+    with ThreadPoolExecutor() as pool:
+        slow = pool.submit(ask, client, endpoint, b"slow")
+        time.sleep(0.3)
+        assert error_of(client, endpoint, b"{}")[:2] == (429, "ThrottlingException")
+        assert slow.result()["ContentType"] == "application/json"
+    assert error_of(client, endpoint, b"die")[:2] == (503, "ServiceUnavailable")

@@ -1,0 +1,72 @@
+"""Step Functions, as AWS documents it."""
+
+import json
+
+from resources import eventually, failing_task
+
+
+def delays_between_attempts(client, execution, wait_scale):
+    events = client("stepfunctions").get_execution_history(executionArn=execution["executionArn"])["events"]
+    failed = [event["timestamp"] for event in events if event["type"] == "TaskFailed"]
+    scheduled = [event["timestamp"] for event in events if event["type"] == "TaskScheduled"]
+    return [(after - before).total_seconds() / wait_scale for before, after in zip(failed, scheduled[1:], strict=False)]
+
+
+def test_max_delay_seconds_limits_the_delay_of_a_retry(client, machine, execute, wait_scale):
+    """https://docs.aws.amazon.com/step-functions/latest/dg/concepts-error-handling.html, MaxDelaySeconds"""
+    retry = {"ErrorEquals": ["States.ALL"], "IntervalSeconds": 15, "BackoffRate": 4, "MaxDelaySeconds": 20}
+    execution = execute(machine({"Task": failing_task(Retry=[retry | {"MaxAttempts": 2}])}))
+    first, second = delays_between_attempts(client, execution, wait_scale)
+    assert 15 <= first < 25 and 20 <= second < 30
+
+
+def test_full_jitter_draws_the_delay_of_a_retry(client, machine, execute, wait_scale):
+    """https://docs.aws.amazon.com/step-functions/latest/dg/concepts-error-handling.html, JitterStrategy"""
+    retry = {"ErrorEquals": ["States.ALL"], "IntervalSeconds": 20, "BackoffRate": 1, "JitterStrategy": "FULL"}
+    execution = execute(machine({"Task": failing_task(Retry=[retry | {"MaxAttempts": 4}])}))
+    assert sum(delays_between_attempts(client, execution, wait_scale)) < 76  # 80 without jitter
+
+
+def test_the_output_of_a_state_is_limited(machine, execute):
+    """https://docs.aws.amazon.com/step-functions/latest/dg/service-quotas.html, 256 KiB as a UTF-8 encoded string"""
+    arn = machine({"Repeat": {"Type": "Pass", "Output": "{% $states.input.text & $states.input.more %}", "End": True}})
+    text = "é" * 65_000  # two bytes each
+    fits = execute(arn, {"text": text, "more": text})
+    assert (fits["status"], json.loads(fits["output"])) == ("SUCCEEDED", text + text)
+    assert execute(arn, {"text": text[:40_000], "more": "x"})["status"] == "SUCCEEDED"
+    twice = machine({"Twice": {"Type": "Pass", "Output": "{% $states.input.text & $states.input.text %}", "End": True}})
+    assert execute(twice, {"text": "x" * 140_000})["error"] == "States.DataLimitExceeded"
+
+
+def test_the_input_of_a_task_is_limited_and_states_all_does_not_catch_it(machine, execute):
+    """https://docs.aws.amazon.com/step-functions/latest/dg/concepts-error-handling.html, States.DataLimitExceeded"""
+    task = failing_task(Catch=[{"ErrorEquals": ["States.ALL"], "Next": "Caught"}])
+    task["Arguments"]["MessageBody"] = "{% $states.input.text & $states.input.text %}"
+    arn = machine({"Task": task, "Caught": {"Type": "Succeed"}})
+    assert execute(arn, {"text": "small"})["status"] == "SUCCEEDED"
+    assert execute(arn, {"text": "x" * 140_000})["error"] == "States.DataLimitExceeded"
+
+
+def test_an_execution_is_logged_without_its_data(client, machine, execute):
+    """https://docs.aws.amazon.com/step-functions/latest/dg/cw-logs.html"""
+    expected = ["PassStateEntered", "PassStateExited", "FailStateEntered", "ExecutionFailed"]
+    group = "/aws/vendedlogs/states/conformance"
+    client("logs").create_log_group(logGroupName=group)
+    group_arn = f"arn:aws:logs:us-east-1:000000000000:log-group:{group}:*"
+    destination = {"cloudWatchLogsLogGroup": {"logGroupArn": group_arn}}
+    logging = {"level": "ALL", "includeExecutionData": False, "destinations": [destination]}
+    states = {
+        "Pass": {"Type": "Pass", "Next": "Reject"},
+        "Reject": {"Type": "Fail", "Error": "REJECTED", "Cause": "{% $states.input.text %}"},
+    }
+    execution = execute(machine(states, settings={"loggingConfiguration": logging}), {"text": "a picture"})
+
+    def logged():
+        events = client("logs").filter_log_events(logGroupName=group)["events"]
+        return len(events) >= len(expected) and [json.loads(event["message"]) for event in events]
+
+    events = eventually(logged, 5)
+    assert [event["type"] for event in events] == expected
+    assert {event["execution_arn"] for event in events} == {execution["executionArn"]}
+    assert events[-1]["details"] == {"error": "REJECTED"}
+    assert "a picture" not in json.dumps(events)
