@@ -64,9 +64,9 @@ def endpoint_error(error: ClientError, endpoint: str) -> Exception:
     if code in ENDPOINT_ERRORS:
         return ENDPOINT_ERRORS[code](f"Endpoint {endpoint}: {message} ({code})")
     if code == "ModelError":  # the container answered, but not with 200
-        status = error.response.get("OriginalStatusCode", 500)
-        transient = EndpointUnavailableError if status >= 500 else EndpointResponseError
-        named = EndpointThrottledError if status == 429 else transient
+        status = error.response.get("OriginalStatusCode", 500)  # 0 where the container did not answer in time, or died
+        refused = EndpointThrottledError if status == 429 else EndpointResponseError
+        named = refused if 400 <= status < 500 else EndpointUnavailableError
         words = error.response.get("OriginalMessage", message)[:500]
         return named(f"Endpoint {endpoint} answered {status}: {words}")
     if code in ("ValidationError", "ValidationException") and "not found" in message.lower():

@@ -108,16 +108,17 @@ def fit(source: bytes, uri: str) -> dict[str, Any]:
         resized = len(source) > MAX_IMAGE_BYTES
         if resized:
             image.draft("RGB", (MAX_SIDE, MAX_SIDE))  # lets the JPEG decoder skip detail that is thrown away below
-        upright = ImageOps.exif_transpose(image)  # decodes: a truncated file fails here
-        upright.load()
-        data, upright = shrink(upright) if resized else (source, upright)
+        ImageOps.exif_transpose(image, in_place=True)
+        image.load()  # decodes: a truncated file fails here
+        data, upright = shrink(image) if resized else (source, image)
     except Image.DecompressionBombError as error:
         raise ImageTooLargeError(f"{uri}: {error}") from None
     except DECODER_ERRORS as error:
         reason = "it is empty" if not source else str(error).partition("<_io.")[0].strip() or type(error).__name__
         raise UnsupportedImageError(f"{uri} is not a readable {', '.join(FORMATS)} image: {reason}") from None
+    is_jpeg = resized or image.format == "MPO"  # Pillow's name for a JPEG of a phone with a second picture behind it
     return {
-        "content_type": "image/jpeg" if resized else Image.MIME[image.format],
+        "content_type": "image/jpeg" if is_jpeg else Image.MIME[image.format],
         "width": upright.width,
         "height": upright.height,
         "source_bytes": len(source),
@@ -131,7 +132,8 @@ def shrink(image: Image.Image) -> tuple[bytes, Image.Image]:
     if image.mode.startswith("I;16"):
         image = image.point(lambda value: value / 257).convert("L")  # convert() alone would clip at 255
     if image.has_transparency_data:
-        image = image.convert("RGBA")
+        image = image if image.mode == "RGBA" else image.convert("RGBA")
+        image.thumbnail((MAX_SIDE, MAX_SIDE))  # first: each copy of the whole would be four bytes a pixel
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     image = image.convert("RGB")
     side = MAX_SIDE

@@ -20,7 +20,7 @@ from test_workflow import (  # noqa: F401
     test_a_picture_taken_with_the_camera_turned_is_classified_upright,
     test_an_execution_brings_its_own_threshold,
     test_an_image_that_the_model_is_sure_about_is_accepted,
-    test_an_object_beside_the_prefix_starts_nothing,
+    test_an_object_beside_the_prefix_starts_nothing_nor_does_a_folder,
     test_an_upload_starts_an_execution_whatever_its_key,
     test_input_that_is_not_valid_is_named_with_its_field,
     test_low_confidence_goes_to_review_and_is_no_error_of_a_function,

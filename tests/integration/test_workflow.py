@@ -183,8 +183,9 @@ def test_an_upload_starts_an_execution_whatever_its_key(workflow, seven, name):
     assert (execution.status, execution.output["s3_key"]) == ("SUCCEEDED", key)
 
 
-def test_an_object_beside_the_prefix_starts_nothing(workflow, seven):
-    keys = [workflow.upload("results/uploads/beside.png", seven), workflow.upload("uploads", seven)]
+def test_an_object_beside_the_prefix_starts_nothing_nor_does_a_folder(workflow, seven):
+    beside = {"results/uploads/beside.png": seven, "uploads": seven, "uploads/folder/": b""}
+    keys = [workflow.upload(key, content) for key, content in beside.items()]
     workflow.started_by_upload(workflow.upload("uploads/after.png", seven))  # later, so that the others had their time
     inputs = [
         workflow.states.describe_execution(executionArn=row["executionArn"])["input"]

@@ -66,6 +66,7 @@ def test_the_endpoint_gets_the_image_and_the_state_loses_it(runtime, event, cont
         ("InternalDependencyException", {}, EndpointUnavailableError),
         ("AccessDeniedException", {}, EndpointAccessDeniedError),
         ("ModelError", {"OriginalStatusCode": 500, "OriginalMessage": "boom"}, EndpointUnavailableError),
+        ("ModelError", {"OriginalStatusCode": 0, "OriginalMessage": "boom"}, EndpointUnavailableError),
         ("ModelError", {"OriginalStatusCode": 503, "OriginalMessage": "boom"}, EndpointUnavailableError),
         ("ModelError", {"OriginalStatusCode": 429, "OriginalMessage": "boom"}, EndpointThrottledError),
         ("ModelError", {"OriginalStatusCode": 400, "OriginalMessage": "boom"}, EndpointResponseError),

@@ -31,7 +31,7 @@ FAULTS = {  # the file, what is right, what is planted, the tests that must fail
     "image bytes in the logs": (TEMPLATE, "IncludeExecutionData: false", "IncludeExecutionData: true", "template"),
     "a parameter in a function's variables": (TEMPLATE, "LOG_LEVEL: INFO", "LOG_LEVEL: !Ref Labels", "template"),
     "a typed-in partition": (TEMPLATE, "arn:${AWS::Partition}:sagemaker", "arn:aws:sagemaker", "template"),
-    "a trigger that sees its own output": (TEMPLATE, "{key: [{prefix: !Ref UploadPrefix}]}", "{}", "template"),
+    "a trigger that sees its own output": (TEMPLATE, "{key: [{prefix: !Ref UploadPrefix}], ", "{", "template"),
     "an event without a field": ("events/check_confidence.json", '"threshold": 0.75,', "", "events"),
     "a default that the documents do not know": (TEMPLATE, "Default: 2048", "Default: 4096", "docs"),
     "a command that is not there": ("README.md", "make package-model", "make pack-model", "docs"),

@@ -47,6 +47,7 @@ REASONS = {
             "the container's log",
         ),
         "cloudwatch:PutMetricData": "the container's metrics",
+        "cloudwatch:DescribeAlarms": "an update of a realtime endpoint watches its alarms",
         "s3:PutObject": "data capture",
         "kms:GenerateDataKey": "data capture with a key",
     },

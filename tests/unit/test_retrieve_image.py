@@ -217,6 +217,14 @@ def test_transparent_parts_of_a_shrunk_image_become_white():
     assert decoded(fit(encoded(image), URI)).getpixel((10, 10)) == (255, 255, 255)
 
 
+def test_a_phones_jpeg_with_a_second_picture_is_a_jpeg():
+    buffer = io.BytesIO()
+    picture, second = Image.new("RGB", (40, 30), "red"), Image.new("RGB", (8, 8))
+    picture.save(buffer, "MPO", save_all=True, append_images=[second])
+    assert Image.open(io.BytesIO(buffer.getvalue())).format == "MPO"
+    assert fit(buffer.getvalue(), URI)["content_type"] == "image/jpeg"
+
+
 def test_sixteen_bit_images_are_scaled_not_clipped():
     values = random.Random(0).choices(range(0x7000, 0x9000), k=160_000)
     grey = Image.frombytes("I;16", (400, 400), b"".join(value.to_bytes(2, "little") for value in values))

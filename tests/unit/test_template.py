@@ -40,7 +40,10 @@ def test_neither_traces_nor_logs_of_the_state_machine_hold_images():
 
 def test_the_upload_trigger_sees_only_its_prefix_so_that_no_output_loops():
     pattern = RESOURCES["ClassifyImageStateMachine"]["Properties"]["Events"]["Upload"]["Properties"]["Pattern"]
-    assert pattern["detail"]["object"] == {"key": [{"prefix": {"Ref": "UploadPrefix"}}]}
+    assert pattern["detail"]["object"] == {
+        "key": [{"prefix": {"Ref": "UploadPrefix"}}],
+        "size": [{"numeric": [">", 0]}],
+    }
     assert re.fullmatch(TEMPLATE["Parameters"]["UploadPrefix"]["AllowedPattern"], "") is None
 
 
