@@ -13,7 +13,9 @@ MAX_WAITING_BYTES wait for it, or fails, events are lost, and the log says how m
 """
 
 import base64
+import errno
 import json
+import os
 import queue
 import sys
 import threading
@@ -70,8 +72,12 @@ class Capture:
     def _write(self, time, event):
         path = self.folder / f"{time:%Y/%m/%d/%H}" / self.name
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(event) + "\n")
+        line = json.dumps(event).encode() + b"\n"
+        with path.open("ab", buffering=0) as file:
+            end = file.tell()
+            if file.write(line) < len(line):
+                file.truncate(end)  # half a line would spoil the next one
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def capture_event(time, content_type, body, answer_type, answer, inference_id=None):

@@ -32,6 +32,7 @@ import signal
 import socket
 import sys
 import time
+import traceback
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -39,6 +40,7 @@ import uvicorn
 from PIL import Image
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from uvicorn.config import STARTUP_FAILURE
@@ -47,7 +49,7 @@ from uvicorn.supervisors import Multiprocess
 from data_capture import Capture
 
 MAX_BODY_BYTES = 6_291_456  # what InvokeEndpoint takes
-INLINE_BYTES = 262_144  # a larger image may take long to decode, and a ping must not wait for it
+INLINE_BYTES = 262_144  # a ping waits for it: some ms for a photograph, about a second for the most hostile image
 STOP_SECONDS = 25  # SageMaker kills 30 s after SIGTERM
 HUNG_SECONDS = 30  # a worker that gives no sign of life is replaced; on a busy machine the first one takes a while
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -147,7 +149,11 @@ class Endpoint:
     async def lifespan(self, app):
         """Load before the worker listens. Until then SIGTERM has nothing to wait for."""
         finish = signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
-        self.load()
+        try:
+            self.load()
+        except Exception:
+            traceback.print_exc()
+            os._exit(STARTUP_FAILURE)  # at once: of one that takes its time, signs of life are awaited for HUNG_SECONDS
         signal.signal(signal.SIGTERM, finish)
         yield
         if self.capture:
@@ -158,7 +164,7 @@ def create_app(inference=None, model=None):
     """The application of a worker, whose lifespan loads the model; tests pass one, and leave the lifespan out."""
     endpoint = Endpoint(inference, model)
     routes = [Route("/ping", endpoint.ping), Route("/invocations", endpoint.invocations, methods=["POST"])]
-    handlers = {HTTPException: http_error, Exception: internal_error}
+    handlers = {HTTPException: http_error, ClientDisconnect: client_gone, Exception: internal_error}
     return access_log(Starlette(routes=routes, exception_handlers=handlers, lifespan=endpoint.lifespan))
 
 
@@ -194,6 +200,10 @@ def access_log(app):
 
 async def http_error(request, error):
     return error_response(error.status_code, "HTTPError", error.detail)
+
+
+async def client_gone(request, error):
+    return Response(status_code=499)  # for the log alone
 
 
 async def internal_error(request, error):

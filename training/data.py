@@ -36,6 +36,10 @@ class UnknownClassError(DataError):
     pass
 
 
+class ClassNameError(DataError):
+    pass
+
+
 class UnreadableImageError(DataError):
     pass
 
@@ -68,18 +72,23 @@ class Dataset:
         return {label: int(count) for label, count in zip(self.labels, counts, strict=True)}
 
 
-def list_images(folder):
-    """The pictures of a folder of class folders as {label: [path, ...]}, sorted; hidden files are passed over.
+def list_images(folder, fewest=2):
+    """The pictures of a folder of `fewest` or more class folders as {label: [path, ...]}, sorted; hidden files are
+    passed over.
 
-    Raises MissingFolderError, TooFewClassesError.
+    Raises MissingFolderError, TooFewClassesError, ClassNameError.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise MissingFolderError(f"{folder} is not a folder")
     classes = {path.name: _visible(path) for path in _visible(folder) if path.is_dir()}
     filled = {label: paths for label, paths in classes.items() if paths}
-    if len(filled) < 2:
-        raise TooFewClassesError(f"{folder} needs two or more folders of images, one for each class; has {len(filled)}")
+    if len(filled) < fewest:
+        needed = "two or more folders" if fewest == 2 else "a folder"
+        raise TooFewClassesError(f"{folder} needs {needed} of images, one for each class; has {len(filled)}")
+    for label in filled:
+        if label != label.encode(errors="replace").decode():  # bytes that are no UTF-8
+            raise ClassNameError(f"{folder}: rename the folder {label!r}, which is no text and can't be a label")
     return filled
 
 
@@ -156,8 +165,9 @@ def stratified_split(targets, fractions, seed):
         if len(indexes) < len(parts):
             raise ClassTooSmallError(f"class {target} has {len(indexes)} of the {len(parts)} images a split needs")
         start = 0
-        for part, fraction in zip(parts[1:], fractions, strict=True):
+        for number, (part, fraction) in enumerate(zip(parts[1:], fractions, strict=True), 1):
             count = max(1, round(fraction * len(indexes)))
+            count = min(count, len(indexes) - start - (len(parts) - number))  # one is left for each other part
             part.extend(indexes[start : start + count])
             start += count
         parts[0].extend(indexes[start:])

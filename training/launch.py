@@ -108,6 +108,8 @@ def parse_options(argv=None):
         raise InvalidOptionError("--resume starts no job, so there is nothing that --dry-run could print")
     if options.spot and options.max_wait < options.max_run:
         raise InvalidOptionError("--max-wait is for waiting and running, so it can't be less than --max-run")
+    if options.train is None and (options.validation or options.test):
+        raise InvalidOptionError("--validation and --test go with a --train: without one, all three are the digits")
     if options.train is None:
         options.train, options.validation, options.test = (str(DIGITS / part) for part in CHANNELS)
     return options

@@ -110,7 +110,8 @@ class Block(nn.Module):
         )
         self.shortcut = None
         if channels_in != channels_out or stride != 1:
-            halve = nn.AvgPool2d(stride) if stride > 1 else nn.Identity()
+            # of an odd side, the convolution makes the larger half, and so must this
+            halve = nn.AvgPool2d(stride, ceil_mode=True, count_include_pad=False) if stride > 1 else nn.Identity()
             self.shortcut = nn.Sequential(halve, nn.Conv2d(channels_in, channels_out, 1, bias=False))
 
     def forward(self, pixels):

@@ -30,7 +30,7 @@ import numpy as np
 from PIL import Image
 
 import cifar100
-from data import DataError, list_images, read, report, stratified_split
+from data import ClassTooSmallError, DataError, list_images, read, report, stratified_split
 
 ROOT = Path(__file__).parents[1]
 PARTS = ("train", "validation", "test")
@@ -77,6 +77,8 @@ def prepare_folder(folder, args):
     classes, copies = without_copies({label: [path for path, _ in pairs] for label, pairs in pictures.items()})
     report("cannot be read and are left out", unreadable)
     report("are copies of others and are left out", copies)
+    if empty := [label for label, paths in classes.items() if not paths]:
+        raise ClassTooSmallError(f"class {empty[0]} has no image that is not a copy of another class's")
     print(imbalance({label: len(paths) for label, paths in classes.items()}))
     paths = [path for label in classes for path in classes[label]]
     names = np.array([label for label in classes for _ in classes[label]])
@@ -96,7 +98,8 @@ def without_copies(classes):
             if original is path:
                 kept[label].append(path)
             else:
-                copies.append((path, f"a copy of {original}"))
+                elsewhere = "" if label == original.parent.name else ", which is of another class"
+                copies.append((path, f"a copy of {original}{elsewhere}"))
     return kept, copies
 
 

@@ -41,6 +41,17 @@ def read_predictions(path, part):
     )
 
 
+def between(confidences, lowest):
+    """A number that accepts what `lowest` accepts: halfway to the next lower confidence, since the endpoint's answers
+    differ from these in their last digits; with as few digits as keep it apart, and four at least."""
+    below = max(confidences[confidences < lowest], default=0)
+    for digits in range(4, 17):
+        rounded = round((below + lowest) / 2, digits)
+        if below < rounded <= lowest:
+            return rounded
+    return lowest
+
+
 def advise(confidences, right, accuracy):
     """Lines about the lowest threshold with this accuracy, and the threshold, which is None where there is none."""
     count = len(right)
@@ -52,13 +63,14 @@ def advise(confidences, right, accuracy):
         return [
             f"No threshold gives {accuracy:.1%} on {count:,} pictures: the surest answers are wrong too often."
         ], None
+    threshold = between(confidences, threshold)
     figures = accepted(confidences, right, threshold)
     taken = figures["accepted"]
     correct = round(figures["accuracy"] * taken)
     low, high = np.quantile(found, CERTAIN)
     bound = lower_bound(correct, taken)
     lines = [
-        f"threshold {threshold:.4f}: accepts {figures['coverage']:.1%} of {count:,} pictures, "
+        f"threshold {threshold}: accepts {figures['coverage']:.1%} of {count:,} pictures, "
         f"{correct:,} of {taken:,} right ({figures['accuracy']:.1%})",
         f"other pictures of the same kind: a threshold between {low:.4f} and {high:.4f} in 9 of 10 cases"
         + (f"; none at all in {missed:.0%}" if missed else ""),

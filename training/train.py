@@ -42,6 +42,7 @@ import json
 import multiprocessing
 import os
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -63,6 +64,10 @@ MANY = 5_000  # pictures; with more of them, a second network brings little
 FEW = 2_000  # pictures, up to which patches.py is asked too
 PATCH_WEIGHT = 0.5  # of its opinion, against the networks'
 FEWEST_EPOCHS, MOST_EPOCHS = 10, 150
+
+
+class OutputFolderError(Exception):
+    """Nothing can be written to a folder of the results."""
 
 
 def parse_options(argv=None):
@@ -106,9 +111,27 @@ def parse_options(argv=None):
     options, ignored = parser.parse_known_args(argv)
     if ignored:
         print(f"Ignored, as no options of this script: {' '.join(ignored)}")
+    for name in ("epochs", "patience", "batch_size", "width", "networks"):
+        if (value := getattr(options, name)) is not None and value < 1:
+            parser.error(f"--{name.replace('_', '-')} is 1 or more")
+    if not 0 < options.validation_fraction < 1:
+        parser.error("--validation-fraction is between 0 and 1")
+    if options.train is None and (options.validation or options.test):
+        parser.error("--validation and --test go with a --train: without one, all three are the digits")
     if options.train is None:
         options.train, options.validation, options.test = (DIGITS / part for part in ("train", "validation", "test"))
     return options
+
+
+def make_folders(options):
+    """The folders of what is written at the end, so that it does not fail after all the work. Raises
+    OutputFolderError."""
+    for folder in (options.model_dir, options.output_data_dir):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            raise OutputFolderError(f"{folder}: {error.strerror}: nothing can be written there") from error
 
 
 def load_data(options):
@@ -120,12 +143,12 @@ def load_data(options):
     print(f"Reading {count:,} images of {len(classes)} classes at {size[1]} x {size[0]} pixels", flush=True)
     train = load(classes, size)
     if options.validation:
-        validation = load(list_images(options.validation), size, train.labels)
+        validation = load(list_images(options.validation, fewest=1), size, train.labels)
     else:
         names = np.array(train.labels)[train.targets]
         kept, held_out = stratified_split(names, [options.validation_fraction], options.seed)
         train, validation = train.subset(kept), train.subset(held_out)
-    test = load(list_images(options.test), size, train.labels) if options.test else None
+    test = load(list_images(options.test, fewest=1), size, train.labels) if options.test else None
     return train, validation, test
 
 
@@ -208,7 +231,6 @@ def ask_patches_too(classifier, train, validation, options):
 
 def write_csv(lines, path):
     """Dicts with the same keys, at least one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, lines[0])
         writer.writeheader()
@@ -231,6 +253,7 @@ def answers(part, dataset, probabilities):
 def main(argv=None):
     started = time.perf_counter()
     options = parse_options(argv)
+    make_folders(options)
     train, validation, test = load_data(options)
     suit(options, train)
     height, width = train.images.shape[2:]
@@ -258,7 +281,6 @@ def main(argv=None):
 
     print("Exporting to ONNX and comparing it with PyTorch", flush=True)
     model = Probabilities(classifier, temperature).eval()
-    options.model_dir.mkdir(parents=True, exist_ok=True)
     unchecked = options.model_dir / "model.onnx.unchecked"
     export(model, (height, width), unchecked)
     difference = largest_difference(model, unchecked, validation)
@@ -283,8 +305,10 @@ def main(argv=None):
         "versions": versions(),
         "sha256": hashlib.sha256(unchecked.read_bytes()).hexdigest(),
     }
+    described = options.model_dir / "metadata.json.unchecked"
+    described.write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
     unchecked.replace(options.model_dir / "model.onnx")
-    (options.model_dir / "metadata.json").write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
+    described.replace(options.model_dir / "metadata.json")
     for name, figure in figures.items():
         error = figure["expected_calibration_error"]
         print(
@@ -299,5 +323,5 @@ def main(argv=None):
 if __name__ == "__main__":
     try:
         main()
-    except (DataError, ExportMismatchError) as error:
+    except (DataError, ExportMismatchError, OutputFolderError) as error:
         sys.exit(f"{type(error).__name__}: {error}")

@@ -95,6 +95,22 @@ def test_the_threshold_for_an_accuracy_is_told_with_its_uncertainty(tmp_path, ca
     assert third.endswith("(95 % certain): too few to be sure of 90.0%")
 
 
+@pytest.mark.parametrize(
+    "confidences, lowest, told",
+    [
+        ([0.9, 0.8, 0.6], 0.8, 0.7),
+        ([0.99997, 0.99996], 0.99997, 0.999965),
+        ([1.0, 0.5], 1.0, 0.75),
+        ([0.6], 0.6, 0.3),
+    ],
+)
+def test_the_threshold_that_is_told_accepts_what_was_sought_and_no_more(confidences, lowest, told):
+    confidences = np.array(confidences)
+    number = threshold.between(confidences, lowest)
+    assert number == pytest.approx(told, abs=1e-6)
+    assert ((confidences >= number) == (confidences >= lowest)).all()
+
+
 def test_an_accuracy_that_no_threshold_gives_is_told(tmp_path, capsys):
     options = write_predictions(tmp_path / "p.csv", [0.99, 0.9, 0.8, 0.7], [False, True, True, True])
     assert threshold.main([*options, "--accuracy", "0.99"]) == 1

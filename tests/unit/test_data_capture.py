@@ -1,6 +1,8 @@
 import base64
 import json
 import re
+import resource
+import signal
 from datetime import UTC, datetime
 
 import data_capture
@@ -62,6 +64,22 @@ def test_what_cannot_be_written_is_lost_with_a_word_and_the_next_is_tried(tmp_pa
     writer.add("image/png", b"two", "application/json", b"{}")
     writer.close()
     assert capsys.readouterr().err.count("data capture: 1 event lost, NotADirectoryError") == 2
+
+
+def test_a_disk_that_fills_up_loses_whole_events(tmp_path, capsys):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    writer = Capture(tmp_path)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (3_000, limits[1]))
+        for body in (b"one", bytes(3_000), b"two"):
+            writer.add("image/png", body, "application/json", b"{}")
+        writer.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert [event["captureData"]["endpointInput"]["data"] for event in events_of(tmp_path)] == ["b25l", "dHdv"]
+    assert capsys.readouterr().err.count("data capture: 1 event lost, OSError") == 1
 
 
 def test_an_event_that_finds_no_room_is_lost_and_counted(tmp_path, capsys):

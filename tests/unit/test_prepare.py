@@ -5,6 +5,7 @@ import http.server
 import io
 import pickle
 import re
+import shutil
 import struct
 import tarfile
 import threading
@@ -265,6 +266,15 @@ def test_unreadable_files_copies_and_uneven_classes_are_told(tmp_path, capsys):
     assert f"1 of the files are copies of others and are left out:\n  {folder}/cat/0.png: a copy of" in out
     assert "20 cat, 5 dog. The classes are uneven: the model will be worse at dog" in out
     assert not list((tmp_path / "out").rglob("notes.txt"))
+
+
+def test_a_class_of_nothing_but_another_ones_pictures_is_refused(tmp_path, capsys):
+    folder = tmp_path / "pictures"
+    write_pictures(folder, {"cat": 5})
+    shutil.copytree(folder / "cat", folder / "dog")
+    with pytest.raises(data.ClassTooSmallError, match="class dog has no image that is not a copy of another class's"):
+        prepare.main(["folder", str(folder), "--output", str(tmp_path / "out")])
+    assert f"  {folder}/dog/0.png: a copy of {folder}/cat/0.png, which is of another class\n" in capsys.readouterr().out
 
 
 def test_a_folder_with_too_many_unreadable_files_is_refused(tmp_path):

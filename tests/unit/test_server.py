@@ -1,3 +1,4 @@
+import asyncio
 import base64
 import contextlib
 import http.client
@@ -80,6 +81,21 @@ def test_an_unknown_type_is_415_and_a_broken_image_400_with_the_reason(client):
 def test_a_body_over_the_limit_is_413_and_one_at_the_limit_is_read(client):
     assert error_of(post(client, bytes(server.MAX_BODY_BYTES + 1), "image/png")) == (413, "PayloadTooLargeError")
     assert error_of(post(client, bytes(server.MAX_BODY_BYTES), "image/png")) == (400, "UnsupportedImageError")
+
+
+def test_a_client_that_hangs_up_while_it_sends_is_no_fault_of_the_server(client, capsys):
+    scope = {"type": "http", "method": "POST", "path": "/invocations", "headers": [], "query_string": b""}
+    messages = iter([{"type": "http.request", "body": b"half", "more_body": True}, {"type": "http.disconnect"}])
+    sent = []
+
+    async def receive():
+        return next(messages)
+
+    async def send(message):
+        sent.append(message)
+
+    asyncio.run(client.app(scope, receive, send))
+    assert json.loads(capsys.readouterr().out)["status"] == 499
 
 
 def test_errors_of_any_other_kind_are_json_too(client, model_dir, white_png):

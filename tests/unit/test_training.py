@@ -103,6 +103,17 @@ def test_a_split_has_its_share_of_every_class_and_depends_on_the_seed_alone():
     assert list(held_out) != list(data.stratified_split(targets, [0.2], seed=1)[1])
 
 
+def test_a_split_of_few_images_leaves_one_of_each_class_for_every_part():
+    targets = np.repeat(["a", "b"], 3)
+    for part in data.stratified_split(targets, [0.8, 0.8], seed=0):
+        assert sorted(targets[part]) == ["a", "b"]
+
+
+def test_a_part_to_test_with_may_have_fewer_classes(tmp_path):
+    folder = write_classes(tmp_path, {"dog": 2})
+    assert data.load(data.list_images(folder, fewest=1), SIZE, ["cat", "dog"]).counts() == {"cat": 0, "dog": 2}
+
+
 def test_pictures_are_read_as_the_endpoint_reads_them(tmp_path):
     classes = data.list_images(write_classes(tmp_path, {"cat": 1, "dog": 2}))
     dataset = data.load(classes, SIZE)
@@ -137,6 +148,11 @@ def test_faults_of_the_data_are_named(tmp_path):
     (empty / "dog" / "0.png").write_text("no image")
     with pytest.raises(data.ClassTooSmallError, match="class dog has no image that can be read"):
         data.load(data.list_images(empty), SIZE)
+
+    (empty / "\udcff").mkdir()  # a byte that is no UTF-8
+    (empty / "\udcff" / "0.png").write_bytes(b"any")
+    with pytest.raises(data.ClassNameError, match=r"rename the folder '.udcff'"):
+        data.list_images(empty)
 
     with pytest.raises(data.UnknownClassError, match="dog"):
         data.load(data.list_images(write_classes(tmp_path / "test", {"cat": 1, "dog": 1})), SIZE, ["cat", "bird"])
@@ -248,6 +264,39 @@ def test_the_defaults_are_the_digits_and_one_channel_brings_no_other(monkeypatch
     monkeypatch.setenv("SM_CHANNEL_TRAIN", "pictures")
     options = train.parse_options([])
     assert (options.train, options.validation, options.test) == (Path("pictures"), None, None)
+
+
+@pytest.mark.parametrize(
+    "options, problem",
+    [
+        (["--epochs", "0"], "--epochs is 1 or more"),
+        (["--batch-size", "-1"], "--batch-size is 1 or more"),
+        (["--validation-fraction", "1"], "--validation-fraction is between 0 and 1"),
+        (["--test", "pictures"], "--validation and --test go with a --train"),
+    ],
+)
+def test_options_that_can_not_be_are_refused_at_once(options, problem, monkeypatch, capsys):
+    monkeypatch.delenv("SM_CHANNEL_TRAIN", raising=False)
+    with pytest.raises(SystemExit):
+        train.parse_options(options)
+    assert problem in capsys.readouterr().err
+
+
+def test_a_folder_that_takes_no_results_is_told_before_the_training(tmp_path):
+    (tmp_path / "file").touch()
+    options = train.parse_options(["--model-dir", str(tmp_path / "file"), "--output-data-dir", str(tmp_path)])
+    with pytest.raises(train.OutputFolderError, match="file: File exists: nothing can be written there"):
+        train.make_folders(options)
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize("side", [16, 18, 28, 56, 64])
+def test_pictures_of_any_size_have_an_answer_also_when_exported(side, gradients, tmp_path):
+    torch.manual_seed(0)
+    model = Probabilities(Classifier(2, [0.5] * 3, [0.2] * 3, (side, side), width=8, gradients=gradients)).eval()
+    train.export(model, (side, side), tmp_path / "model.onnx")
+    pictures = colourful(4, side, colour=True)
+    assert train.largest_difference(model, tmp_path / "model.onnx", pictures) < 1e-5
 
 
 def test_training_ends_early_and_keeps_the_best_epoch_by_validation(tmp_path):
