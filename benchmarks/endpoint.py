@@ -43,7 +43,7 @@ KINDS = {
     "batch": f"{LINES} pictures of 800 x 600 a request",
 }
 CLIENTS = (1, 8)
-LIMIT = "ONNX Runtime in process"
+OURS, LIMIT = "this project", "ONNX Runtime in process"
 ports = iter(range(20_000, 32_000))  # multi-model-server knows none above 32,767
 
 
@@ -51,7 +51,6 @@ ports = iter(range(20_000, 32_000))  # multi-model-server knows none above 32,76
 class Server:
     """How a serving stack is started on a model: commands that prepare it, the one that serves, their variables."""
 
-    name: str
     port: int
     serve: list
     variables: dict
@@ -105,7 +104,7 @@ def free_port():
 def ours(model, work):
     port = free_port()
     variables = {"SM_MODEL_DIR": model, "SAGEMAKER_BIND_TO_PORT": port}
-    return Server("this project", port, [sys.executable, ROOT / "endpoint/server.py"], variables)
+    return Server(port, [sys.executable, ROOT / "endpoint/server.py"], variables)
 
 
 def multi_model_server(model, work):
@@ -121,10 +120,7 @@ def multi_model_server(model, work):
     variables = {"SAGEMAKER_PROGRAM": "inference.py", "PYTHONPATH": model / "code", "TEMP": work, "TMPDIR": work}
     (store / "models").mkdir()
     prepare = [[*archive, "--export-path", store / "models"]]
-    return Server(
-        "multi-model-server + sagemaker-inference", port, [*serve, "--mms-config", store / "config.properties"],
-        variables, prepare,
-    )  # fmt: skip
+    return Server(port, [*serve, "--mms-config", store / "config.properties"], variables, prepare)
 
 
 def sklearn_image(model, work):
@@ -137,7 +133,6 @@ def sklearn_image(model, work):
     (work / "nginx.conf").write_text(config.replace("/tmp/", f"{work}/"))
     serve = shlex.join(map(str, server.serve))
     server.serve = ["sh", "-c", f"nginx -c {work}/nginx.conf & exec {serve}"]
-    server.name = "scikit-learn image's stack"
     return server
 
 
@@ -157,7 +152,7 @@ def gunicorn(model, address, port):
         "SAGEMAKER_SUBMIT_DIRECTORY": model / "code",
         "PYTHONPATH": f"{model / 'lib'}:{model / 'code'}:{ROOT / 'tests/containers'}",
     }
-    return Server("the same without nginx", port, serve, variables)
+    return Server(port, serve, variables)
 
 
 def torchserve(model, work):
@@ -179,10 +174,16 @@ def torchserve(model, work):
     serve = [PEERS / "torchserve", "--start", "--foreground", "--model-store", store, "--models", "model=model.mar"]
     serve += ["--ts-config", store / "config.properties", "--disable-token-auth", "--no-config-snapshots"]
     variables = {"TEMP": work, "TMPDIR": work, "LOG_LOCATION": store, "METRICS_LOCATION": store}
-    return Server("TorchServe", port, serve, variables)
+    return Server(port, serve, variables)
 
 
-SERVERS = (ours, multi_model_server, sklearn_image, sklearn_image_without_nginx, torchserve)
+SERVERS = {
+    OURS: ours,
+    "multi-model-server + sagemaker-inference": multi_model_server,
+    "scikit-learn image's stack": sklearn_image,
+    "the same without nginx": sklearn_image_without_nginx,
+    "TorchServe": torchserve,
+}
 
 
 def tree(pid):
@@ -219,7 +220,7 @@ def first_answer(server, process, log, content_type, body):
             return ask(server.port, content_type, body)
         except OSError:
             time.sleep(0.01)
-    raise RuntimeError(f"{server.name} does not answer: {log.read_text(errors='replace')[-2000:]}")
+    raise RuntimeError(f"no answer: {log.read_text(errors='replace')[-2000:]}")
 
 
 def last_line(command, seconds):
@@ -267,7 +268,7 @@ def measure_server(make, model, work, bodies, seconds, expected):
                 result = load(server.port, clients, seconds, content_type, paths)
                 figures[kind, clients] = result | {"cpu": cpu_seconds(process.pid) - before}
         figures["memory"] = memory_mb(process.pid)
-        return server.name, figures
+        return figures
     finally:
         pids = tree(process.pid)
         process.send_signal(signal.SIGTERM)
@@ -308,7 +309,7 @@ def expected_answers(model, bodies):
 
 
 def measure(rounds, seconds):
-    """{name: [figures of a round]}; a name with a string instead is one that could not be measured."""
+    """{name: [figures of a round, or in its place a string on why there are none]}"""
     results = {}
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
@@ -319,27 +320,27 @@ def measure(rounds, seconds):
         bodies = write_bodies(folder / "bodies")
         expected = expected_answers(model, bodies)
         for number in range(rounds):
-            for make in SERVERS:
-                print(f"round {number + 1} of {rounds}: {make.__name__}", file=sys.stderr, flush=True)
+            for name, make in SERVERS.items():
+                print(f"round {number + 1} of {rounds}: {name}", file=sys.stderr, flush=True)
                 work = folder / "work"
                 work.mkdir()
                 try:
-                    name, figures = measure_server(make, model, work, bodies, seconds, expected)
-                    results.setdefault(name, []).append(figures)
+                    figures = measure_server(make, model, work, bodies, seconds, expected)
                 except (OSError, subprocess.SubprocessError, RuntimeError, AssertionError) as error:
                     print(error, file=sys.stderr)
-                    results[make.__name__] = [str(error)]
+                    figures = str(error)
+                results.setdefault(name, []).append(figures)
                 shutil.rmtree(work)
             results.setdefault(LIMIT, []).append(measure_limit(model, bodies, seconds))
     return results
 
 
 def medians(results):
-    """{name: {figure: median over the rounds}}, or {name: why there are none}."""
+    """{name: {figure: median over the rounds}}, or {name: why a round could not be measured}."""
     table = {}
     for name, rounds in results.items():
-        if isinstance(rounds[-1], str):
-            table[name] = rounds[-1]
+        if failures := [each for each in rounds if isinstance(each, str)]:
+            table[name] = failures[0]
             continue
         table[name] = {
             key: {part: statistics.median(each[key][part] for each in rounds) for part in value}
@@ -373,8 +374,10 @@ def markdown(table):
 def ratios(table):
     """What the figures are compared for."""
     measured = {name: figures for name, figures in table.items() if not isinstance(figures, str)}
-    own, limit = measured["this project"], measured[LIMIT]
-    peers = [figures for name, figures in measured.items() if name not in ("this project", LIMIT)]
+    if OURS not in measured:
+        return "nothing to compare: this project was not measured"
+    own, limit = measured[OURS], measured[LIMIT]
+    peers = [figures for name, figures in measured.items() if name not in (OURS, LIMIT)]
     lines = []
     for kind in KINDS:
         for clients in CLIENTS:
@@ -401,7 +404,7 @@ def picture(table):
         y += 12
         for name, value in values.items():
             length = (width - left - 70) * value / max(values.values())
-            kind_of_bar = {"this project": "own", LIMIT: "limit"}.get(name, "peer")
+            kind_of_bar = {OURS: "own", LIMIT: "limit"}.get(name, "peer")
             parts.append(f'<text x="{left - 10}" y="{y + 16}" text-anchor="end">{name}</text>')
             parts.append(f'<rect x="{left}" y="{y}" width="{length:.0f}" height="{bar}" class="{kind_of_bar}"/>')
             parts.append(f'<text x="{left + length + 8:.0f}" y="{y + 16}">{value:,.0f}</text>')

@@ -88,7 +88,7 @@ def main():
         gate = calibration.accepted(confidences, right, 0.75)
         print(
             f"| {seed} | {len(right):,} | {right.mean():.4f} | {error:.4f} | {gate['coverage']:.3f} | "
-            f"{gate['accuracy']:.4f} | {seconds:.0f} | {processor:.0f} |",
+            f"{gate['accuracy'] or float('nan'):.4f} | {seconds:.0f} | {processor:.0f} |",
             flush=True,
         )
     print(f"\nmean {np.mean(accuracies):.4f}, lowest {min(accuracies):.4f}, highest {max(accuracies):.4f}", end="")
