@@ -21,6 +21,7 @@ import numpy as np
 from calibration import accepted, bootstrap_thresholds, lower_bound, lowest_threshold
 
 ROOT = Path(__file__).parents[1]
+LITTLE = 0.0001
 CERTAIN = 0.05, 0.95  # of the bootstrap's thresholds
 
 
@@ -42,11 +43,12 @@ def read_predictions(path, part):
 
 
 def between(confidences, lowest):
-    """A number that accepts what `lowest` accepts: halfway to the next lower confidence, since the endpoint's answers
-    differ from these in their last digits; with as few digits as keep it apart, and four at least."""
+    """A number that accepts what `lowest` accepts: a little lower, since the endpoint's answers differ from these in
+    their last digits, but at most halfway to the next confidence; with as few digits as that takes, and four at least.
+    """
     below = max(confidences[confidences < lowest], default=0)
     for digits in range(4, 17):
-        rounded = round((below + lowest) / 2, digits)
+        rounded = round(max((below + lowest) / 2, lowest - LITTLE), digits)
         if below < rounded <= lowest:
             return rounded
     return lowest

@@ -98,10 +98,10 @@ def test_the_threshold_for_an_accuracy_is_told_with_its_uncertainty(tmp_path, ca
 @pytest.mark.parametrize(
     "confidences, lowest, told",
     [
-        ([0.9, 0.8, 0.6], 0.8, 0.7),
+        ([0.9, 0.8, 0.6], 0.8, 0.7999),
         ([0.99997, 0.99996], 0.99997, 0.999965),
-        ([1.0, 0.5], 1.0, 0.75),
-        ([0.6], 0.6, 0.3),
+        ([1.0, 0.5], 1.0, 0.9999),
+        ([0.6], 0.6, 0.5999),
     ],
 )
 def test_the_threshold_that_is_told_accepts_what_was_sought_and_no_more(confidences, lowest, told):
