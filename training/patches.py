@@ -14,6 +14,7 @@ SAMPLED = 200_000  # patches, from which whitening and dictionary are made
 ROUNDS = 10  # of k-means
 WHITENING = 0.1  # added to the variances, so that noise is not blown up
 CONTRAST = 10 / 255**2  # added to a patch's variance, so that flat ones stay flat
+FAINT = 1.0  # added to a whitened patch's squared length, of about 50: else rounding would turn flat ones any way
 SPARSITY = 0.1  # a likeness below it counts as none
 RIDGE = 0.3  # regularisation, in units of the mean squared length of a picture's features
 LARGE_SIDE = 40  # pictures of more pixels a side are halved first
@@ -43,7 +44,7 @@ class Patches(nn.Module):
 
     def features(self, pixels):
         whitened = functional.conv2d(self.patches(pixels), self.whiten, self.shift)
-        whitened = whitened / torch.sqrt(whitened.square().sum(1, keepdim=True) + 1e-8)
+        whitened = whitened / torch.sqrt(whitened.square().sum(1, keepdim=True) + FAINT)
         likeness = functional.conv2d(whitened, self.dictionary)
         sparse = torch.cat([torch.relu(likeness - SPARSITY), torch.relu(-likeness - SPARSITY)], 1)
         return functional.avg_pool2d(sparse, self.cells)[:, :, :GRID, :GRID].flatten(1)

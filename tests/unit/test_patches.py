@@ -1,3 +1,5 @@
+import copy
+
 import numpy as np
 import torch
 
@@ -65,3 +67,11 @@ def test_what_is_exported_of_networks_and_patches_answers_as_they_do(tmp_path):
     export.export(model, (32, 36), tmp_path / "model.onnx")
     assert export.largest_difference(model, tmp_path / "model.onnx", dataset) <= export.MAX_DIFFERENCE
     assert both.weights[1] > 0
+
+
+def test_rounding_does_not_decide_about_flat_pictures():
+    """Of one grey each, as plain backgrounds are: in single precision the features are those of double precision."""
+    model = fitted()
+    flat = torch.rand(50, 1, 1, 1, generator=torch.Generator().manual_seed(0)).expand(-1, 3, 32, 36)
+    exact = copy.deepcopy(model).double().features(flat.double())
+    assert (model.features(flat) - exact).abs().max() < 1e-5
