@@ -67,6 +67,7 @@ class Functions:
             self.process = subprocess.Popen(
                 invoke.command("start-lambda", sam.template, *options),
                 cwd=ROOT, env=sam.environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which a shell's `&` takes away
             )  # fmt: skip
         self.url = f"http://127.0.0.1:{port}"
         self.client = boto3.client(
