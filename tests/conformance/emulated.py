@@ -19,7 +19,6 @@ LAMBDA_PYTHON = os.environ.get("LAMBDA_PYTHON", str(ROOT / ".local/venvs/lambda/
 PLAIN = os.environ.get("EMULATOR") == "plain"
 WAIT_SCALE = 0.02  # a retry's delay of 50 seconds takes one here
 SECONDS_TO_END = 15
-PAYLOAD_LIMIT = 262_144
 ROLE = "arn:aws:iam::000000000000:role/conformance"
 
 # The contract of a SageMaker container, and nothing more: what it is sent decides what it does.
