@@ -12,6 +12,7 @@ import boto3
 from botocore.config import Config
 
 from resources import eventually
+from stack import free_port
 
 ROOT = Path(__file__).parents[2]
 EMULATOR_PYTHON = os.environ.get("EMULATOR_PYTHON", str(ROOT / ".local/venvs/emulator/bin/python"))
@@ -54,11 +55,6 @@ http.server.ThreadingHTTPServer((sys.argv[sys.argv.index("--host") + 1], port), 
 """
 
 
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
-
-
 def is_up(url):
     try:
         return urllib.request.urlopen(url, timeout=1).status == 200
@@ -70,7 +66,8 @@ class Emulator:
     """The emulator's processes, and clients for it."""
 
     def __init__(self, directory):
-        self.port, self.sagemaker_port, self.xray_port = free_port(), free_port(), free_port()
+        self.port, self.sagemaker_port = free_port(socket.SOCK_STREAM), free_port(socket.SOCK_STREAM)
+        self.xray_port = free_port(socket.SOCK_DGRAM)
         self.segments = directory / "segments.jsonl"
         url = f"http://127.0.0.1:{self.port}"
         sagemaker_url = url if PLAIN else f"http://127.0.0.1:{self.sagemaker_port}"
