@@ -8,6 +8,8 @@ SHELL = bash
 
 # ONNX Runtime's official builds report to Microsoft otherwise.
 export ORT_DISABLE_TELEMETRY = 1
+# Commands are modules of this folder, and find their packages in .venv.
+unexport PYTHONHOME PYTHONPATH PYTHONSAFEPATH
 PYTHON ?= python3
 PROJECT = .venv/bin/python
 DIGITS = .local/data/digits
@@ -25,22 +27,22 @@ help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  %-15s %s\n", $$1, $$2}'
 
 run: .local/.run $(PACKAGE) $(BUILT) ## the whole workflow on this machine: train, deploy, classify real images, show what became of them
-	@$(PROJECT) local/run.py
+	@$(PROJECT) -m local.run
 
 report: .local/.run ## what the last make run showed, as a page: .local/report.html
-	@$(PROJECT) local/run_report.py
+	@$(PROJECT) -m local.report.render
 
 up: .local/.run $(PACKAGE) $(BUILT) ## start the local stack and keep it up
-	@$(PROJECT) local/deployment.py up
+	@$(PROJECT) -m local.deployment up
 
 down: ## stop the local stack
-	@if [ -x $(PROJECT) ]; then $(PROJECT) local/deployment.py down; else echo "The local stack was not running."; fi
+	@if [ -x $(PROJECT) ]; then $(PROJECT) -m local.deployment down; else echo "The local stack was not running."; fi
 
 classify: .local/.run $(PACKAGE) $(BUILT) ## IMAGE=path [THRESHOLD=t]: a picture of yours through the local stack
-	@$(PROJECT) local/classify.py "$(IMAGE)" --threshold "$(THRESHOLD)"
+	@$(PROJECT) -m local.classify "$(IMAGE)" --threshold "$(THRESHOLD)"
 
 dashboard: .local/.notebook ## the stack's dashboard, drawn from what the local stack has collected
-	@$(PROJECT) local/dashboard.py
+	@$(PROJECT) -m local.report.dashboard
 
 test: .local/.test $(PACKAGE) $(BUILT) ## unit, conformance and integration tests
 	@$(PROJECT) -m pytest
@@ -51,9 +53,8 @@ test-sam-local: .local/.test $(PACKAGE) $(BUILT) ## the functions in Docker, thr
 test-containers: .local/.test .local/.containers $(PACKAGE) ## the archive in the scikit-learn image's server, and our own image in Docker
 	@$(PROJECT) -m pytest tests/containers
 
-test-launch: .local/.launch .local/.test ## training/launch.py through SageMaker's SDK, against an emulated AWS
-	@# Without local/, whose sagemaker.py is not the SDK.
-	@.local/venvs/sagemaker/bin/python -m pytest -o pythonpath="training endpoint tests/unit" tests/launch
+test-launch: .local/.launch .local/.test ## training/launch/ through SageMaker's SDK, against an emulated AWS
+	@.local/venvs/sagemaker/bin/python -m pytest tests/launch
 
 test-notebook: .local/.notebook $(BUILT) ## training/starter.ipynb from top to bottom, on a local stack of its own
 	@$(PROJECT) -m pytest tests/notebook
@@ -66,7 +67,7 @@ notebook: .local/.notebook $(BUILT) ## what training/starter.ipynb needs, and ho
 	@echo "In a browser: .venv/bin/python -m pip install jupyterlab && .venv/bin/jupyter lab training/starter.ipynb"
 
 invoke: .local/.test $(PACKAGE) $(BUILT) ## FUNCTION=ClassifyImageFunction EVENT=events/classify_image.json: one function in Docker
-	@$(PROJECT) local/invoke.py "$(FUNCTION)" "$(EVENT)"
+	@$(PROJECT) -m local.invoke "$(FUNCTION)" "$(EVENT)"
 
 lint: .local/.test ## ruff, sam validate --lint, cfn-lint, statelint, JSON
 	.venv/bin/ruff check .
@@ -77,7 +78,7 @@ lint: .local/.test ## ruff, sam validate --lint, cfn-lint, statelint, JSON
 	@mkdir -p .local/lint
 	@# What SAM makes depends on this parameter; cfn-lint goes through the conditions by itself.
 	for preference in AllAtOnce Canary10Percent5Minutes; do \
-	  env $(NO_AWS) .local/venvs/sam/bin/python local/transform.py DeploymentPreference=$$preference > .local/lint/$$preference.yaml || exit 1; \
+	  env $(NO_AWS) .local/venvs/sam/bin/python tools/transform.py DeploymentPreference=$$preference > .local/lint/$$preference.yaml || exit 1; \
 	done
 	.local/venvs/sam/bin/cfn-lint .local/lint/*.yaml
 
@@ -85,13 +86,13 @@ train: .local/.run | $(DIGITS) ## the model, from scikit-learn's scans of digits
 	@$(PROJECT) training/train.py
 
 train-sagemaker: .local/.launch | $(DIGITS) ## BUCKET=b ROLE=arn [ARGS="--dry-run true ..."]: the model, as a training job on SageMaker
-	@.local/venvs/sagemaker/bin/python training/launch.py --bucket "$(BUCKET)" --role "$(ROLE)" $(ARGS)
+	@.local/venvs/sagemaker/bin/python -m training.launch.job --bucket "$(BUCKET)" --role "$(ROLE)" $(ARGS)
 
 package-model: .local/.run $(PACKAGE) ## model.tar.gz, as SageMaker wants it
 
 build: .local/.sam ## the functions, for AWS
 	@$(SAM_BUILD) build
-	@.local/venvs/lambda/bin/python local/compile.py .aws-sam/build
+	@.local/venvs/lambda/bin/python tools/compile.py .aws-sam/build
 
 deploy: build ## to AWS: sam deploy, which shows what it will change and asks
 	@$(SAM_BUILD) deploy --guided
@@ -100,8 +101,8 @@ destroy: .local/.sam ## the stack on AWS
 	@$(SAM_BUILD) delete
 
 bench: .local/.test $(PACKAGE) $(BUILT) ## the figures of benchmarks/README.md
-	@$(PROJECT) benchmarks/workflow.py
-	@$(PROJECT) benchmarks/open_report.py
+	@$(PROJECT) -m benchmarks.workflow
+	@PYTHONPATH=tests/unit $(PROJECT) -m benchmarks.open_report
 
 bench-endpoint: .local/.test .local/.containers .local/.bench $(PACKAGE) ## the endpoint's server against AWS's serving stacks
 	@$(PROJECT) benchmarks/endpoint.py --picture docs/endpoint-speed.svg
@@ -109,8 +110,8 @@ bench-endpoint: .local/.test .local/.containers .local/.bench $(PACKAGE) ## the 
 clean: down ## everything that was made here
 	rm -rf .venv .local .aws-sam
 
-.local/.run .local/.test .local/.launch .local/.sam .local/.notebook .local/.containers .local/.bench: .local/.%: requirements/*.txt local/install.py
-	@$(PYTHON) local/install.py $*
+.local/.run .local/.test .local/.launch .local/.sam .local/.notebook .local/.containers .local/.bench: .local/.%: requirements/*.txt tools/install.py
+	@$(PYTHON) tools/install.py $*
 	@touch $@
 
 $(DIGITS): training/prepare.py | .local/.run
@@ -125,12 +126,12 @@ $(PACKAGE): $(MODEL) endpoint/package.py endpoint/inference.py
 	@$(PROJECT) endpoint/package.py --model-dir .local/model --output $(@D) | tee /dev/stderr | tail -n 1 > $@
 
 $(BUILT): template.yaml samconfig.toml functions/*.py functions/requirements.txt statemachine/*.json
-	@$(PROJECT) local/deployment.py build
+	@$(PROJECT) -m local.deployment build
 	@touch $@
 
 LOCK = .local/venvs/uv/bin/uv pip compile --quiet --universal --generate-hashes --no-annotate --custom-compile-command "make lock" pyproject.toml
 lock: ## pin pyproject.toml's groups again
-	@$(PYTHON) local/install.py uv
+	@$(PYTHON) tools/install.py uv
 	$(LOCK) --python-version 3.11 --group train --group serve --group local -o requirements/run.txt
 	$(LOCK) --python-version 3.11 --group train --group serve --group local --group test --group lint -c requirements/run.txt -o requirements/test.txt
 	$(LOCK) --python-version 3.11 --group train --group serve --group local --group test --group lint --group notebook -c requirements/test.txt -o requirements/notebook.txt

@@ -11,11 +11,9 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "local"), str(ROOT / "tests/unit")]
-from recorded import record  # noqa: E402
-from run_report import render  # noqa: E402
-from test_report_in_a_browser import BROWSERS, HEADLESS  # noqa: E402
+from local.report.render import render
+from recorded import record
+from test_report_in_a_browser import BROWSERS, HEADLESS
 
 EXECUTIONS, TIMES = 1000, 7
 

@@ -43,7 +43,7 @@ def variant(module, tracer, folder):
     text, found = AS_IT_IS.subn(tracer or r"\g<0>", path.read_text())
     assert found == 1, f"{module} makes its tracer in another way"
     path.write_text(text)
-    subprocess.run([PYTHON, ROOT / "local/compile.py", folder.parent], check=True)
+    subprocess.run([PYTHON, ROOT / "tools/compile.py", folder.parent], check=True)
     return folder
 
 

@@ -1,6 +1,6 @@
 """Accuracy, calibration and time of training on pictures that it has not seen, over several seeds.
 
-    .venv/bin/python benchmarks/training.py DIR [--seeds 5] [--unseen 0.2]
+    .venv/bin/python -m benchmarks.training DIR [--seeds 5] [--unseen 0.2]
 
 DIR is a folder of class folders. For each seed, a part of every class is put aside, `training/train.py` gets the rest
 as its only channel and no option but the seed, and the model it leaves is asked for what was put aside through
@@ -19,12 +19,11 @@ from pathlib import Path
 
 import numpy as np
 
+from endpoint import inference
+from training import calibration
+from training.data import list_images, load, stratified_split
+
 ROOT = Path(__file__).parents[1]
-sys.path.append(str(ROOT / "training"))
-sys.path.append(str(ROOT / "endpoint"))
-import calibration  # noqa: E402
-import inference  # noqa: E402
-from data import list_images, load, stratified_split  # noqa: E402
 
 
 def put_aside(folder, part, seed, work):

@@ -13,12 +13,10 @@ import time
 from datetime import datetime
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "local"))
-from command import LOCAL, lock, told  # noqa: E402
-from deployment import down, up  # noqa: E402
-from executions import finished  # noqa: E402
-from stack import clean_environment  # noqa: E402
+from local.command import LOCAL, ROOT, lock, told
+from local.deployment import deployed
+from local.emulator.processes import clean_environment
+from local.executions import finished
 
 EXECUTIONS = 40
 PROCESSES, CALLS = 9, 60
@@ -95,25 +93,20 @@ def handlers(stack, events: dict[str, dict]) -> list[tuple]:
 
 
 def main() -> None:
-    with told(), lock():
-        stack, outputs, started = up()
-        try:
-            key = "benchmark/seven.png"
-            data = sorted((LOCAL / "data/digits/test/7").iterdir())[0].read_bytes()
-            stack.client("s3").put_object(Bucket=outputs["ImageBucketName"], Key=key, Body=data)
-            request = {"s3_bucket": outputs["ImageBucketName"], "s3_key": key}
-            event = {name: json.loads((ROOT / f"events/{name}.json").read_text()) for name in FUNCTIONS}
-            print(f"{platform.machine()}, Python {platform.python_version()}, medians\n")
-            print(f"one warm execution of {EXECUTIONS}, ms")
-            for name, value in executions(stack, outputs, request).items():
-                print(f"  {name:9} {value:8.1f}")
-            print(f"\nhandlers, ms: {PROCESSES} processes each, in turn; warm is the median of {CALLS} calls")
-            print(f"  {'function':17} {'':7} {'ours':>8} {'bare':>8} {'ours - bare':>12} {'ours / bare':>12}")
-            for function, name, ours, bare in handlers(stack, event | {"retrieve_image": request}):
-                print(f"  {function:17} {name:7} {ours:8.2f} {bare:8.2f} {ours - bare:12.2f} {ours / bare:12.2f}")
-        finally:
-            if started:
-                down()
+    with told(), lock(), deployed(redeploy=True) as (stack, outputs):
+        key = "benchmark/seven.png"
+        data = sorted((LOCAL / "data/digits/test/7").iterdir())[0].read_bytes()
+        stack.client("s3").put_object(Bucket=outputs["ImageBucketName"], Key=key, Body=data)
+        request = {"s3_bucket": outputs["ImageBucketName"], "s3_key": key}
+        event = {name: json.loads((ROOT / f"events/{name}.json").read_text()) for name in FUNCTIONS}
+        print(f"{platform.machine()}, Python {platform.python_version()}, medians\n")
+        print(f"one warm execution of {EXECUTIONS}, ms")
+        for name, value in executions(stack, outputs, request).items():
+            print(f"  {name:9} {value:8.1f}")
+        print(f"\nhandlers, ms: {PROCESSES} processes each, in turn; warm is the median of {CALLS} calls")
+        print(f"  {'function':17} {'':7} {'ours':>8} {'bare':>8} {'ours - bare':>12} {'ours / bare':>12}")
+        for function, name, ours, bare in handlers(stack, event | {"retrieve_image": request}):
+            print(f"  {function:17} {name:7} {ours:8.2f} {bare:8.2f} {ours - bare:12.2f} {ours / bare:12.2f}")
 
 
 if __name__ == "__main__":

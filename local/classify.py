@@ -7,15 +7,15 @@ from pathlib import Path
 
 from rich.table import Table
 
-from command import LOCAL, StackError, console, lock, told
-from deployment import down, up
-from executions import explanation, finished
-from stack import running
+from local.command import StackError, console, lock, told
+from local.deployment import deployed
+from local.emulator.processes import Stack
+from local.executions import explanation, finished
 
 SECONDS_TO_CLASSIFY = 120
 
 
-def classify(stack, outputs: dict[str, str], image: Path, threshold: float | None) -> None:
+def classify(stack: Stack, outputs: dict[str, str], image: Path, threshold: float | None) -> None:
     """Upload the picture beside the upload prefix, where nothing is triggered, and start an execution for it."""
     key = f"classify/{image.name}"
     stack.client("s3").upload_file(str(image), outputs["ImageBucketName"], key)
@@ -52,16 +52,8 @@ def main() -> None:
             threshold = float(options.threshold) if options.threshold else None
         except ValueError:
             raise StackError(f"THRESHOLD={options.threshold} is not a number: take one above 0 and up to 1") from None
-        stack = running(LOCAL / "stack")
-        if stack and (LOCAL / "outputs.json").exists():
-            return classify(stack, json.loads((LOCAL / "outputs.json").read_text()), options.image, threshold)
-        console.print("The local stack is not up (make up keeps it up): starting it for this picture.")
-        stack, outputs, started = up()
-        try:
+        with deployed() as (stack, outputs):
             classify(stack, outputs, options.image, threshold)
-        finally:
-            if started:
-                down()
 
 
 if __name__ == "__main__":

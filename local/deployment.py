@@ -1,17 +1,20 @@
-"""template.yaml, deployed into the local stack as it is into AWS.  python local/deployment.py build|up|down"""
+"""template.yaml, deployed into the local stack as it is into AWS.  python -m local.deployment build|up|down"""
 
 import argparse
+import contextlib
 import json
 import platform
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
-from command import LOCAL, ROOT, StackError, console, lock, step, told
-from stack import REGION, Stack, clean_environment, running, start, stop, tail
+from local.command import LOCAL, ROOT, StackError, console, lock, step, told
+from local.emulator.processes import REGION, Stack, clean_environment, running, start, stop, tail
 
 BUILD = LOCAL / "sam/build"  # as samconfig.toml has it
 STACK_NAME = "image-classification"
 MODEL_BUCKET = "models"  # outside the stack, as on AWS
+OUTPUTS = LOCAL / "outputs.json"
 
 
 def sam(stack: Stack | None, *arguments: str) -> None:
@@ -52,7 +55,7 @@ def build() -> None:
     """sam build, for this machine, into a folder of its own; compiled, as `make build` does for AWS."""
     with step("Building the functions with sam build"):
         sam(None, "build", "--parameter-overrides", f"Architecture={architecture()}")
-        subprocess.run([LOCAL / "venvs/lambda/bin/python", ROOT / "local/compile.py", BUILD], check=True)
+        subprocess.run([LOCAL / "venvs/lambda/bin/python", ROOT / "tools/compile.py", BUILD], check=True)
 
 
 def upload_model(stack: Stack, archive: Path) -> str:
@@ -81,8 +84,8 @@ def model_archive() -> Path:
         raise StackError("There is no packaged model: run make package-model first.") from None
 
 
-def up(directory: Path = LOCAL / "stack") -> tuple[Stack, dict[str, str], bool]:
-    """The stack with the current template and model: the stack, its outputs, and whether it had to be started."""
+def up(directory: Path = LOCAL / "stack") -> tuple[Stack, dict[str, str]]:
+    """Start the stack, unless it runs, and deploy the current template and model: the stack and its outputs."""
     stack = running(directory)
     started = stack is None
     stack = stack or start(directory)
@@ -95,7 +98,7 @@ def up(directory: Path = LOCAL / "stack") -> tuple[Stack, dict[str, str], bool]:
             stop(stack)
         raise
     write_files(stack, outputs)
-    return stack, outputs, started
+    return stack, outputs
 
 
 def write_files(stack: Stack, outputs: dict[str, str]) -> None:
@@ -110,7 +113,7 @@ def write_files(stack: Stack, outputs: dict[str, str]) -> None:
         "unset $(env | grep -o '^AWS_[A-Za-z0-9_]*')\n"
         f'{exports}export PATH="$PATH:{sam_cli.parent}"\n'
     )
-    (LOCAL / "outputs.json").write_text(json.dumps(outputs, indent=2) + "\n")
+    OUTPUTS.write_text(json.dumps(outputs, indent=2) + "\n")
 
 
 def down(directory: Path = LOCAL / "stack") -> bool:
@@ -118,9 +121,28 @@ def down(directory: Path = LOCAL / "stack") -> bool:
     stack = running(directory)
     if stack:
         stop(stack)
-    for name in ("env", "outputs.json"):
-        (LOCAL / name).unlink(missing_ok=True)
+    for path in (LOCAL / "env", OUTPUTS):
+        path.unlink(missing_ok=True)
     return stack is not None
+
+
+@contextlib.contextmanager
+def deployed(redeploy: bool = False) -> Iterator[tuple[Stack, dict[str, str]]]:
+    """The local stack and its outputs: the one that is up, or one that is started now and stopped at the end.
+
+    redeploy: deploy the current template and model into a stack that is up, too.
+    """
+    stack = running(LOCAL / "stack")
+    if stack and OUTPUTS.exists() and not redeploy:
+        yield stack, json.loads(OUTPUTS.read_text())
+        return
+    if not stack and not redeploy:
+        console.print("The local stack is not up (make up keeps it up): starting it for this command.")
+    try:
+        yield up()
+    finally:
+        if not stack:
+            down()
 
 
 def main() -> None:
@@ -132,7 +154,7 @@ def main() -> None:
             return build()
         if command == "down":
             return console.print("The local stack is stopped." if down() else "The local stack was not running.")
-        stack, outputs, _ = up()
+        stack, outputs = up()
         console.print(f"\nThe local stack is up at {stack.url}.\n")
         console.print("  source .local/env            then aws, sam and boto3 talk to it")
         console.print("  make classify IMAGE=path     classify a picture of yours")

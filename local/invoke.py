@@ -25,12 +25,12 @@ from pathlib import Path
 
 import yaml
 
-from command import LOCAL, ROOT, StackError, console, lock, told
-from deployment import BUILD, architecture, down, up
-from stack import Stack, clean_environment, running
+from local.command import LOCAL, ROOT, StackError, console, lock, told
+from local.deployment import BUILD, architecture, deployed
+from local.emulator.processes import Stack, clean_environment
 
 SAM = LOCAL / "venvs/sam/bin/sam"
-MAKE_IMAGE = ROOT / "tests/sam_local/make_image.sh"
+MAKE_IMAGE = ROOT / "tools/lambda_image.sh"
 SAMPLE = ROOT / "events/classify_image.json"
 
 
@@ -171,18 +171,9 @@ def main() -> int:
         if problem := docker_problem():
             raise StackError(problem)
         make_image()
-        stack = running(LOCAL / "stack")
-        if stack:
+        with deployed() as (stack, _):
             upload_sample(stack)
             return invoke(stack, options.function, options.event)
-        console.print("The local stack is not up (make up keeps it up): starting it for this event.")
-        stack, _, started = up()
-        try:
-            upload_sample(stack)
-            return invoke(stack, options.function, options.event)
-        finally:
-            if started:
-                down()
 
 
 if __name__ == "__main__":

@@ -4,24 +4,19 @@ Starts the local stack (or takes the one that `make up` started), uploads images
 executions, shows what became of each image, writes .local/run.json and .local/report.html, and stops what it started.
 """
 
-import json
 import os
-import sys
 import time
 from datetime import UTC, datetime
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-import run_record
-import run_report
-from command import LOCAL, ROOT, StackError, console, lock, told
-from deployment import down, up
-from executions import NOT_ACCEPTED, Outcome, Watch, explanation
-from stack import Stack
-
-sys.path.append(str(ROOT / "endpoint"))
-import inference
+from endpoint import inference
+from local.command import LOCAL, ROOT, StackError, console, lock, told
+from local.deployment import deployed
+from local.emulator.processes import Stack
+from local.executions import NOT_ACCEPTED, Outcome, Watch, explanation
+from local.report import record, render
 
 MODEL, DIGITS = LOCAL / "model", LOCAL / "data/digits"
 PER_CLASS = 2  # test images of each class
@@ -95,12 +90,6 @@ def show(outcomes: list[Outcome]) -> None:
     console.print(table)
 
 
-def write(outcomes: list[Outcome]) -> None:
-    names = ("key", "status", "label", "confidence", "seconds", "error", "execution_arn")
-    images = [{name: getattr(outcome, name) for name in names} for outcome in outcomes]
-    (LOCAL / "run.json").write_text(json.dumps({"images": images}, indent=2) + "\n")
-
-
 def summarise(outcomes: list[Outcome]) -> None:
     """What happened, in numbers; StackError when an image failed that should not have."""
     accepted = [row for row in outcomes if row.error is None]
@@ -112,7 +101,7 @@ def summarise(outcomes: list[Outcome]) -> None:
     )
     for row in failed:
         console.print(f"  {row.error}: {explanation(row)}", markup=False, soft_wrap=True)
-    console.print(f"Written to {(LOCAL / 'run.json').relative_to(ROOT)}; look at {run_report.REPORT.relative_to(ROOT)}")
+    console.print(f"Written to {render.RECORD.relative_to(ROOT)}; look at {render.REPORT.relative_to(ROOT)}")
     if unexpected := [row for row in failed if row.error != "UnsupportedImageError"]:
         raise StackError(f"{len(unexpected)} images failed for technical reasons: see the errors above")
 
@@ -120,19 +109,14 @@ def summarise(outcomes: list[Outcome]) -> None:
 def main() -> None:
     with told(), lock():
         images = test_images() | ambiguous_images() | {"not-an-image.png": NOT_AN_IMAGE}
-        stack, outputs, started = up()
-        try:
+        with deployed(redeploy=True) as (stack, outputs):
             since = datetime.now(UTC)
             run = f"{outputs['UploadPrefix']}{datetime.now():%Y%m%d-%H%M%S}/"
             images = {run + name: data for name, data in images.items()}
             outcomes = classify_all(stack, outputs, run, images)
-            collected = run_record.collect(stack, outputs, outcomes, images, since)
-        finally:
-            if started:
-                down()
+            collected = record.collect(stack, outputs, outcomes, images, since)
         show(outcomes)
-        write(outcomes)
-        run_report.write(collected)
+        render.write(collected)
         summarise(outcomes)
 
 

@@ -1,4 +1,4 @@
-"""Each piece of local/adapter/ and local/sagemaker.py against the AWS document that it stands for.
+"""Each piece of local/emulator/ against the AWS document that it stands for.
 
 Every test fails on the plain emulator: EMULATOR=plain pytest tests/conformance
 """

@@ -11,8 +11,8 @@ from pathlib import Path
 import boto3
 from botocore.config import Config
 
+from local.emulator.processes import free_port, module
 from resources import eventually
-from stack import free_port
 
 ROOT = Path(__file__).parents[2]
 EMULATOR_PYTHON = os.environ.get("EMULATOR_PYTHON", str(ROOT / ".local/venvs/emulator/bin/python"))
@@ -97,14 +97,13 @@ class Emulator:
         if PLAIN:
             commands = [[EMULATOR_PYTHON, "-m", "ministack"]]
         else:
-            local = ROOT / "local"
-            sagemaker = [sys.executable, local / "sagemaker.py", "--port", str(self.sagemaker_port)]
+            sagemaker = ["--port", str(self.sagemaker_port), "--work-dir", directory / "sagemaker", "--server", server]
             commands = [
-                [EMULATOR_PYTHON, local / "emulator.py"],
-                [*sagemaker, "--work-dir", directory / "sagemaker", "--server", server],
-                [sys.executable, local / "xray.py", "--port", str(self.xray_port), "--output", self.segments],
+                [EMULATOR_PYTHON, *module("emulator")],
+                [sys.executable, *module("sagemaker"), *sagemaker],
+                [sys.executable, *module("xray"), "--port", str(self.xray_port), "--output", self.segments],
             ]
-        self.processes = [subprocess.Popen(command, env=self.environment) for command in commands]
+        self.processes = [subprocess.Popen(command, cwd=ROOT, env=self.environment) for command in commands]
         assert eventually(lambda: is_up(f"{url}/_ministack/health"), 20)
 
     def client(self, service):

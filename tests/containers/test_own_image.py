@@ -25,7 +25,7 @@ def image(tmp_path_factory):
     """The image, built as its first lines say; on a stand-in for its base, with the packages brought from outside."""
     if not shutil.which("docker") or subprocess.run(["docker", "info"], capture_output=True).returncode:
         unavailable("needs a running Docker engine: on Debian, apt-get install docker.io mmdebstrap, then dockerd")
-    base = subprocess.run([ROOT / "tests/containers/make_base.sh"], capture_output=True, text=True)
+    base = subprocess.run([ROOT / "tools/python_image.sh"], capture_output=True, text=True)
     assert base.returncode == 0, base.stderr
     context, options = ROOT / "endpoint", []
     if docker("image", "inspect", "--format", '{{index .Config.Labels "stand-in"}}', base_of_dockerfile()):

@@ -8,8 +8,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-import stack as processes
-from deployment import deploy, model_archive, upload_model
+from local.deployment import deploy, model_archive, upload_model
+from local.emulator import processes
 from workflow import DIGITS, Workflow
 
 

@@ -11,10 +11,10 @@ import zipfile
 import pytest
 from botocore.exceptions import ClientError
 
-import package
-from command import LOCAL, StackError
-from deployment import BUILD, deploy, model_archive, upload_model
 from documents import transformed
+from endpoint import package
+from local.command import LOCAL, StackError
+from local.deployment import BUILD, deploy, model_archive, upload_model
 from workflow import Workflow
 
 ENDPOINT = {"Model", "ModelRole", "EndpointConfig", "Endpoint"}

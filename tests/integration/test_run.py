@@ -2,9 +2,8 @@
 
 from datetime import UTC, datetime
 
-import run
-import run_record
-import run_report
+from local import run
+from local.report import record, render
 
 
 def test_each_execution_has_its_states_its_traces_and_its_line_of_the_log(workflow, seven):
@@ -12,7 +11,7 @@ def test_each_execution_has_its_states_its_traces_and_its_line_of_the_log(workfl
     prefix = f"{workflow.outputs['UploadPrefix']}recorded/"
     images = {f"{prefix}7/seven.png": seven, f"{prefix}text.png": b"This is a text file."}
     outcomes = run.classify_all(workflow.stack, workflow.outputs, prefix, images)
-    made = run_record.collect(workflow.stack, workflow.outputs, outcomes, images, since)
+    made = record.collect(workflow.stack, workflow.outputs, outcomes, images, since)
 
     accepted, failed = made["executions"]
     assert (accepted["outcome"], accepted["label"], accepted["truth"]) == ("accepted", "7", "7")
@@ -28,7 +27,7 @@ def test_each_execution_has_its_states_its_traces_and_its_line_of_the_log(workfl
     assert failed["log"]["cause"] == failed["cause"]
     assert (bool(accepted["thumbnail"]), failed["thumbnail"]) == (True, None)
 
-    names = [row[2] for row in run_report.waterfall(accepted)]
+    names = [row[2] for row in render.waterfall(accepted)]
     assert [name for name in names if "Get" in name or "Invoke" in name] == [
         "s3 GetObject",
         "runtime.sagemaker InvokeEndpoint",

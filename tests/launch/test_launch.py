@@ -1,4 +1,4 @@
-"""training/launch.py through SageMaker's SDK: to an emulated AWS, and into the SDK's own start scripts."""
+"""training/launch/ through SageMaker's SDK: to an emulated AWS, and into the SDK's own start scripts."""
 
 import io
 import json
@@ -21,10 +21,8 @@ from moto.iam.responses import IamResponse
 from moto.sagemaker.models import sagemaker_backends
 from moto.sagemaker.responses import SageMakerResponse
 
-import bucket
-import launch
-import launch_errors
-import package
+from endpoint import package
+from training.launch import bucket, errors, job
 
 ROOT = Path(__file__).parents[2]
 ACCOUNT = "123456789012"
@@ -65,7 +63,7 @@ def request(name, data, **changes):
 
 def start(aws, *options):
     """Start a job; returns its name."""
-    return launch.start(aws, launch.parse_options([*NEEDED, *map(str, options)]))
+    return job.start(aws, job.parse_options([*NEEDED, *map(str, options)]))
 
 
 def job_of(name):
@@ -140,7 +138,7 @@ def test_a_dry_run_prints_the_request_without_network_and_credentials(pictures, 
     attempts = []
     monkeypatch.setattr(socket.socket, "connect", lambda _, address: attempts.append(address))
     monkeypatch.setattr(socket, "getaddrinfo", lambda *address, **_: attempts.append(address))
-    launch.main([*NEEDED, "--train", str(pictures), "--dry-run", "true"])
+    job.main([*NEEDED, "--train", str(pictures), "--dry-run", "true"])
     assert attempts == []
     printed = json.loads(capsys.readouterr().out)
     name = printed["CreateTrainingJob"]["TrainingJobName"]
@@ -152,7 +150,7 @@ def test_a_dry_run_prints_the_request_without_network_and_credentials(pictures, 
         "SourceCode": {
             "entry_script": "train.py",
             "requirements": "requirements.txt",
-            "files": [path.name for path in launch.SOURCE],
+            "files": [path.name for path in job.source_files()],
         },
     }
 
@@ -170,9 +168,9 @@ def test_the_job_is_created_as_the_dry_run_says(aws, capsys):
         "ml.c6i.2xlarge",
     ]
     options += ["--hyperparameters", "epochs=3", "learning-rate=1e-3", "--tags", "team=eyes", "note=a=b"]
-    launch.main([*options, "--dry-run", "true"])
+    job.main([*options, "--dry-run", "true"])
     planned = json.loads(capsys.readouterr().out)["CreateTrainingJob"]
-    name = launch.start(aws, launch.parse_options(options))
+    name = job.start(aws, job.parse_options(options))
     assert (
         request(
             planned["TrainingJobName"],
@@ -196,7 +194,7 @@ def test_the_source_is_training_with_the_endpoints_inference_beside_it(aws, pict
     name = start(aws, "--train", pictures)
     prefix = f"image-classification/{name}/input/code/"
     files = {key.removeprefix(prefix): content for key, content in objects(aws, prefix).items()}
-    assert files == {path.name: path.read_bytes() for path in launch.SOURCE}
+    assert files == {path.name: path.read_bytes() for path in job.source_files()}
     assert files.keys() >= {"train.py", "model.py", "data.py", "inference.py", "requirements.txt"}
 
 
@@ -205,8 +203,8 @@ def test_the_sdks_start_script_trains_and_the_model_is_packed_for_the_endpoint(a
     channels = [part for name in ("train", "validation", "test") for part in (f"--{name}", pictures)]
     name = start(aws, *channels, "--hyperparameters", "epochs=2", "learning-rate=1e-3", "label-smoothing=0")
     described = aws.client("sagemaker").describe_training_job(TrainingJobName=name)
-    job = run_container(aws, described, tmp_path / "ml")
-    assert job.returncode == 0, job.stdout
+    container = run_container(aws, described, tmp_path / "ml")
+    assert container.returncode == 0, container.stdout
 
     variables = dict(
         re.findall(r"^export (\w+)='(.*)'$", (tmp_path / "ml/input/sm_training.env").read_text(), re.MULTILINE)
@@ -219,7 +217,7 @@ def test_the_sdks_start_script_trains_and_the_model_is_packed_for_the_endpoint(a
         "SM_MODEL_DIR": f"{tmp_path}/ml/model",
         "SM_OUTPUT_DATA_DIR": f"{tmp_path}/ml/output/data",
     }
-    assert "Ignored, as no options of this script" not in job.stdout
+    assert "Ignored, as no options of this script" not in container.stdout
     model = {path.name: path.read_bytes() for path in (tmp_path / "ml/model").iterdir()}
     metadata = json.loads(model["metadata.json"])
     given = {"epochs": 2, "learning_rate": 0.001, "label_smoothing": 0}
@@ -228,7 +226,7 @@ def test_the_sdks_start_script_trains_and_the_model_is_packed_for_the_endpoint(a
     assert metadata["images"] == {"train": counts, "validation": counts, "test": counts}
 
     put_model(aws, name, archive_of(model))
-    launch.main([*NEEDED, "--resume", name, "--lib", "none"])
+    job.main([*NEEDED, "--resume", name, "--lib", "none"])
     archive = package.pack(package.collect(tmp_path / "ml/model", []))
     key = package.key_of(archive)
     assert objects(aws, "models/") == {key: archive}
@@ -254,7 +252,7 @@ def test_a_folder_is_uploaded_once_whatever_it_is_called(aws, pictures):
 
 
 def test_a_folder_without_classes_is_refused(aws, tmp_path):
-    with pytest.raises(launch_errors.DataFolderError, match=r"nowhere needs two or more folders of images"):
+    with pytest.raises(errors.DataFolderError, match=r"nowhere needs two or more folders of images"):
         start(aws, "--train", tmp_path / "nowhere")
 
 
@@ -279,7 +277,7 @@ def test_how_the_job_is_doing_is_said_until_it_is_done(capsys):
                 transitions = [{"Status": secondary, "StartTime": 0, "StatusMessage": message} for message in messages]
                 described["SecondaryStatusTransitions"] = transitions
             stub.add_response("describe_training_job", described, {"TrainingJobName": "job-1"})
-        assert launch.wait(sagemaker, "job-1", pause=0) == "s3://models/model.tar.gz"
+        assert job.wait(sagemaker, "job-1", pause=0) == "s3://models/model.tar.gz"
     assert capsys.readouterr().err.splitlines() == [
         "0 s: InProgress, Starting",
         "0 s: InProgress, Training: Training image download completed",
@@ -292,8 +290,8 @@ def test_a_job_that_failed_says_why_and_where_its_log_is(status, aws):
     name = start(aws, "--train", "s3://other/train")
     job_of(name).training_job_status = status
     job_of(name).failure_reason = "AlgorithmError: exit code: 1\n  UnreadableImageError"
-    with pytest.raises(launch_errors.TrainingFailedError) as raised:
-        launch.main([*NEEDED, "--resume", name])
+    with pytest.raises(errors.TrainingFailedError) as raised:
+        job.main([*NEEDED, "--resume", name])
     assert str(raised.value) == (
         f"{name}: AlgorithmError: exit code: 1 UnreadableImageError\n"
         f"What it printed: aws logs tail /aws/sagemaker/TrainingJobs --log-stream-name-prefix {name}/ --since 1d "
@@ -314,10 +312,10 @@ def test_an_interrupt_leaves_the_job_alone_and_says_how_to_go_on(aws, interrupti
     job_of(name).training_job_status = "InProgress"
     threading.Timer(1, os.kill, (os.getpid(), signal.SIGINT)).start()
     with pytest.raises(SystemExit) as raised:
-        launch.main([*NEEDED, "--resume", name])
+        job.main([*NEEDED, "--resume", name])
     assert raised.value.code == (
         "\nThe job goes on without this command. To wait for it again: .local/venvs/sagemaker/bin/python "
-        f"training/launch.py --region us-east-1 --bucket models --resume {name}\n"
+        f"-m training.launch.job --region us-east-1 --bucket models --resume {name}\n"
         f"To stop it: aws sagemaker stop-training-job --region us-east-1 --training-job-name {name}"
     )
 
@@ -325,10 +323,10 @@ def test_an_interrupt_leaves_the_job_alone_and_says_how_to_go_on(aws, interrupti
 def test_a_model_archive_that_reaches_outside_is_refused(aws, tmp_path):
     for name in ("../evil", "/evil", "a/../../evil"):
         put_model(aws, "job", archive_of({name: b""}))
-        with pytest.raises(launch_errors.ModelArchiveError, match=re.escape(f"{name} would lie outside")):
+        with pytest.raises(errors.ModelArchiveError, match=re.escape(f"{name} would lie outside")):
             bucket.fetch_model(aws.client("s3"), "s3://models/image-classification/job/output/model.tar.gz", tmp_path)
     put_model(aws, "job", b"not an archive")
-    with pytest.raises(launch_errors.ModelArchiveError, match="is not unpacked"):
+    with pytest.raises(errors.ModelArchiveError, match="is not unpacked"):
         bucket.fetch_model(aws.client("s3"), "s3://models/image-classification/job/output/model.tar.gz", tmp_path)
     assert not list(tmp_path.rglob("evil"))
 
@@ -339,7 +337,7 @@ def test_every_number_of_train_py_is_a_hyperparameter():
     options = set(re.findall(r"^  --([\w-]+)", shown, re.MULTILINE))
     folders = {"train", "validation", "test", "model-dir", "output-data-dir", "pretrained"}
     given = dict.fromkeys(options - folders, "1")
-    assert launch.numbers(given) == dict.fromkeys(options - folders, 1)
+    assert job.numbers(given) == dict.fromkeys(options - folders, 1)
 
 
 @pytest.mark.parametrize(
@@ -364,13 +362,14 @@ def test_every_number_of_train_py_is_a_hyperparameter():
     ],
 )
 def test_what_is_wrong_with_the_options_is_said_before_anything_is_sent(error, message, options):
-    with pytest.raises(getattr(launch_errors, error), match=f"^{re.escape(message)}"):
-        launch.main([*NEEDED, *options])
+    with pytest.raises(getattr(errors, error), match=f"^{re.escape(message)}"):
+        job.main([*NEEDED, *options])
 
 
 def test_a_fault_ends_the_script_with_its_name_and_no_traceback():
-    job = subprocess.run([sys.executable, launch.__file__, *NEEDED], capture_output=True, text=True, timeout=60)
-    assert (job.returncode, job.stdout, job.stderr) == (
+    command = [sys.executable, "-m", "training.launch.job", *NEEDED]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (
         1,
         "",
         "InvalidOptionError: --region is missing: neither AWS_DEFAULT_REGION nor the profile names one\n",
@@ -378,35 +377,35 @@ def test_a_fault_ends_the_script_with_its_name_and_no_traceback():
 
 
 def test_without_credentials_the_error_says_how_to_get_them():
-    with pytest.raises(launch_errors.CredentialsError, match="no AWS credentials were found: `aws configure`"):
-        launch.main([*NEEDED, "--region", "us-east-1", "--train", "s3://other/train"])
+    with pytest.raises(errors.CredentialsError, match="no AWS credentials were found: `aws configure`"):
+        job.main([*NEEDED, "--region", "us-east-1", "--train", "s3://other/train"])
 
 
 def test_a_mistyped_bucket_is_refused_and_not_made(aws):
-    with pytest.raises(launch_errors.BucketError, match="modles does not exist: `aws s3 mb s3://modles` makes it"):
-        launch.main(["--bucket", "modles", "--role", ROLE, "--train", "s3://other/train"])
+    with pytest.raises(errors.BucketError, match="modles does not exist: `aws s3 mb s3://modles` makes it"):
+        job.main(["--bucket", "modles", "--role", ROLE, "--train", "s3://other/train"])
     assert [found["Name"] for found in aws.client("s3").list_buckets()["Buckets"]] == ["models"]
 
 
 def test_a_bucket_in_another_region_is_refused(aws):
-    with pytest.raises(launch_errors.BucketError, match="models lies in us-east-1, the job would run in eu-west-1"):
-        launch.main([*NEEDED, "--region", "eu-west-1", "--train", "s3://other/train"])
+    with pytest.raises(errors.BucketError, match="models lies in us-east-1, the job would run in eu-west-1"):
+        job.main([*NEEDED, "--region", "eu-west-1", "--train", "s3://other/train"])
 
 
 def test_a_role_that_sagemaker_may_not_take_on_is_refused(aws):
     statement = {"Effect": "Allow", "Principal": {"Service": "lambda.amazonaws.com"}, "Action": "sts:AssumeRole"}
     trust = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
     aws.client("iam").update_assume_role_policy(RoleName="training", PolicyDocument=trust)
-    with pytest.raises(launch_errors.RoleError, match=r"trust policy does not allow 'sagemaker\.amazonaws\.com'"):
-        launch.main([*NEEDED, "--train", "s3://other/train"])
+    with pytest.raises(errors.RoleError, match=r"trust policy does not allow 'sagemaker\.amazonaws\.com'"):
+        job.main([*NEEDED, "--train", "s3://other/train"])
 
 
 def test_a_role_that_lacks_a_permission_is_refused(aws, monkeypatch):
     denied = {"EvalActionName": "ecr:GetAuthorizationToken", "EvalDecision": "implicitDeny"}
     answer = ActionResult({"EvaluationResults": [denied]})
     monkeypatch.setattr(IamResponse, "simulate_principal_policy", lambda self: answer, raising=False)
-    with pytest.raises(launch_errors.RoleError, match="Missing permissions: ecr:GetAuthorizationToken"):
-        launch.main([*NEEDED, "--train", "s3://other/train"])
+    with pytest.raises(errors.RoleError, match="Missing permissions: ecr:GetAuthorizationToken"):
+        job.main([*NEEDED, "--train", "s3://other/train"])
 
 
 def test_a_quota_of_none_says_what_to_ask_for(aws, monkeypatch):
@@ -416,8 +415,8 @@ def test_a_quota_of_none_says_what_to_ask_for(aws, monkeypatch):
         raise JsonRESTError("ResourceLimitExceeded", limit)
 
     monkeypatch.setattr(SageMakerResponse, "create_training_job", refuse)
-    with pytest.raises(launch_errors.QuotaError) as raised:
-        launch.main([*NEEDED, "--train", "s3://other/train", "--instance-type", "ml.p3.2xlarge"])
+    with pytest.raises(errors.QuotaError) as raised:
+        job.main([*NEEDED, "--train", "s3://other/train", "--instance-type", "ml.p3.2xlarge"])
     assert str(raised.value) == (
         "your account's quota allows no more ml.p3.2xlarge for training: ask for it at Service Quotas, or give another "
         f"--instance-type (a new account has CPU types and, as a rule, no GPUs). AWS said: {limit}"

@@ -17,11 +17,11 @@ import boto3
 import pytest
 from botocore.config import Config
 
-import invoke
-import stack as processes
-from command import ROOT
-from deployment import deploy, model_archive, upload_model
-from stack import REGION, free_port
+from local import invoke
+from local.command import ROOT
+from local.deployment import deploy, model_archive, upload_model
+from local.emulator import processes
+from local.emulator.processes import REGION, free_port
 
 SECONDS_TO_INVOKE = 120
 SECONDS_TO_START = 60

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from command import ROOT
+from local.command import ROOT
 
 EVENTS = ROOT / "events"
 DECISION = {"label": "7", "confidence": 0.97, "threshold": 0.75, "accepted": True}

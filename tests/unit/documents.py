@@ -34,7 +34,7 @@ _Loader.add_multi_constructor("!", _intrinsic)
 def transformed(deployment_preference: str = "AllAtOnce") -> dict[str, Any]:
     """The CloudFormation template that SAM makes of template.yaml."""
     python = ROOT / ".local/venvs/sam/bin/python"
-    command = [python, ROOT / "local/transform.py", f"DeploymentPreference={deployment_preference}"]
+    command = [python, ROOT / "tools/transform.py", f"DeploymentPreference={deployment_preference}"]
     environment = os.environ | {"AWS_DEFAULT_REGION": "us-east-1"}
     return yaml.safe_load(subprocess.run(command, env=environment, capture_output=True, check=True).stdout)
 

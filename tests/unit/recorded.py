@@ -1,4 +1,4 @@
-"""A run's record as local/run_record.py makes it, of as many executions as a test likes."""
+"""A run's record as local/report/record.py makes it, of as many executions as a test likes."""
 
 import json
 from typing import Any

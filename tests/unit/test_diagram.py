@@ -1,6 +1,6 @@
 from itertools import combinations
 
-import diagram
+from local.report import diagram
 from recorded import DEFINITION
 
 

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from drift import by_chance, contributions
+from monitoring.drift import by_chance, contributions
 
 TRAINING = {"bicycle": 500, "motorcycle": 500}
 

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-import run_report
+from local.report import render
 from recorded import record
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -42,7 +42,7 @@ def opened(tmp_path_factory):
 
 
 def test_an_execution_that_the_address_names_is_shown(opened):
-    page, console = opened(run_report.render(record(25)), "#execution-21")
+    page, console = opened(render.render(record(25)), "#execution-21")
     assert console == []
     assert "Through the state machine: test/1/0021.png" in page
     assert "1, confidence 0.400: sent to review" in page
@@ -61,7 +61,7 @@ def test_an_execution_that_the_address_names_is_shown(opened):
 
 @pytest.mark.parametrize("fragment", ["", "#execution-999", "#execution-x", "#confidence"])
 def test_without_a_known_execution_all_of_them_are_shown(opened, fragment):
-    page, console = opened(run_report.render(record(25)), fragment)
+    page, console = opened(render.render(record(25)), fragment)
     assert console == []
     assert "Through the state machine: all executions" in page
 
@@ -94,7 +94,7 @@ def test_a_user_can_choose_go_on_go_back_sort_and_filter(opened):
         document.title = JSON.stringify(said);
       })();
     """
-    html = re.sub("script-src '[^']*'", "script-src 'unsafe-inline'", run_report.render(record(25)))
+    html = re.sub("script-src '[^']*'", "script-src 'unsafe-inline'", render.render(record(25)))
     page, console = opened(html.replace("</body>", f"<script>{steps}</script></body>"))
     assert console == []
     assert json.loads(re.search("<title>(.*)</title>", page)[1]) == [
@@ -113,14 +113,14 @@ def test_the_script_copes_with_what_is_missing_and_with_hostile_text(opened):
     made = record(25)
     made["executions"][24] |= {"states": [], "traces": [], "log": None, "execution_arn": None, "seconds": None}
     made["executions"][24] |= {"cause": "<img src=x onerror=alert(1)>", "error": None}
-    page, console = opened(run_report.render(made), "#execution-24")
+    page, console = opened(render.render(made), "#execution-24")
     assert console == []
     assert "There is no history of this execution." in page
     assert "Cause: &lt;img src=x" in page
 
 
 def test_the_policy_of_the_page_forbids_requests_and_foreign_scripts(opened):
-    html = run_report.render(record(1))
+    html = render.render(record(1))
     _, console = opened(html.replace("</main>", '<img src="http://127.0.0.1:9/x.png"><script>alert(1)</script></main>'))
     assert len(console) == 2
     assert all("Content Security Policy" in line for line in console)

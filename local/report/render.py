@@ -1,6 +1,6 @@
-"""make report: .local/report.json, the record of the last run -> .local/report.html, one file that needs nothing else.
+"""make report: .local/run.json, the record of the last run -> .local/report.html, one file that needs nothing else.
 
-run_record.py says what a record holds; local/page/ has the template, the styles and the script. All that a run brought
+record.py says what a record holds; page/ has the template, the styles and the script. All that a run brought
 (keys, labels, causes) is untrusted text: the template escapes it, and the page's policy runs no script but its own.
 """
 
@@ -20,14 +20,12 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-import diagram
-from command import LOCAL, ROOT, StackError, console, told
-
-sys.path.append(str(ROOT / "training"))
-import drift
+from local.command import LOCAL, ROOT, StackError, console, told
+from local.report import diagram
+from monitoring import drift
 
 PAGE = Path(__file__).parent / "page"
-RECORD, REPORT = LOCAL / "report.json", LOCAL / "report.html"
+RECORD, REPORT = LOCAL / "run.json", LOCAL / "report.html"
 OUTCOMES = {"accepted": "accepted", "review": "for review", "error": "failed"}
 BINS = 20
 LABELS_SHOWN = 30
@@ -318,7 +316,7 @@ def errors(executions: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def write(record: dict[str, Any]) -> None:
     """Keep the record, and render it."""
-    RECORD.write_text(json.dumps(record), encoding="utf-8")
+    RECORD.write_text(json.dumps(record) + "\n", encoding="utf-8")
     REPORT.write_text(render(record), encoding="utf-8")
 
 

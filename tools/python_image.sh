@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # The base of endpoint/Dockerfile, or a stand-in for it (stand_in.sh) with the same Python of the same Debian release.
 set -euo pipefail
-cd "$(dirname "$0")/../.."
-source tests/stand_in.sh
+cd "$(dirname "$0")/.."
+source tools/stand_in.sh
 
 image=$(sed -n 's/^ARG BASE=//p' endpoint/Dockerfile)
 version=$(sed -E 's/.*:([0-9]+\.[0-9]+).*/\1/' <<< "$image")
 suite=${image##*-}
-contents=$(cat "$0" tests/stand_in.sh | sha256sum | cut -c1-12)
+contents=$(cat tools/python_image.sh tools/stand_in.sh | sha256sum | cut -c1-12)
 if have_image "$image" "$contents"; then exit 0; fi
 
 # What installing the packages would have done, as far as the Dockerfile needs it: a name for Python, certificates for pip.

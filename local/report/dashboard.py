@@ -16,8 +16,8 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 
-from command import LOCAL, ROOT, StackError, console, lock, told
-from stack import running
+from local.command import LOCAL, ROOT, StackError, console, lock, told
+from local.emulator.processes import running
 
 matplotlib.use("Agg")
 from matplotlib import dates, pyplot

@@ -6,8 +6,8 @@ import boto3
 import pytest
 from botocore.stub import Stubber
 
-import outcomes
-import prediction_log
+import prediction_log as written
+from monitoring import prediction_log
 
 ACCEPTED = {
     "timestamp": "2026-11-24 09:00:01,250+0000",
@@ -43,26 +43,26 @@ def test_a_log_group_is_read_page_by_page_and_other_lines_are_passed_over(logs):
     stubber.add_response("filter_log_events", {"events": first, "nextToken": "2"}, asked)
     stubber.add_response("filter_log_events", {"events": [{"message": json.dumps(ERROR)}]}, asked | {"nextToken": "2"})
     since = datetime(2026, 11, 24, 9, tzinfo=UTC)
-    assert outcomes.from_log_group(client, "predictions", since) == [ACCEPTED, ERROR]
+    assert prediction_log.from_log_group(client, "predictions", since) == [ACCEPTED, ERROR]
 
 
 def test_an_empty_log_group_has_no_lines(logs):
     client, stubber = logs
     asked = {"logGroupName": "predictions", "filterPattern": '{ $.message = "prediction" }'}
     stubber.add_response("filter_log_events", {"events": []}, asked)
-    assert outcomes.from_log_group(client, "predictions") == []
+    assert prediction_log.from_log_group(client, "predictions") == []
 
 
 def test_files_of_json_lines_and_exports_of_cloudwatch_logs_are_read(tmp_path):
     plain, export = tmp_path / "lines.jsonl", tmp_path / "000000.gz"
     plain.write_text("\n".join([*OTHER_LINES, json.dumps(ACCEPTED)]))
     export.write_bytes(gzip.compress(f"2026-11-24T09:00:01.250Z {json.dumps(ERROR)}\n".encode()))
-    assert outcomes.from_files([plain, export]) == [ACCEPTED, ERROR]
+    assert prediction_log.from_files([plain, export]) == [ACCEPTED, ERROR]
 
 
 def test_the_time_of_a_line_is_that_of_its_timestamp():
-    assert outcomes.time_of(ACCEPTED) == datetime(2026, 11, 24, 9, 0, 1, 250000, tzinfo=UTC)
+    assert prediction_log.time_of(ACCEPTED) == datetime(2026, 11, 24, 9, 0, 1, 250000, tzinfo=UTC)
 
 
 def test_the_reader_finds_what_the_function_writes():
-    assert outcomes.MESSAGE == prediction_log.MESSAGE
+    assert prediction_log.MESSAGE == written.MESSAGE

@@ -1,8 +1,8 @@
 """The local stack's processes.
 
-xray.py        collects what the functions trace
-sagemaker.py   SageMaker's APIs; starts endpoint/server.py for each endpoint
-emulator.py    S3, EventBridge, Step Functions, Lambda, SQS, CloudFormation ...
+xray_daemon.py     collects the functions' traces
+sagemaker_api.py   SageMaker's APIs; starts endpoint/server.py for each endpoint
+start.py           S3, EventBridge, Step Functions, Lambda, SQS, CloudFormation ...
 """
 
 import contextlib
@@ -22,10 +22,11 @@ from pathlib import Path
 
 import boto3
 
-from command import LOCAL, ROOT, StackError
+from local.command import LOCAL, ROOT, StackError
 
 REGION = "us-east-1"
 SECONDS_TO_START = 60
+MODULES = {"xray": "xray_daemon", "sagemaker": "sagemaker_api", "emulator": "start"}
 NO_PROXY = {"NO_PROXY": "127.0.0.1,localhost", "no_proxy": "127.0.0.1,localhost"}
 os.environ |= NO_PROXY  # everything here is on this machine, whatever proxy the user has
 
@@ -102,9 +103,9 @@ def start(directory: Path, **variables: str) -> Stack:
     stack = Stack(directory, {"emulator": free_port(tcp), "sagemaker": free_port(tcp), "xray": free_port(udp)})
     environment = clean_environment() | stack.aws_variables
     xray = ["--port", stack.ports["xray"], "--output", directory / "xray.jsonl"]
-    spawn(stack, "xray", [sys.executable, "local/xray.py", *xray], environment)
+    spawn(stack, "xray", [sys.executable, *module("xray"), *xray], environment)
     sagemaker = ["--port", stack.ports["sagemaker"], "--work-dir", directory / "sagemaker"]
-    spawn(stack, "sagemaker", [sys.executable, "local/sagemaker.py", *sagemaker], environment)
+    spawn(stack, "sagemaker", [sys.executable, *module("sagemaker"), *sagemaker], environment)
     emulator = {
         "PATH": os.environ["PATH"],  # the functions inherit all of this, and must see nothing else of the user's
         "LANG": "C.UTF-8",
@@ -125,13 +126,18 @@ def start(directory: Path, **variables: str) -> Stack:
         "AWS_XRAY_CONTEXT_MISSING": "LOG_ERROR",
     }
     python = LOCAL / "venvs/emulator/bin/python"
-    spawn(stack, "emulator", [python, "local/emulator.py"], stack.aws_variables | emulator | variables)
+    spawn(stack, "emulator", [python, *module("emulator")], stack.aws_variables | emulator | variables)
     try:
         wait_until_healthy(stack)
     except BaseException:
         stop(stack)
         raise
     return stack
+
+
+def module(name: str) -> list[str]:
+    """How a Python runs a process of the stack, which is_running() then finds on its command line."""
+    return ["-m", f"local.emulator.{MODULES[name]}"]
 
 
 def spawn(stack: Stack, name: str, command: list, environment: dict[str, str]) -> None:
@@ -146,7 +152,7 @@ def spawn(stack: Stack, name: str, command: list, environment: dict[str, str]) -
 def is_running(name: str, pid: int) -> bool:
     """Whether the process is still there, and still ours."""
     try:
-        return f"local/{name}.py" in Path(f"/proc/{pid}/cmdline").read_text()
+        return "\0".join(module(name)) in Path(f"/proc/{pid}/cmdline").read_text()
     except OSError:
         return False
 

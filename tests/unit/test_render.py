@@ -7,8 +7,8 @@ from itertools import pairwise
 
 import pytest
 
-import run_report
 from documents import ROOT
+from local.report import render
 from recorded import record
 
 VOID = {"meta", "link", "img", "input", "br", "hr"}
@@ -48,7 +48,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def html():
-    return run_report.render(record(25))
+    return render.render(record(25))
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def with_one(**changes):
 
 
 def test_every_execution_has_its_card_its_row_and_its_details():
-    html = run_report.render(record(1000))
+    html = render.render(record(1000))
     page = Page(html)
     links = [f"#execution-{number}" for number in range(1000)]
     assert {link["href"] for link in page.of("a") if "card" in link.get("class", "")} == set(links)
@@ -96,7 +96,7 @@ def test_hostile_text_stays_text(field):
     changes = {field: HOSTILE} | ({"outcome": "error"} if field in ("cause", "error") else {})
     made = with_one(**{name: f"uploads/run/{text}" if name == "key" else text for name, text in changes.items()})
     made["executions"][0]["log"][field] = HOSTILE
-    page = Page(run_report.render(made))
+    page = Page(render.render(made))
     assert len(page.of("script")) == 2
     assert [image for image in page.of("img") if not image["src"].startswith("data:")] == []
     assert [name for _, attributes in page.elements for name in attributes if name.startswith("on")] == []
@@ -108,7 +108,7 @@ def test_hostile_names_of_states_and_labels_stay_text():
     made = with_one(predictions=[{"label": HOSTILE, "probability": 0.9}])
     made["definition"] = {"StartAt": HOSTILE, "States": {HOSTILE: {"Type": "Succeed"}}}
     made["training"] = made["training"] | {"images": made["training"]["images"] | {"train": {HOSTILE: 10}}}
-    page = Page(run_report.render(made))
+    page = Page(render.render(made))
     assert len(page.of("script")) == 2
     assert [name for _, attributes in page.elements for name in attributes if name.startswith("on")] == []
 
@@ -136,7 +136,7 @@ def luminance(colour):
 @pytest.mark.parametrize("scheme", [0, 1, 2], ids=["light", "dark", "print"])
 @pytest.mark.parametrize("name", ["text", "quiet", "accepted", "review", "error", "link"])
 def test_text_has_the_contrast_of_wcag_aa(scheme, name):
-    css = (ROOT / "local/page/page.css").read_text()
+    css = (ROOT / "local/report/page/page.css").read_text()
     colours = dict(re.findall(r"--(\w+): (#\w+)", re.findall(r":root \{[^}]*--page[^}]*\}", css)[scheme]))
     for ground in ("page", "surface"):
         light, dark = sorted((luminance(colours[name]), luminance(colours[ground])), reverse=True)
@@ -148,8 +148,8 @@ def test_the_summary_counts_each_outcome_and_what_was_right():
     made["executions"][0]["truth"] = "9"
     made["executions"][1]["truth"] = None
     made["executions"][24]["truth"] = None
-    executions = [run_report.view(number, row) for number, row in enumerate(made["executions"])]
-    summary = run_report.summary(executions)
+    executions = [render.view(number, row) for number, row in enumerate(made["executions"])]
+    summary = render.summary(executions)
     assert summary == {
         "images": 25,
         "accepted": 20,
@@ -168,8 +168,8 @@ def test_the_summary_counts_each_outcome_and_what_was_right():
 
 
 def test_rejects_are_in_every_chart_and_a_failure_in_that_of_time():
-    executions = [run_report.view(number, row) for number, row in enumerate(record(25)["executions"])]
-    dots, histogram = run_report.dots(executions), run_report.histogram(executions)
+    executions = [render.view(number, row) for number, row in enumerate(record(25)["executions"])]
+    dots, histogram = render.dots(executions), render.histogram(executions)
     assert [dot["outcome"] for dot in dots["over_time"]].count("review") == 4
     assert [dot["outcome"] for dot in dots["by_rank"]].count("review") == 4
     assert [dot["y"] for dot in dots["over_time"] if dot["outcome"] == "error"] == [None]
@@ -203,7 +203,7 @@ def test_a_waterfall_has_the_segments_of_each_try_under_their_state():
         "states": states,
         "traces": [recorded, second, handler],
     }
-    assert run_report.waterfall(execution) == [
+    assert render.waterfall(execution) == [
         [0, "execution", "Execution", 0.0, 1.7, "EndpointResponseError"],
         [1, "state", "RetrieveImage (2 tries)", 0.2, 1.0, None],
         [2, "function", "RetrieveImage function", 0.3, 0.1, "error"],
@@ -215,9 +215,9 @@ def test_a_waterfall_has_the_segments_of_each_try_under_their_state():
 
 
 def test_technical_failures_are_grouped_by_error_and_state():
-    executions = [run_report.view(number, row) for number, row in enumerate(record(50)["executions"])]
+    executions = [render.view(number, row) for number, row in enumerate(record(50)["executions"])]
     executions[24]["states"] = []
-    groups = [(group["error"], group["state"], len(group["executions"])) for group in run_report.errors(executions)]
+    groups = [(group["error"], group["state"], len(group["executions"])) for group in render.errors(executions)]
     assert groups == [("UnsupportedImageError", "", 1), ("UnsupportedImageError", "RetrieveImage", 1)]
 
 
@@ -232,7 +232,7 @@ def test_technical_failures_are_grouped_by_error_and_state():
     ],
 )
 def test_the_index_is_put_into_words_against_chance(index, chance, words):
-    assert words in run_report.verdict(index, chance)
+    assert words in render.verdict(index, chance)
 
 
 NOTHING = {
@@ -266,14 +266,14 @@ NOTHING = {
     ids=["no image", "not finished", "no error", "no trace", "no history", "no model", "on AWS", "another machine"],
 )
 def test_what_is_missing_is_left_out(made):
-    page = Page(run_report.render(made))
+    page = Page(render.render(made))
     assert len(page.of("section")) == 8
     assert "None" not in " ".join(page.text).replace("None.", "")
 
 
 def test_without_a_run_the_command_says_what_to_do(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(run_report, "RECORD", tmp_path / "report.json")
+    monkeypatch.setattr(render, "RECORD", tmp_path / "run.json")
     with pytest.raises(SystemExit) as left:
-        run_report.main()
+        render.main()
     assert left.value.code == 1
     assert "make run first" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Set up what the project's commands need: python3 local/install.py run|test|notebook|launch|sam|containers|bench|uv
+"""Set up what the project's commands need: python3 tools/install.py run|test|notebook|launch|sam|containers|bench|uv
 
 Runs on any Python from 3.11, with the standard library alone, and makes
 

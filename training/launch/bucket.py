@@ -1,18 +1,15 @@
-"""What launch.py puts into the bucket, and what it takes out of it: pictures in, a trained model out."""
+"""What job.py puts into the bucket, and what it takes out of it: pictures in, a trained model out."""
 
 import concurrent.futures
 import hashlib
-import sys
 import tarfile
 import tempfile
 from pathlib import Path
 
 from botocore.exceptions import ClientError
 
-from launch_errors import BucketError, DataFolderError, ModelArchiveError
-
-sys.path.append(str(Path(__file__).parents[1] / "endpoint"))
-import package
+from endpoint import package
+from training.launch.errors import BucketError, DataFolderError, ModelArchiveError
 
 CONNECTIONS = 10  # that a boto3 client keeps
 

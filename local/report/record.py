@@ -1,4 +1,4 @@
-"""The record of a run, .local/report.json: all that the report shows, collected while the local stack is up.
+"""The record of a run, .local/run.json: all that the report shows, collected while the local stack is up.
 
 created, emulated, threshold, definition (the state machine's, as deployed), training (the model's metadata.json)
 executions: a list, in the order of the uploads, of
@@ -14,7 +14,6 @@ import base64
 import hashlib
 import io
 import json
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from datetime import datetime
@@ -23,13 +22,11 @@ from typing import Any
 
 from PIL import Image, ImageOps
 
-from command import LOCAL, ROOT
-from executions import NOT_ACCEPTED, Outcome, explanation
-from stack import Stack
-
-sys.path += [str(ROOT / "endpoint"), str(ROOT / "training")]
-import inference
-import outcomes as prediction_lines
+from endpoint import inference
+from local.command import LOCAL
+from local.emulator.processes import Stack
+from local.executions import NOT_ACCEPTED, Outcome, explanation
+from monitoring import prediction_log
 
 FUNCTIONS = ("RetrieveImage", "ClassifyImage", "CheckConfidence", "RecordOutcome")
 THUMBNAIL = 96  # pixels a side, at most
@@ -43,7 +40,7 @@ def collect(
     states, logs = stack.client("stepfunctions"), stack.client("logs")
     machine = states.describe_state_machine(stateMachineArn=outputs["ClassifyImageStateMachineArn"])
     training = json.loads((LOCAL / "model/metadata.json").read_text(encoding="utf-8"))
-    log = prediction_log(logs, outputs, {row.execution_arn for row in outcomes if row.execution_arn}, since)
+    log = logged_predictions(logs, outputs, {row.execution_arn for row in outcomes if row.execution_arn}, since)
     owners = owners_of_traces(logs, outputs, outcomes, since)
     traces = traces_of(segments(stack.directory / "xray.jsonl", since), owners)
     executions = []
@@ -96,11 +93,11 @@ def visits(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def prediction_log(logs, outputs: dict[str, str], arns: set[str], since: datetime) -> dict[str, dict[str, Any]]:
+def logged_predictions(logs, outputs: dict[str, str], arns: set[str], since: datetime) -> dict[str, dict[str, Any]]:
     """The line of each execution, waited for a moment."""
     deadline = time.monotonic() + SECONDS_FOR_THE_LOG
     while True:
-        lines = prediction_lines.from_log_group(logs, outputs["PredictionLogGroupName"], since)
+        lines = prediction_log.from_log_group(logs, outputs["PredictionLogGroupName"], since)
         found = {line["execution_arn"]: line for line in lines if line.get("execution_arn") in arns}
         if len(found) == len(arns) or time.monotonic() > deadline:
             return found
@@ -153,7 +150,7 @@ def traces_of(segments: Iterable[dict[str, Any]], owners: dict[str, tuple]) -> d
 
 
 def segments(path: Path, since: datetime) -> Iterator[dict[str, Any]]:
-    """The X-Ray segments that local/xray.py collected since then."""
+    """The X-Ray segments that xray_daemon.py collected since then."""
     for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
             segment = json.loads(text)

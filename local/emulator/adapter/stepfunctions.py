@@ -14,7 +14,7 @@ import botocore.session
 from botocore.exceptions import ClientError
 from ministack.services import stepfunctions as service
 
-from adapter import replaces
+from local.emulator.adapter import replaces
 
 PAYLOAD_LIMIT = 262_144  # bytes
 EXECUTION_DATA = ("input", "output", "parameters", "cause")

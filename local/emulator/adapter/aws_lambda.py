@@ -2,7 +2,7 @@
 
 ministack runs custom runtimes as AWS does (Runtime API, one process for many events) but Python in a worker of its
 own, where every exception is a Runtime.HandlerError. So a Python function becomes a custom runtime on awslambdaric.
-Its environment is this process's, which stack.py keeps small, and what the template declares.
+Its environment is this process's, which processes.py keeps small, and what the template declares.
 """
 
 import http.server
@@ -11,7 +11,7 @@ from pathlib import Path
 from ministack.core import lambda_runtime
 from ministack.services import lambda_svc
 
-from adapter import replaces
+from local.emulator.adapter import replaces
 
 BOOTSTRAP = '#!/bin/sh\nexec "$LAMBDA_PYTHON" -m awslambdaric "$_HANDLER"\n'
 

@@ -1,6 +1,6 @@
 """A stand-in for the X-Ray daemon: appends each segment that arrives over UDP to a file, one JSON line each.
 
-Usage: python local/xray.py --port 2000 --output segments.jsonl
+Usage: python -m local.emulator.xray_daemon --port 2000 --output segments.jsonl
 """
 
 import argparse

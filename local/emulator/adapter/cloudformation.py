@@ -1,4 +1,4 @@
-"""CloudFormation: AWS::SageMaker::Model, EndpointConfig and Endpoint, made through SageMaker's API (sagemaker.py).
+"""CloudFormation: AWS::SageMaker::Model, EndpointConfig and Endpoint, made through SageMaker's API (sagemaker_api.py).
 
 https://docs.aws.amazon.com/AWSCloudFormation/latest/TemplateReference/AWS_SageMaker.html
 
@@ -14,7 +14,7 @@ from botocore.exceptions import WaiterError
 from ministack.core.responses import get_region
 from ministack.services.cloudformation import provisioners, stacks
 
-from adapter import replaces
+from local.emulator.adapter import replaces
 
 
 def sagemaker():

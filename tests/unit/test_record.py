@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 from PIL import Image
 
-import run_record
+from local.report import record
 
 START = datetime(2026, 11, 24, 9, tzinfo=UTC)
 
@@ -35,22 +35,22 @@ def test_the_states_of_a_history_have_their_times_and_tries():
         event(1.75, "TaskFailed", taskFailedEventDetails={"error": "EndpointResponseError"}),
         event(1.75, "ExecutionFailed"),
     ]
-    assert run_record.visits(history) == [
+    assert record.visits(history) == [
         {"name": "ClassifyImage", "start": 0.25, "seconds": 1.25, "tries": 2, "error": None},
         {"name": "CheckConfidence", "start": 1.5, "seconds": 0.25, "tries": 1, "error": "EndpointResponseError"},
     ]
-    assert run_record.visits([]) == []
+    assert record.visits([]) == []
 
 
 def test_thumbnails_are_small_and_of_images_only():
     buffer = io.BytesIO()
     Image.effect_noise((1200, 800), 60).convert("CMYK").save(buffer, "JPEG")
-    header, _, data = run_record.thumbnail(buffer.getvalue()).partition(",")
+    header, _, data = record.thumbnail(buffer.getvalue()).partition(",")
     assert header == "data:image/png;base64"
     with Image.open(io.BytesIO(base64.b64decode(data))) as small:
         assert small.size == (96, 64)
     assert len(data) < 12_000
-    assert run_record.thumbnail(b"This is a text file.") is None
+    assert record.thumbnail(b"This is a text file.") is None
 
 
 def test_segments_that_are_broken_unfinished_or_older_are_passed_over(tmp_path):
@@ -62,5 +62,5 @@ def test_segments_that_are_broken_unfinished_or_older_are_passed_over(tmp_path):
         f'{{"id": "whole", "start_time": {now}, "end_time": {now + 1}}}\n'
         '{"id": "brok'
     )
-    assert [segment["id"] for segment in run_record.segments(path, START)] == ["whole"]
-    assert list(run_record.segments(tmp_path / "none.jsonl", START)) == []
+    assert [segment["id"] for segment in record.segments(path, START)] == ["whole"]
+    assert list(record.segments(tmp_path / "none.jsonl", START)) == []

@@ -2,7 +2,7 @@
 
 An endpoint fetches its model's archive from the emulated S3 and starts the model server on it, under the contract of
 https://docs.aws.amazon.com/sagemaker/latest/dg/your-algorithms-inference-code.html, in this Python's environment
-instead of a container. Usage: python local/sagemaker.py --port 4567 --work-dir .local/sagemaker
+instead of a container. Usage: python -m local.emulator.sagemaker_api --port 4567 --work-dir .local/sagemaker
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Train on SageMaker: the same train.py, as a training job; then pack its model for the endpoint.
 
-    python3 local/install.py launch                      # once: SageMaker's SDK in .local/venvs/sagemaker, about 1 GB
-    alias launch='.local/venvs/sagemaker/bin/python training/launch.py'
+    python3 tools/install.py launch                      # once: SageMaker's SDK in .local/venvs/sagemaker, about 1 GB
+    alias launch='.local/venvs/sagemaker/bin/python -m training.launch.job'
     launch --bucket B --role ROLE-ARN --dry-run true     # the request as JSON: no account, no network, nothing sent
     launch --bucket B --role ROLE-ARN                    # the digits of training/prepare.py
     launch --bucket B --role ROLE-ARN --train pictures --hyperparameters epochs=40 flip=0.5 --spot true
@@ -30,6 +30,7 @@ import shutil
 import sys
 import tempfile
 import time
+from modulefinder import ModuleFinder
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -43,21 +44,34 @@ try:
     from sagemaker.core.training import configs
     from sagemaker.train import ModelTrainer
 except ModuleNotFoundError as error:
-    sys.exit(f"No {error.name} here; `python3 local/install.py launch` installs it into .local/venvs/sagemaker")
+    sys.exit(f"No {error.name} here; `python3 tools/install.py launch` installs it into .local/venvs/sagemaker")
 
-from bucket import check_bucket, pack_model, upload_pictures
-from launch_errors import InvalidOptionError, LaunchError, TrainingFailedError, UnknownHyperparameterError, explain
-from package import PackageError
+from endpoint.package import PackageError
+from training.launch.bucket import check_bucket, pack_model, upload_pictures
+from training.launch.errors import (
+    InvalidOptionError,
+    LaunchError,
+    TrainingFailedError,
+    UnknownHyperparameterError,
+    explain,
+)
 
-TRAINING = Path(__file__).parent
-ROOT = TRAINING.parent
+ROOT = Path(__file__).parents[2]
+TRAINING = ROOT / "training"
 DIGITS = ROOT / ".local/data/digits"
 CHANNELS = ["train", "validation", "test"]
 IMAGE = {"framework": "pytorch-amzn2023", "version": "2.13", "image_scope": "training"}
-SOURCE = [*sorted(TRAINING.glob("*.py")), TRAINING / "requirements.txt", ROOT / "endpoint/inference.py"]
-COMMAND = ".local/venvs/sagemaker/bin/python training/launch.py"
+COMMAND = ".local/venvs/sagemaker/bin/python -m training.launch.job"
 CODE = {"entry_script": "train.py", "requirements": "requirements.txt"}
 NO_TELEMETRY = {"SchemaVersion": "1.0", "SageMaker": {"PythonSDK": {"Modules": {"TelemetryOptOut": True}}}}
+
+
+def source_files():
+    """The files that a job runs: train.py, the modules that it imports, and what pip installs for them."""
+    finder = ModuleFinder([str(TRAINING), str(ROOT / "endpoint")])
+    finder.run_script(str(TRAINING / "train.py"))  # compiles and reads it; runs nothing
+    modules = sorted(module.__file__ for module in finder.modules.values() if module.__file__)
+    return [*map(Path, modules), TRAINING / "requirements.txt"]
 
 
 class DryRun(Exception):
@@ -177,7 +191,7 @@ def start(session, options):
             source = source.rstrip("/") + "/"  # s3://bucket/train would be the start of train-2 too
             channels.append(configs.InputData(channel_name=name, data_source=source))
     with tempfile.TemporaryDirectory() as source_dir:
-        for path in SOURCE:
+        for path in source_files():
             shutil.copy(path, source_dir)
         trainer = ModelTrainer(
             sagemaker_session=Session(session, default_bucket=options.bucket, sagemaker_config=NO_TELEMETRY),
@@ -239,7 +253,7 @@ def main(argv=None):
         model = wait(session.client("sagemaker"), job)
         url = pack_model(session.client("s3"), model, options.bucket, options.lib == "container")
     except DryRun as planned:
-        files = [path.name for path in SOURCE]
+        files = [path.name for path in source_files()]
         print(json.dumps({"CreateTrainingJob": planned.request, "SourceCode": CODE | {"files": files}}, indent=2))
     except KeyboardInterrupt:
         sys.exit(f"\n{going_on}")

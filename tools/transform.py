@@ -1,4 +1,4 @@
-"""Print the CloudFormation template that SAM makes of template.yaml.  python local/transform.py [PARAMETER=VALUE ...]
+"""Print the CloudFormation template that SAM makes of template.yaml.  python tools/transform.py [PARAMETER=VALUE ...]
 
 For cfn-lint and the tests; it runs in the SAM CLI's environment. The definition of the state machine is put into it,
 which cfn-lint checks only there. What SAM makes depends on the parameters: CloudFormation's conditions stay in it.

@@ -2,8 +2,8 @@
 # The base image of `sam local`, public.ecr.aws/lambda/python:3.13-<architecture>, or a stand-in for it (stand_in.sh)
 # with the runtime client and boto3 that the functions meet on AWS.
 set -euo pipefail
-cd "$(dirname "$0")/../.."
-source tests/stand_in.sh
+cd "$(dirname "$0")/.."
+source tools/stand_in.sh
 
 version=3.13 # of Python: the functions' runtime in template.yaml
 suite=trixie # the Debian release that has it
@@ -15,7 +15,7 @@ case $(uname -m) in
   *) echo "Lambda has no runtime for $(uname -m) processors." >&2; exit 2 ;;
 esac
 image=public.ecr.aws/lambda/python:$version-$architecture
-contents=$(cat "$0" tests/stand_in.sh "$pins" | sha256sum | cut -c1-12)
+contents=$(cat tools/lambda_image.sh tools/stand_in.sh "$pins" | sha256sum | cut -c1-12)
 if have_image "$image" "$contents"; then exit 0; fi
 
 python=.local/venvs/lambda/bin/python

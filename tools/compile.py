@@ -1,4 +1,4 @@
-"""Compile the functions that sam build packed: python3.13 local/compile.py .aws-sam/build
+"""Compile the functions that sam build packed: python3.13 tools/compile.py .aws-sam/build
 
 Lambda's /var/task is read-only: without this, every cold start compiles every module again. The Python that runs this
 must be the functions' runtime. Each file is compiled for the place where Lambda has it, so that tracebacks name that,
