@@ -1,4 +1,4 @@
-"""CheckConfidence: predictions -> the label, its confidence, and whether that reaches the threshold.
+"""CheckConfidence: predictions -> the best label, its confidence, and whether it reaches the threshold.
 
 in   s3_bucket, s3_key, image, predictions, endpoint, threshold; optional s3_version_id
 out  + label, confidence, accepted
@@ -13,12 +13,12 @@ from contract import CHECK_CONFIDENCE, validator
 from predictions import check_predictions
 
 logger = Logger()
-tracer = Tracer(auto_patch=False)  # there is no client here to trace, and patching would import botocore
-take = validator(CHECK_CONFIDENCE)
+tracer = Tracer(auto_patch=False)  # there are no clients to trace, and patching would import botocore
+validated = validator(CHECK_CONFIDENCE)
 
 
 def decide(predictions: list[dict[str, Any]], threshold: float) -> dict[str, Any]:
-    """The best prediction held against the threshold; a confidence equal to the threshold is accepted."""
+    """Accept the best prediction if its probability is at least the threshold."""
     best = predictions[0]
     return {
         "label": best["label"],
@@ -31,7 +31,7 @@ def decide(predictions: list[dict[str, Any]], threshold: float) -> dict[str, Any
 @logger.inject_lambda_context(correlation_id_path="execution_arn")
 @tracer.capture_lambda_handler(capture_response=False)
 def lambda_handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
-    request = take(event)
+    request = validated(event)
     check_predictions(request["predictions"])
     decision = decide(request["predictions"], request["threshold"])
     tracer.put_annotation("label", decision["label"])

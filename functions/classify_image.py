@@ -1,4 +1,4 @@
-"""ClassifyImage: an image -> the predictions of the SageMaker endpoint. The image leaves the payload here.
+"""ClassifyImage: an image -> the SageMaker endpoint's predictions. The image data leaves the payload here.
 
 in   s3_bucket, s3_key, image with data, endpoint: {name, accept, labels}; optional s3_version_id, threshold
 out  - image.data, + predictions: [{label, probability}] best first, endpoint: {name, variant}
@@ -19,33 +19,33 @@ from botocore.exceptions import ConnectionError as EndpointConnectionError
 from contract import CLASSIFY_IMAGE, InvalidInputError, validator
 from predictions import EndpointResponseError, parse_predictions
 
-WHAT_TO_DEPLOY = "Deploy the stack with EndpointType serverless, realtime or existing."
+HOW_TO_DEPLOY = "Deploy the stack with EndpointType serverless, realtime or existing."
 
 logger = Logger()
 tracer = Tracer()
 metrics = Metrics()
-# A container has 60 s to answer. One attempt: the state machine retries, where it is seen and costs no Lambda time.
+# SageMaker gives a container 60 s to respond. One attempt: the state machine retries, visibly and at no Lambda cost.
 runtime = boto3.client(
     "sagemaker-runtime",
     config=Config(connect_timeout=5, read_timeout=65, retries={"mode": "standard", "total_max_attempts": 1}),
 )
-take = validator(CLASSIFY_IMAGE)
+validated = validator(CLASSIFY_IMAGE)
 
 
 class EndpointNotConfiguredError(Exception):
-    """The stack was deployed without an endpoint, or its endpoint is gone."""
+    """The stack was deployed without an endpoint, or its endpoint was deleted."""
 
 
 class EndpointAccessDeniedError(Exception):
-    """The function's role may not invoke the endpoint."""
+    """The function's role cannot invoke the endpoint."""
 
 
 class EndpointThrottledError(Exception):
-    """The endpoint has all the requests it takes at a time: worth another try."""
+    """The endpoint is at its maximum concurrency: worth a retry."""
 
 
 class EndpointUnavailableError(Exception):
-    """The endpoint does not answer or failed inside: worth another try."""
+    """The endpoint did not respond, or failed internally: worth a retry."""
 
 
 ENDPOINT_ERRORS = {
@@ -59,24 +59,24 @@ ENDPOINT_ERRORS = {
 
 
 def endpoint_error(error: ClientError, endpoint: str) -> Exception:
-    """The error that the state machine knows, for one that SageMaker's runtime answered with."""
+    """SageMaker's error as one of those above, or unchanged: the state machine matches errors by class name."""
     code, message = error.response["Error"]["Code"], error.response["Error"].get("Message", "")
     if code in ENDPOINT_ERRORS:
         return ENDPOINT_ERRORS[code](f"Endpoint {endpoint}: {message} ({code})")
-    if code == "ModelError":  # the container answered, but not with 200
-        status = error.response.get("OriginalStatusCode", 500)  # 0 where the container did not answer in time, or died
-        refused = EndpointThrottledError if status == 429 else EndpointResponseError
-        named = refused if 400 <= status < 500 else EndpointUnavailableError
-        words = error.response.get("OriginalMessage", message)[:500]
-        return named(f"Endpoint {endpoint} answered {status}: {words}")
+    if code == "ModelError":  # the container responded, but not with 200
+        status = error.response.get("OriginalStatusCode", 500)  # 0: the container timed out or died
+        rejection = EndpointThrottledError if status == 429 else EndpointResponseError
+        error_class = rejection if 400 <= status < 500 else EndpointUnavailableError
+        reason = error.response.get("OriginalMessage", message)[:500]
+        return error_class(f"Endpoint {endpoint} returned {status}: {reason}")
     if code in ("ValidationError", "ValidationException") and "not found" in message.lower():
-        return EndpointNotConfiguredError(f"{message} {WHAT_TO_DEPLOY}")
+        return EndpointNotConfiguredError(f"{message} {HOW_TO_DEPLOY}")
     return error
 
 
 @tracer.capture_method(capture_response=False)
 def invoke_endpoint(endpoint: str, image: bytes, content_type: str, accept: str) -> tuple[bytes, str]:
-    """The endpoint's answer and the name of the variant that gave it."""
+    """The body of the endpoint's response, and the name of the variant that sent it."""
     try:
         response = runtime.invoke_endpoint(EndpointName=endpoint, Body=image, ContentType=content_type, Accept=accept)
         return response["Body"].read(), response.get("InvokedProductionVariant", "")
@@ -97,10 +97,10 @@ def decode(data: str) -> bytes:
 @tracer.capture_lambda_handler(capture_response=False)
 @metrics.log_metrics
 def lambda_handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
-    request = take(event)
+    request = validated(event)
     endpoint = request["endpoint"]
-    if not endpoint["name"]:  # in a stack without one
-        raise EndpointNotConfiguredError(f"This stack has no endpoint. {WHAT_TO_DEPLOY}")
+    if not endpoint["name"]:  # deployed with EndpointType none
+        raise EndpointNotConfiguredError(f"This stack has no endpoint. {HOW_TO_DEPLOY}")
     image = dict(request["image"])
     started = time.perf_counter()
     data = decode(image.pop("data"))

@@ -1,4 +1,4 @@
-"""What each function takes, as JSON Schema, and the error when it is given something else."""
+"""Each function's input as JSON Schema, and the error for an invalid one."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +19,7 @@ _IMAGE = {
     "source_bytes": {"type": "integer", "minimum": 1},
     "resized": {"type": "boolean"},
 }
-_PREDICTIONS = {"type": "array"}  # their content is checked in predictions.py: a bad one is the endpoint's error
+_PREDICTIONS = {"type": "array"}  # items are checked in predictions.py: an invalid one is the endpoint's fault
 
 
 def _schema(properties: dict[str, Any], required: list[str]) -> dict[str, Any]:
@@ -27,34 +27,34 @@ def _schema(properties: dict[str, Any], required: list[str]) -> dict[str, Any]:
 
 
 _TEXT = {"type": "string"}
-_ENDPOINT_TO_ASK = _schema({"name": _TEXT, "accept": _TEXT, "labels": _TEXT}, ["name", "accept", "labels"])
-_ENDPOINT_ASKED = _schema({"name": _TEXT, "variant": _TEXT}, ["name", "variant"])
+_ENDPOINT = _schema({"name": _TEXT, "accept": _TEXT, "labels": _TEXT}, ["name", "accept", "labels"])
+_INVOKED_ENDPOINT = _schema({"name": _TEXT, "variant": _TEXT}, ["name", "variant"])
 
 RETRIEVE_IMAGE = _schema(_OBJECT, ["s3_bucket", "s3_key"])
 CLASSIFY_IMAGE = _schema(
     _OBJECT
     | {"image": _schema(_IMAGE | {"data": {"type": "string", "minLength": 1}}, [*_IMAGE, "data"])}
-    | {"endpoint": _ENDPOINT_TO_ASK},
+    | {"endpoint": _ENDPOINT},
     ["s3_bucket", "s3_key", "image", "endpoint"],
 )
 CHECK_CONFIDENCE = _schema(
-    _OBJECT | {"image": _schema(_IMAGE, [*_IMAGE]), "predictions": _PREDICTIONS, "endpoint": _ENDPOINT_ASKED},
+    _OBJECT | {"image": _schema(_IMAGE, [*_IMAGE]), "predictions": _PREDICTIONS, "endpoint": _INVOKED_ENDPOINT},
     ["s3_bucket", "s3_key", "threshold", "image", "predictions", "endpoint"],
 )
 
 
 class InvalidInputError(Exception):
-    """The input of a state or an execution is not what the workflow takes."""
+    """The input of a state or an execution does not match its schema."""
 
 
 def validator(schema: dict[str, Any]) -> Callable[[Any], dict[str, Any]]:
-    """A function that returns its argument without the keys that the schema does not name.
+    """A function that validates its argument and returns it without the keys that the schema does not define.
 
-    It raises InvalidInputError that says which field is wrong, and never quotes a value: an image may be among them.
+    It raises InvalidInputError, which names the invalid field and never quotes a value: the value could be an image.
     """
     validate = fastjsonschema.compile(schema, use_default=False)
 
-    def take(event: Any) -> dict[str, Any]:
+    def validated(event: Any) -> dict[str, Any]:
         try:
             validate(event)
         except fastjsonschema.JsonSchemaValueException as error:
@@ -63,4 +63,4 @@ def validator(schema: dict[str, Any]) -> Callable[[Any], dict[str, Any]]:
             raise InvalidInputError(f"The input is not valid: {problem}") from None
         return {key: event[key] for key in schema["properties"] if key in event}
 
-    return take
+    return validated

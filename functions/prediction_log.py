@@ -1,14 +1,14 @@
-"""A line of the prediction log: what became of one image. Single executions and batches write the same lines.
+"""A line of the prediction log: the outcome of one image.
 
 outcome       accepted, review (the confidence is below the threshold) or error
 s3_bucket, s3_key, s3_version_id, execution_arn
 label, confidence, threshold, predictions (the best MAX_PREDICTIONS), endpoint, image    accepted and review
-error, cause                                                                            error: its name and words
+error, cause                                                                            error: its name and message
 """
 
 from typing import Any
 
-MESSAGE = "prediction"  # by which a reader of the logs finds the lines
+MESSAGE = "prediction"  # identifies these lines among others of the log group
 MAX_PREDICTIONS = 5
 MAX_CAUSE = 1000  # characters
 OBJECT = ("s3_bucket", "s3_key", "s3_version_id", "execution_arn")
@@ -16,7 +16,7 @@ DECISION = ("label", "confidence", "threshold", "endpoint", "image")
 
 
 def decided(result: dict[str, Any]) -> dict[str, Any]:
-    """The line of an image that the endpoint classified, from CheckConfidence's output."""
+    """The line for a classified image, from CheckConfidence's output."""
     return {
         "outcome": "accepted" if result["accepted"] else "review",
         **{key: result[key] for key in OBJECT + DECISION if key in result},
@@ -25,6 +25,6 @@ def decided(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def failed(request: dict[str, Any], error: str, cause: str) -> dict[str, Any]:
-    """The line of an image that could not be classified, from what was asked for, the error's name and its words."""
+    """The line for an image that could not be classified: the requested object, the error's name and its message."""
     identified = {key: request[key] for key in OBJECT if isinstance(request.get(key), str)}
     return {"outcome": "error", **identified, "error": error, "cause": cause[:MAX_CAUSE]}

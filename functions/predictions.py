@@ -1,30 +1,30 @@
-"""Predictions as the common endpoints give them -> [{"label", "probability"}], checked and sorted."""
+"""The response of any common endpoint -> [{"label", "probability"}], validated and sorted."""
 
 import json
 import math
 from typing import Any
 
-MAX_PREDICTIONS = 20  # a thousand-class model must not fill the payload, nor the 32,768 characters of a Fail's Cause
+MAX_PREDICTIONS = 20  # a thousand classes must not fill the payload, or a Fail's Cause (32,768 characters)
 MAX_LABEL_LENGTH = 256
 
 
 class EndpointResponseError(Exception):
-    """The endpoint's answer holds no usable probabilities."""
+    """The endpoint's response has no usable probabilities."""
 
 
 def parse_predictions(body: bytes, labels: list[str]) -> list[dict[str, Any]]:
-    """The MAX_PREDICTIONS best [{"label": str, "probability": 0..1}] of an endpoint's answer, best first.
+    """The MAX_PREDICTIONS best [{"label": str, "probability": 0..1}] of an endpoint's response, best first.
 
-    Understands our own {"predictions": [{"label", "probability"}]}, a bare list of probabilities (SageMaker's built-in
+    Accepts our own {"predictions": [{"label", "probability"}]}, a bare list of probabilities (SageMaker's built-in
     algorithms), {"probabilities", "labels"} (JumpStart), [{"label", "score"}] (Hugging Face) and
-    {"predictions": [[...]]} (TensorFlow Serving). `labels` name bare probabilities, in the model's order.
+    {"predictions": [[...]]} (TensorFlow Serving). `labels` are for bare probabilities, in the model's order.
     Raises EndpointResponseError for anything else.
     """
     try:
-        answer = json.loads(body)
+        response = json.loads(body)
     except ValueError:
-        raise EndpointResponseError(f"The endpoint's answer of {len(body):,} bytes is not JSON") from None
-    match answer:
+        raise EndpointResponseError(f"The endpoint's response of {len(body):,} bytes is not JSON") from None
+    match response:
         case {"predictions": [{"label": _, "probability": _}, *_] as rows}:
             pairs = [(row.get("label"), row.get("probability")) for row in _objects(rows)]
         case [{"label": _, "score": _}, *_] as rows:
@@ -36,15 +36,15 @@ def parse_predictions(body: bytes, labels: list[str]) -> list[dict[str, Any]]:
         case [_, *_] as probabilities:
             pairs = _named(probabilities, labels)
         case _:
-            raise EndpointResponseError("The endpoint's answer has none of the five formats of predictions.py")
-    predictions = [{"label": label, "probability": probability} for label, probability in pairs]
+            raise EndpointResponseError("The endpoint's response is in none of the five formats of predictions.py")
+    predictions: list[dict[str, Any]] = [{"label": label, "probability": probability} for label, probability in pairs]
     for prediction in predictions:
         _check(prediction)
     return sorted(predictions, key=lambda prediction: -prediction["probability"])[:MAX_PREDICTIONS]
 
 
 def check_predictions(predictions: list[Any]) -> None:
-    """Raise EndpointResponseError unless there is a prediction, each is one, and the best comes first."""
+    """Raise EndpointResponseError if there are no predictions, or they are invalid or not sorted."""
     if not predictions:
         raise EndpointResponseError("There are no predictions")
     for prediction in _objects(predictions):
@@ -72,8 +72,8 @@ def _named(probabilities: list[Any], labels: list[Any]) -> list[tuple[Any, Any]]
 def _check(prediction: dict[str, Any]) -> None:
     label, probability = prediction.get("label"), prediction.get("probability")
     if not isinstance(label, str) or not 0 < len(label) <= MAX_LABEL_LENGTH:
-        raise EndpointResponseError(f"A label is not a text of 1 to {MAX_LABEL_LENGTH} characters")
+        raise EndpointResponseError(f"A label is not a string of 1 to {MAX_LABEL_LENGTH} characters")
     if isinstance(probability, bool) or not isinstance(probability, int | float) or not math.isfinite(probability):
         raise EndpointResponseError(f"The probability of {label!r} is not a finite number")
     if not 0 <= probability <= 1:
-        raise EndpointResponseError(f"The probability of {label!r} is {probability}: not between 0 and 1")
+        raise EndpointResponseError(f"The probability of {label!r} is {probability}, not between 0 and 1")

@@ -1,8 +1,8 @@
-"""RecordOutcome: the end of an execution -> a line of the prediction log, and the metrics of the business.
+"""RecordOutcome: an execution that has ended -> a line in the prediction log, and business metrics.
 
-It is no state: EventBridge tells it of every execution that ends, of those too that a Catch would not see.
+Not a state: EventBridge invokes it for every execution that ends, including those that a Catch would miss.
 
-in   EventBridge's "Step Functions Execution Status Change", as it comes
+in   EventBridge's event "Step Functions Execution Status Change"
 out  the line: prediction_log.py
 """
 
@@ -16,24 +16,24 @@ from aws_lambda_powertools.utilities.typing import LambdaContext
 import prediction_log
 
 NOT_ACCEPTED = "THRESHOLD_CONFIDENCE_NOT_MET"
-MAX_LABELS = 10  # a metric for each label, and its price, only where the model has at most so many
-ALL = 0.99  # of the probability: predictions with less are the best of a model that has more labels
+MAX_LABELS = 10  # each label costs a custom metric: none for models with more labels
+COMPLETE = 0.99  # a smaller sum means the list was truncated: the model has more labels
 
 logger = Logger()
-tracer = Tracer(auto_patch=False)  # there is no client here to trace, and patching would import botocore
+tracer = Tracer(auto_patch=False)  # there are no clients to trace, and patching would import botocore
 metrics = Metrics()
 
 
 def parsed(text: str | None) -> Any:
-    """What a JSON text says; the text itself where it is none."""
+    """The text parsed as JSON, or unchanged if it is not JSON."""
     try:
-        return json.loads(text)
-    except (TypeError, ValueError):
+        return json.loads(text or "")
+    except ValueError:
         return text
 
 
-def asked_for(execution_input: Any) -> dict[str, Any]:
-    """The object in an execution's input, be it {s3_bucket, s3_key} or the event of an upload."""
+def object_in(execution_input: Any) -> dict[str, Any]:
+    """The object named in an execution's input, which is {s3_bucket, s3_key} or an upload's event."""
     match execution_input:
         case {"detail": {"bucket": {"name": bucket}, "object": {"key": key}}}:
             return {"s3_bucket": bucket, "s3_key": key}
@@ -43,19 +43,19 @@ def asked_for(execution_input: Any) -> dict[str, Any]:
 
 
 def result_of(detail: dict[str, Any]) -> dict[str, Any] | None:
-    """CheckConfidence's output, which is the output of an accepted image and the cause of one for review."""
-    held = {"SUCCEEDED": detail.get("output"), "FAILED": detail.get("cause")}.get(detail["status"])
-    result = parsed(held) if detail.get("error") in (None, NOT_ACCEPTED) else None
+    """CheckConfidence's output: the execution's output if the image was accepted, its cause if sent to review."""
+    text = {"SUCCEEDED": detail.get("output"), "FAILED": detail.get("cause")}.get(detail["status"])
+    result = parsed(text) if detail.get("error") in (None, NOT_ACCEPTED) else None
     return result if isinstance(result, dict) and "accepted" in result else None
 
 
 def failure_of(detail: dict[str, Any]) -> dict[str, Any]:
-    """The line of an image that could not be classified."""
-    request = asked_for(parsed(detail.get("input"))) | {"execution_arn": detail["executionArn"]}
+    """The line for an image that could not be classified."""
+    request = object_in(parsed(detail.get("input"))) | {"execution_arn": detail["executionArn"]}
     cause = parsed(detail.get("cause"))
-    words = cause["errorMessage"] if isinstance(cause, dict) and "errorMessage" in cause else detail.get("cause")
+    message = cause["errorMessage"] if isinstance(cause, dict) and "errorMessage" in cause else detail.get("cause")
     error = detail["status"] if detail["status"] == "ABORTED" else detail.get("error") or detail["status"]
-    return prediction_log.failed(request, error, str(words or ""))
+    return prediction_log.failed(request, error, str(message or ""))
 
 
 def count_decision(result: dict[str, Any]) -> None:
@@ -63,8 +63,8 @@ def count_decision(result: dict[str, Any]) -> None:
     metrics.add_metric("ForReview", MetricUnit.Count, int(not result["accepted"]))
     metrics.add_metric("Confidence", MetricUnit.NoUnit, result["confidence"])
     predictions = result["predictions"]
-    has_few_labels = len(predictions) <= MAX_LABELS and sum(each["probability"] for each in predictions) > ALL
-    if has_few_labels and result["label"].isascii():  # as CloudWatch wants it of a dimension
+    has_few_labels = len(predictions) <= MAX_LABELS and sum(each["probability"] for each in predictions) > COMPLETE
+    if has_few_labels and result["label"].isascii():  # CloudWatch requires ASCII dimensions
         with single_metric("LabelConfidence", MetricUnit.NoUnit, result["confidence"]) as metric:
             metric.add_dimension("label", result["label"])
 

@@ -1,4 +1,4 @@
-"""RetrieveImage: an object in S3 -> a checked image in base64 that fits into the payload of a state.
+"""RetrieveImage: an object in S3 -> a validated image in base64, small enough for a state's payload.
 
 in   s3_bucket, s3_key; optional s3_version_id, threshold
 out  + image: {content_type, width, height, source_bytes, resized, data}
@@ -22,7 +22,7 @@ from PIL import Image, ImageOps
 
 from contract import RETRIEVE_IMAGE, InvalidInputError, validator
 
-# A state's payload is at most 256 KiB. 144 KiB of image are 192 KiB of base64; with the longest key, below 200 KiB.
+# A state's payload is limited to 256 KiB. A 144 KiB image is 192 KiB in base64, under 200 KiB with the longest key.
 MAX_IMAGE_BYTES = 144 * 1024
 MAX_SOURCE_BYTES = 32 * 1024 * 1024
 MAX_PIXELS = 64_000_000
@@ -34,27 +34,27 @@ logger = Logger()
 tracer = Tracer()
 metrics = Metrics()
 s3 = boto3.client("s3", config=Config(connect_timeout=3, read_timeout=10, retries={"mode": "standard"}))
-take = validator(RETRIEVE_IMAGE)
+validated = validator(RETRIEVE_IMAGE)
 
 
 class ImageNotFoundError(Exception):
-    """There is no such bucket, object or version."""
+    """The bucket, object or version does not exist."""
 
 
 class ImageAccessDeniedError(Exception):
-    """The function's role may not read the object."""
+    """The function's role cannot read the object, or the object is archived."""
 
 
 class ImageStoreUnavailableError(Exception):
-    """S3 asks to slow down or does not answer: worth another try."""
+    """S3 asked to slow down, failed internally or did not respond: worth a retry."""
 
 
 class UnsupportedImageError(Exception):
-    """The object is no image of a format in FORMATS, or a broken one."""
+    """The object is damaged, or not an image in one of FORMATS."""
 
 
 class ImageTooLargeError(Exception):
-    """The object has more bytes or pixels than the function takes."""
+    """The object exceeds MAX_SOURCE_BYTES or MAX_PIXELS."""
 
 
 S3_ERRORS = {
@@ -70,13 +70,13 @@ S3_ERRORS = {
 
 @tracer.capture_method(capture_response=False)
 def fetch(s3_bucket: str, s3_key: str, s3_version_id: str | None = None) -> bytes:
-    """The object's bytes. Every error that S3 names becomes one that the state machine can react to."""
+    """The object's bytes. S3's errors are raised as those above: the state machine matches errors by class name."""
     version = {"VersionId": s3_version_id} if s3_version_id else {}
     uri = f"s3://{s3_bucket}/{s3_key}" + (f" (version {s3_version_id})" if s3_version_id else "")
     try:
         response = s3.get_object(Bucket=s3_bucket, Key=s3_key, **version)
         if (size := response["ContentLength"]) > MAX_SOURCE_BYTES:
-            raise ImageTooLargeError(f"{uri} has {size:,} bytes; at most {MAX_SOURCE_BYTES:,} are taken")
+            raise ImageTooLargeError(f"{uri} has {size:,} bytes; the maximum is {MAX_SOURCE_BYTES:,}")
         return response["Body"].read()
     except ClientError as error:
         code = error.response["Error"]["Code"]
@@ -90,24 +90,25 @@ def fetch(s3_bucket: str, s3_key: str, s3_version_id: str | None = None) -> byte
 
 
 def key_hash(s3_key: str) -> str:
-    """What finds a key's traces: an annotation with nothing in it that a filter of X-Ray would have to quote."""
+    """A hash of the key for X-Ray filters, where the key itself would need escaping."""
     return hashlib.sha256(s3_key.encode()).hexdigest()[:16]
 
 
 @tracer.capture_method(capture_response=False)
 def fit(source: bytes, uri: str) -> dict[str, Any]:
-    """The image as it is, checked by decoding it whole; as a smaller upright JPEG if it has over MAX_IMAGE_BYTES.
+    """The image, fully decoded as a check: unchanged, or as a smaller upright JPEG if it exceeds MAX_IMAGE_BYTES.
 
-    Returns {content_type, width, height, source_bytes, resized, data}; its size in pixels is that of `data`, upright.
+    Returns {content_type, width, height, source_bytes, resized, data}; width and height are those of `data`, in pixels,
+    when upright. Raises ImageTooLargeError or UnsupportedImageError, naming `uri`.
     """
     try:
         image = Image.open(io.BytesIO(source), formats=FORMATS)
         width, height = image.size
         if width * height > MAX_PIXELS:
-            raise ImageTooLargeError(f"{uri} is {width} x {height} pixels; at most {MAX_PIXELS:,} are taken")
+            raise ImageTooLargeError(f"{uri} has {width} x {height} pixels; the maximum is {MAX_PIXELS:,}")
         resized = len(source) > MAX_IMAGE_BYTES
         if resized:
-            image.draft("RGB", (MAX_SIDE, MAX_SIDE))  # lets the JPEG decoder skip detail that is thrown away below
+            image.draft("RGB", (MAX_SIDE, MAX_SIDE))  # lets the JPEG decoder skip detail that shrink() would discard
         ImageOps.exif_transpose(image, in_place=True)
         image.load()  # decodes: a truncated file fails here
         data, upright = shrink(image) if resized else (source, image)
@@ -116,9 +117,9 @@ def fit(source: bytes, uri: str) -> dict[str, Any]:
     except DECODER_ERRORS as error:
         reason = "it is empty" if not source else str(error).partition("<_io.")[0].strip() or type(error).__name__
         raise UnsupportedImageError(f"{uri} is not a readable {', '.join(FORMATS)} image: {reason}") from None
-    is_jpeg = resized or image.format == "MPO"  # Pillow's name for a JPEG of a phone with a second picture behind it
+    is_jpeg = resized or image.format == "MPO"  # Pillow's name for a phone's JPEG with a second image appended
     return {
-        "content_type": "image/jpeg" if is_jpeg else Image.MIME[image.format],
+        "content_type": "image/jpeg" if is_jpeg else Image.MIME[str(image.format)],
         "width": upright.width,
         "height": upright.height,
         "source_bytes": len(source),
@@ -128,12 +129,12 @@ def fit(source: bytes, uri: str) -> dict[str, Any]:
 
 
 def shrink(image: Image.Image) -> tuple[bytes, Image.Image]:
-    """JPEG of at most MAX_IMAGE_BYTES, and its image: no side over MAX_SIDE, transparent parts white."""
+    """A JPEG of at most MAX_IMAGE_BYTES, and its image: sides of at most MAX_SIDE, transparency made white."""
     if image.mode.startswith("I;16"):
         image = image.point(lambda value: value / 257).convert("L")  # convert() alone would clip at 255
     if image.has_transparency_data:
         image = image if image.mode == "RGBA" else image.convert("RGBA")
-        image.thumbnail((MAX_SIDE, MAX_SIDE))  # first: each copy of the whole would be four bytes a pixel
+        image.thumbnail((MAX_SIDE, MAX_SIDE))  # first: each full-size copy would need four bytes per pixel
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     image = image.convert("RGB")
     side = MAX_SIDE
@@ -150,7 +151,7 @@ def shrink(image: Image.Image) -> tuple[bytes, Image.Image]:
 @tracer.capture_lambda_handler(capture_response=False)
 @metrics.log_metrics
 def lambda_handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
-    request = take(event)
+    request = validated(event)
     tracer.put_annotation("s3_bucket", request["s3_bucket"])
     tracer.put_annotation("s3_key_hash", key_hash(request["s3_key"]))
     source = fetch(request["s3_bucket"], request["s3_key"], request.get("s3_version_id"))

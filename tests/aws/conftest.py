@@ -1,7 +1,7 @@
-"""A stack on AWS, deployed for these tests with the digits' model; and a role for functions and machines they make.
+"""A stack on AWS, deployed for these tests with the digits model, and a role for the functions that they create.
 
-They use the credentials and the region that boto3 finds, cost a few cents, and take their own things away again. The
-stack must be there for them alone: they empty its queues.
+The tests use boto3's default credentials and region, cost a few cents, and delete what they create. The stack must be
+used by nothing else: the tests empty its queues.
 """
 
 import json
@@ -36,7 +36,7 @@ def allow(actions, resource, **more):
 @pytest.fixture(scope="session", autouse=True)
 def stack_name():
     if not STACK_NAME:
-        pytest.skip("needs an account and a stack of its own: AWS_STACK_NAME=image-classification-test make test-aws")
+        pytest.skip("needs an account and a dedicated stack: AWS_STACK_NAME=image-classification-test make test-aws")
     return STACK_NAME
 
 
@@ -54,7 +54,7 @@ def workflow(stack_name):
 
 @pytest.fixture(scope="session")
 def outcome_events():
-    """A queue that gets every event of the workflow's outcomes."""
+    """A queue that receives every outcome event of the workflow."""
     events, sqs = boto3.client("events"), boto3.client("sqs")
     name = f"outcomes-{uuid.uuid4().hex[:8]}"
     queue = sqs.create_queue(QueueName=name)["QueueUrl"]
@@ -85,13 +85,13 @@ def role():
 
 @pytest.fixture
 def wait_scale():
-    """An emulator may be told to shorten waits; AWS waits as it is told."""
+    """An emulator can be configured to shorten waits; on AWS, they have their full length."""
     return float(os.environ.get("SFN_WAIT_SCALE", "1"))
 
 
 @pytest.fixture
 def seconds_to_end():
-    return 300  # metrics come minutes later
+    return 300  # metrics arrive minutes later
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The whole stack on the emulated AWS, deployed once; and an endpoint that can be made to misbehave."""
+"""The whole stack on the emulated AWS, deployed once, with an endpoint that can be made to fail."""
 
 import json
 import threading
@@ -14,7 +14,7 @@ from workflow import DIGITS, Workflow
 
 
 class EndpointProxy(ThreadingHTTPServer):
-    """Stands before SageMaker's runtime and passes on what the functions ask, unless a test has planted an answer."""
+    """A proxy of SageMaker's runtime: forwards the functions' requests, unless a test has planted a response."""
 
     daemon_threads = True
 
@@ -25,13 +25,13 @@ class EndpointProxy(ThreadingHTTPServer):
         self.planted: list[tuple[int, dict[str, str], bytes] | None] = []
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
-    def answers(self, body: bytes, status: int = 200, error: str = "", times: int = 1) -> None:
-        """Answer the next requests with this instead of asking the endpoint."""
+    def respond(self, body: bytes, status: int = 200, error: str = "", times: int = 1) -> None:
+        """Return this to the next requests, without invoking the endpoint."""
         headers = {"Content-Type": "application/json"} | ({"x-amzn-errortype": error} if error else {})
         self.planted += [(status, headers, body)] * times
 
-    def hangs_up(self, times: int) -> None:
-        """Close the next connections without an answer."""
+    def hang_up(self, times: int) -> None:
+        """Close the next connections without a response."""
         self.planted += [None] * times
 
 
@@ -41,19 +41,19 @@ class EndpointProxyHandler(BaseHTTPRequestHandler):
     def do_POST(self):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         if self.server.planted:
-            if not (answer := self.server.planted.pop(0)):
+            if not (response := self.server.planted.pop(0)):
                 self.close_connection = True
                 return
         else:
-            answer = self.ask(body)
-        status, headers, data = answer
+            response = self.forward(body)
+        status, headers, data = response
         self.send_response(status)
         for name, value in {**headers, "Content-Length": str(len(data))}.items():
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(data)
 
-    def ask(self, body):
+    def forward(self, body):
         request = urllib.request.Request(self.server.runtime_url + self.path, body, dict(self.headers), method="POST")
         try:
             with urllib.request.urlopen(request) as response:
@@ -74,7 +74,7 @@ def endpoint_proxy():
 
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory, endpoint_proxy):
-    """A local stack with waits twenty times shorter than the state machine's."""
+    """A local stack on which the state machine's waits are twenty times shorter."""
     stack = processes.start(
         tmp_path_factory.mktemp("stack"), AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME=endpoint_proxy.url, SFN_WAIT_SCALE="0.05"
     )
@@ -94,18 +94,18 @@ def workflow(stack):
 def endpoint(endpoint_proxy):
     yield endpoint_proxy
     planted, endpoint_proxy.planted = endpoint_proxy.planted, []
-    assert not planted, "the functions did not ask as often as the test expected"
+    assert not planted, "the functions sent fewer requests than the test expected"
 
 
 @pytest.fixture(scope="session")
 def seven():
-    """A scan of a seven that the model is sure about."""
+    """A scan of a seven that the model classifies with high confidence."""
     return sorted((DIGITS / "test/7").iterdir())[0].read_bytes()
 
 
 @pytest.fixture(scope="session")
 def outcome_events(workflow):
-    """A queue that gets every event of the workflow's outcomes, as a subscriber would set it up."""
+    """A queue that receives every outcome event of the workflow, set up as a subscriber would."""
     events = workflow.stack.client("events")
     queue = workflow.sqs.create_queue(QueueName="outcomes")["QueueUrl"]
     arn = workflow.sqs.get_queue_attributes(QueueUrl=queue, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]

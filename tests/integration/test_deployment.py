@@ -1,4 +1,4 @@
-"""The forms of the stack, each deployed; updates of it; and parameters that can't be."""
+"""Each type of endpoint deployed, a stack updated, and invalid parameters rejected."""
 
 import io
 import json
@@ -32,7 +32,7 @@ EVERYTHING = {
 
 @pytest.fixture
 def build_folder():
-    """The built functions, with CheckConfidence as a copy, beside them: the template's paths are relative."""
+    """A build with a copy of CheckConfidence, next to the original: the template's paths are relative."""
     folder = BUILD.with_name("changed")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
@@ -51,34 +51,36 @@ def model(workflow, stack):
 
 
 def resources(stack, name):
-    """The logical ids of what a stack has."""
+    """The logical ids of a stack's resources."""
     pages = stack.client("cloudformation").get_paginator("list_stack_resources").paginate(StackName=name)
     return {row["LogicalResourceId"] for page in pages for row in page["StackResourceSummaries"]}
 
 
 @pytest.mark.parametrize(
-    ("form", "parameters", "created", "endpoint"),
+    ("endpoint_type", "parameters", "created", "endpoint"),
     [
-        ("realtime", {}, ENDPOINT | ALARMS, "form-realtime-realtime"),
-        ("realtime", EVERYTHING, ENDPOINT | ALARMS | SCALING, "form-everything-realtime"),
+        ("realtime", {}, ENDPOINT | ALARMS, "type-realtime-realtime"),
+        ("realtime", EVERYTHING, ENDPOINT | ALARMS | SCALING, "type-everything-realtime"),
         ("existing", {"ExistingEndpointName": "image-classification"}, set(), "image-classification"),
     ],
     ids=["realtime", "everything", "existing"],
 )
-def test_a_form_of_the_endpoint_is_created_and_asked(stack, model, seven, request, form, parameters, created, endpoint):
-    name = f"form-{request.node.callspec.id}"
-    outputs = deploy(stack, name, EndpointType=form, ModelDataUrl=model, **parameters)
+def test_each_type_of_endpoint_is_created_and_invoked(
+    stack, model, seven, request, endpoint_type, parameters, created, endpoint
+):
+    name = f"type-{request.node.callspec.id}"
+    outputs = deploy(stack, name, EndpointType=endpoint_type, ModelDataUrl=model, **parameters)
     assert resources(stack, name) & (ENDPOINT | ALARMS | SCALING) == created
     execution = Workflow(stack, outputs).classify("seven.png", seven)
     assert (execution.status, outputs["EndpointName"]) == ("SUCCEEDED", endpoint)
     assert execution.output["endpoint"]["name"] == endpoint
     if parameters is EVERYTHING:
-        assert what_sagemaker_was_asked_for(stack, endpoint) == EVERYTHING
+        assert created_endpoint(stack, endpoint) == EVERYTHING
     stack.client("cloudformation").delete_stack(StackName=name)
 
 
-def what_sagemaker_was_asked_for(stack, endpoint):
-    """The options of an endpoint, as the parameters of the template name them."""
+def created_endpoint(stack, endpoint):
+    """An endpoint's settings, by the template's parameters."""
     sagemaker = stack.client("sagemaker")
     described = sagemaker.describe_endpoint(EndpointName=endpoint)
     config = sagemaker.describe_endpoint_config(EndpointConfigName=described["EndpointConfigName"])
@@ -87,7 +89,7 @@ def what_sagemaker_was_asked_for(stack, endpoint):
     assert described["EndpointStatus"] == "InService"
     return {
         "InstanceCount": str(variant["InitialInstanceCount"]),
-        "MaxInstanceCount": "4",  # of the scaling, which the local stack only records
+        "MaxInstanceCount": "4",  # not checked: the local stack only records the scaling policy
         "NetworkIsolation": str(model["EnableNetworkIsolation"]).lower(),
         "KmsKeyArn": config["KmsKeyId"],
         "DataCaptureUrl": config["DataCaptureConfig"]["DestinationS3Uri"],
@@ -95,8 +97,8 @@ def what_sagemaker_was_asked_for(stack, endpoint):
     }
 
 
-def test_a_stack_is_updated_without_losing_its_way(stack, model, seven, build_folder, tmp_path):
-    """Without an endpoint first; then with one, another threshold, new code, a new model, and as realtime."""
+def test_a_stack_is_updated_step_by_step(stack, model, seven, build_folder, tmp_path):
+    """First without an endpoint; then with one, another threshold, new code, a new model, and a realtime endpoint."""
 
     def update(**parameters):
         return Workflow(stack, deploy(stack, "updated", **parameters))
@@ -143,7 +145,7 @@ def test_a_stack_is_updated_without_losing_its_way(stack, model, seven, build_fo
     stack.client("cloudformation").delete_stack(StackName="updated")
 
 
-def test_the_compiled_code_is_shipped_once_and_used(workflow, stack, tmp_path):
+def test_the_compiled_code_is_uploaded_once_and_used(workflow, stack, tmp_path):
     names = [value for name, value in workflow.outputs.items() if name.endswith("FunctionName")]
     functions = [stack.client("lambda").get_function(FunctionName=name) for name in names]
     assert len({function["Configuration"]["CodeSha256"] for function in functions}) == 1
@@ -165,24 +167,24 @@ def test_the_compiled_code_is_shipped_once_and_used(workflow, stack, tmp_path):
         ({"EndpointType": "serverless"}, "need ModelDataUrl="),
         ({"EndpointType": "realtime"}, "need ModelDataUrl="),
         ({"EndpointType": "existing"}, "needs ExistingEndpointName"),
-        ({"EndpointType": "serverless", "DataCaptureUrl": "s3://b/p"}, "leave out DataCaptureUrl"),
-        ({"EndpointType": "serverless", "KmsKeyArn": EVERYTHING["KmsKeyArn"]}, "leave out KmsKeyArn"),
-        ({"EndpointType": "serverless", "NetworkIsolation": "true"}, "leave out NetworkIsolation"),
-        ({"EndpointType": "realtime", "MaxInstanceCount": "8", "InstanceCount": "5"}, "InstanceCount of 1 to 4"),
+        ({"EndpointType": "serverless", "DataCaptureUrl": "s3://b/p"}, "omit DataCaptureUrl"),
+        ({"EndpointType": "serverless", "KmsKeyArn": EVERYTHING["KmsKeyArn"]}, "omit KmsKeyArn"),
+        ({"EndpointType": "serverless", "NetworkIsolation": "true"}, "omit NetworkIsolation"),
+        ({"EndpointType": "realtime", "MaxInstanceCount": "8", "InstanceCount": "5"}, "InstanceCount must be 1 to 4"),
         ({"EndpointType": "realtime", "MaxInstanceCount": "8", "InstanceType": "ml.t2.large"}, "ml.t2 instances"),
         ({"ModelDataUrl": "bucket/model.tar.gz"}, "ModelDataUrl"),
         ({"Labels": "it's, that"}, "Labels"),
         ({"Threshold": "1.5"}, "Threshold"),
     ],
 )
-def test_impossible_parameters_fail_before_anything_is_created(stack, parameters, sentence):
-    """A change set is what sam deploy makes first; without one, nothing is created."""
+def test_invalid_parameters_fail_before_anything_is_created(stack, parameters, sentence):
+    """sam deploy creates a change set first; without one, nothing is created."""
     if "need ModelDataUrl" not in sentence:
         parameters = {"ModelDataUrl": "s3://models/model.tar.gz"} | parameters
     with pytest.raises(ClientError, match=sentence):
         stack.client("cloudformation").create_change_set(
-            StackName="impossible",
-            ChangeSetName="impossible",
+            StackName="invalid",
+            ChangeSetName="invalid",
             ChangeSetType="CREATE",
             TemplateBody=json.dumps(transformed()),
             Parameters=[{"ParameterKey": name, "ParameterValue": value} for name, value in parameters.items()],
@@ -190,6 +192,6 @@ def test_impossible_parameters_fail_before_anything_is_created(stack, parameters
         )
 
 
-def test_sam_deploy_tells_what_is_impossible(stack):
+def test_sam_deploy_prints_the_sentence_of_a_rule(stack):
     with pytest.raises(StackError, match="need ModelDataUrl="):
-        deploy(stack, "impossible", EndpointType="serverless")
+        deploy(stack, "invalid", EndpointType="serverless")

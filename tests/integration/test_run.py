@@ -1,4 +1,4 @@
-"""What a run records while the stack is up, from every place that it asks."""
+"""The record of a run, collected from every source while the stack is up."""
 
 from datetime import UTC, datetime
 
@@ -6,7 +6,7 @@ from local import run
 from local.report import record, render
 
 
-def test_each_execution_has_its_states_its_traces_and_its_line_of_the_log(workflow, seven):
+def test_each_execution_has_its_states_traces_and_log_line(workflow, seven):
     since = datetime.now(UTC)
     prefix = f"{workflow.outputs['UploadPrefix']}recorded/"
     images = {f"{prefix}7/seven.png": seven, f"{prefix}text.png": b"This is a text file."}

@@ -1,4 +1,4 @@
-"""Images through the deployed workflow, one scenario a test."""
+"""Images through the deployed workflow, one scenario per test."""
 
 import base64
 import functools
@@ -12,7 +12,7 @@ from PIL import Image
 
 from workflow import DIGITS, ROOT, wait_for
 
-SECONDS_UNTIL_METRICS = 300  # on AWS; the local stack has them at once
+SECONDS_UNTIL_METRICS = 300  # on AWS; the local stack has them immediately
 STATES = set(json.loads((ROOT / "statemachine/classify_image.asl.json").read_text())["States"])
 ACCEPTED_PATH = ["RetrieveImage", "ClassifyImage", "CheckConfidence", "IsAccepted", "PublishImageClassified"]
 REJECTED_PATH = [
@@ -27,8 +27,8 @@ REJECTED_PATH = [
 
 
 def lambda_errors(workflow, function):
-    """The sum of AWS/Lambda's Errors of a function."""
-    ask = functools.partial(
+    """A function's sum of the metric Errors in AWS/Lambda."""
+    request = functools.partial(
         workflow.stack.client("cloudwatch").get_metric_statistics,
         Namespace="AWS/Lambda",
         MetricName="Errors",
@@ -38,7 +38,7 @@ def lambda_errors(workflow, function):
         Period=3600,
         Statistics=["Sum"],
     )
-    points = wait_for(lambda: ask()["Datapoints"], SECONDS_UNTIL_METRICS)
+    points = wait_for(lambda: request()["Datapoints"], SECONDS_UNTIL_METRICS)
     return sum(point["Sum"] for point in points)
 
 
@@ -53,7 +53,7 @@ def log_lines(workflow):
     return lines
 
 
-def test_an_image_that_the_model_is_sure_about_is_accepted(workflow, outcome_events, seven):
+def test_an_image_with_high_confidence_is_accepted(workflow, outcome_events, seven):
     execution = workflow.classify("accepted.png", seven)
     assert (execution.status, execution.states) == ("SUCCEEDED", ACCEPTED_PATH)
     assert execution.output["label"] == "7"
@@ -65,7 +65,7 @@ def test_an_image_that_the_model_is_sure_about_is_accepted(workflow, outcome_eve
     assert execution.arn in event["resources"]
 
 
-def test_low_confidence_goes_to_review_and_is_no_error_of_a_function(workflow, outcome_events, seven):
+def test_low_confidence_goes_to_review_and_is_no_function_error(workflow, outcome_events, seven):
     execution = workflow.classify("rejected.png", seven, threshold=1)
     assert (execution.status, execution.states) == ("FAILED", REJECTED_PATH)
     assert execution.error == "THRESHOLD_CONFIDENCE_NOT_MET"
@@ -79,7 +79,7 @@ def test_low_confidence_goes_to_review_and_is_no_error_of_a_function(workflow, o
     assert lambda_errors(workflow, "CheckConfidence") == 0
 
 
-def test_a_missing_object_is_named_and_not_retried(workflow):
+def test_a_missing_object_fails_by_name_without_a_retry(workflow):
     execution = workflow.execute({"s3_bucket": workflow.bucket, "s3_key": "nowhere.png"})
     assert (execution.status, execution.error) == ("FAILED", "ImageNotFoundError")
     assert f"s3://{workflow.bucket}/nowhere.png" in execution.message
@@ -89,16 +89,16 @@ def test_a_missing_object_is_named_and_not_retried(workflow):
 
 @pytest.mark.parametrize(
     ("name", "data"),
-    [("text.png", b"I am no image."), ("empty.png", b""), ("truncated.png", None)],
+    [("text.png", b"This is not an image."), ("empty.png", b""), ("truncated.png", None)],
     ids=["text", "empty", "truncated"],
 )
-def test_a_broken_image_is_named(workflow, seven, name, data):
+def test_a_broken_image_fails_by_name(workflow, seven, name, data):
     execution = workflow.classify(name, seven[:-40] if data is None else data)
     assert (execution.status, execution.error) == ("FAILED", "UnsupportedImageError")
     assert f"s3://{workflow.bucket}/{name} is not a readable" in execution.message
 
 
-def test_a_large_photograph_is_shrunk_on_its_way_and_classified(workflow, seven):
+def test_a_large_photograph_is_shrunk_and_classified(workflow, seven):
     photograph = Image.open(io.BytesIO(seven)).resize((3000, 3000), Image.Resampling.BICUBIC).convert("RGB")
     grain = Image.frombytes("L", (3000, 3000), random.Random(0).randbytes(9_000_000)).convert("RGB")
     buffer = io.BytesIO()
@@ -111,9 +111,9 @@ def test_a_large_photograph_is_shrunk_on_its_way_and_classified(workflow, seven)
     assert max(len(details["output"]) for details in exited) < 200 * 1024
 
 
-def test_a_picture_taken_with_the_camera_turned_is_classified_upright(workflow, seven):
+def test_a_photograph_from_a_rotated_camera_is_classified_upright(workflow, seven):
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    exif[0x0112] = 6  # to be rotated 90 degrees clockwise
     turned = Image.open(io.BytesIO(seven)).transpose(Image.Transpose.ROTATE_90)
     buffer = io.BytesIO()
     turned.save(buffer, "PNG", exif=exif)
@@ -121,15 +121,15 @@ def test_a_picture_taken_with_the_camera_turned_is_classified_upright(workflow, 
     assert workflow.classify("turned.png", buffer.getvalue()).output["predictions"] == upright["predictions"]
 
 
-def test_an_endpoint_that_is_down_is_asked_again_and_then_named(workflow, endpoint, seven):
-    endpoint.hangs_up(times=6)
+def test_an_endpoint_that_is_down_is_retried_and_then_fails_by_name(workflow, endpoint, seven):
+    endpoint.hang_up(times=6)
     execution = workflow.classify("down.png", seven)
     assert (execution.status, execution.error) == ("FAILED", "EndpointUnavailableError")
     assert execution.task_errors == ["EndpointUnavailableError"] * 6
 
 
-def test_a_throttled_endpoint_is_asked_again_and_the_image_is_classified(workflow, endpoint, seven):
-    endpoint.answers(b'{"message": "Rate exceeded"}', status=429, error="ThrottlingException")
+def test_a_throttled_endpoint_is_retried_and_the_image_is_classified(workflow, endpoint, seven):
+    endpoint.respond(b'{"message": "Rate exceeded"}', status=429, error="ThrottlingException")
     execution = workflow.classify("throttled.png", seven)
     assert execution.status == "SUCCEEDED"
     assert execution.task_errors == ["EndpointThrottledError"]
@@ -142,15 +142,15 @@ def test_a_throttled_endpoint_is_asked_again_and_the_image_is_classified(workflo
     [b"<html>It works!</html>", b'{"predictions": [{"label": "7", "probability": NaN}]}', b"[]", b"[0.1, 0.9]"],
     ids=["html", "not a number", "nothing", "no labels"],
 )
-def test_an_endpoint_that_answers_nonsense_is_named_and_accepts_nothing(workflow, endpoint, seven, body):
-    endpoint.answers(body)
+def test_a_nonsensical_response_fails_by_name_and_is_never_accepted(workflow, endpoint, seven, body):
+    endpoint.respond(body)
     execution = workflow.classify("nonsense.png", seven)
     assert (execution.status, execution.error) == ("FAILED", "EndpointResponseError")
     assert execution.task_errors == ["EndpointResponseError"]
 
 
-def test_an_execution_brings_its_own_threshold(workflow):
-    """The image about which the model is least sure, among those of the validation set that make run shows."""
+def test_an_execution_can_override_the_threshold(workflow):
+    """With the image of the lowest confidence among those of the validation set that make run shows."""
     image = sorted((DIGITS / "validation/8").iterdir())[0].read_bytes()
     accepted, rejected = (workflow.classify("own.png", image, threshold=threshold) for threshold in (0.01, 1.0))
     assert (accepted.status, accepted.output["threshold"]) == ("SUCCEEDED", 0.01)
@@ -165,13 +165,13 @@ def test_an_execution_brings_its_own_threshold(workflow):
         ({"s3_bucket": "b", "s3_key": "k", "threshold": 2}, "threshold"),
     ],
 )
-def test_input_that_is_not_valid_is_named_with_its_field(workflow, request_, problem):
+def test_invalid_input_fails_with_the_name_of_its_field(workflow, request_, problem):
     execution = workflow.execute(request_)
     assert (execution.status, execution.error) == ("FAILED", "InvalidInputError")
     assert problem in execution.message
 
 
-def test_other_keys_of_the_input_do_not_travel(workflow, seven):
+def test_other_keys_of_the_input_are_dropped(workflow, seven):
     execution = workflow.classify("more.png", seven, image_data="x" * 200_000)
     assert (execution.status, "image_data" in execution.output) == ("SUCCEEDED", False)
 
@@ -183,10 +183,10 @@ def test_an_upload_starts_an_execution_whatever_its_key(workflow, seven, name):
     assert (execution.status, execution.output["s3_key"]) == ("SUCCEEDED", key)
 
 
-def test_an_object_beside_the_prefix_starts_nothing_nor_does_a_folder(workflow, seven):
-    beside = {"results/uploads/beside.png": seven, "uploads": seven, "uploads/folder/": b""}
-    keys = [workflow.upload(key, content) for key, content in beside.items()]
-    workflow.started_by_upload(workflow.upload("uploads/after.png", seven))  # later, so that the others had their time
+def test_an_object_outside_the_prefix_or_a_folder_starts_no_execution(workflow, seven):
+    outside = {"results/uploads/outside.png": seven, "uploads": seven, "uploads/folder/": b""}
+    keys = [workflow.upload(key, content) for key, content in outside.items()]
+    workflow.started_by_upload(workflow.upload("uploads/after.png", seven))  # after the others have had time
     inputs = [
         workflow.states.describe_execution(executionArn=row["executionArn"])["input"]
         for page in workflow.states.get_paginator("list_executions").paginate(stateMachineArn=workflow.machine)
@@ -195,7 +195,7 @@ def test_an_object_beside_the_prefix_starts_nothing_nor_does_a_folder(workflow, 
     assert not [key for key in keys for text in inputs if json.dumps(key) in text]
 
 
-def test_a_burst_at_low_concurrency_loses_nothing(workflow, seven):
+def test_a_burst_at_low_concurrency_loses_no_image(workflow, seven):
     function = workflow.outputs["RetrieveImageFunctionName"]
     functions = workflow.stack.client("lambda")
     functions.put_function_concurrency(FunctionName=function, ReservedConcurrentExecutions=1)
@@ -216,7 +216,7 @@ def test_technical_failures_reach_the_failure_queue_and_low_confidence_does_not(
     assert workflow.message_about(failures, rejected.arn, seconds=1) is None
 
 
-def test_whatever_becomes_of_an_image_is_a_line_of_the_prediction_log(workflow, seven):
+def test_every_outcome_is_a_line_in_the_prediction_log(workflow, seven):
     accepted = workflow.classify("recorded.png", seven)
     rejected = workflow.classify("recorded.png", seven, threshold=1)
     failed = workflow.classify("recorded.txt", b"no image")
@@ -238,7 +238,7 @@ def prediction_lines(workflow):
     return [line for line in lines if line.get("message") == "prediction"]
 
 
-def test_every_log_line_of_an_execution_leads_to_it_and_its_trace_is_annotated(workflow, stack, seven):
+def test_every_log_line_names_its_execution_and_its_trace_is_annotated(workflow, stack, seven):
     execution = workflow.classify("led.png", seven)
     text = wait_for(lambda: (found := log_text(workflow)).count(execution.arn) > 10 and found)
     lines = [json.loads(line) for line in text.splitlines() if line.startswith('{"level"')]
@@ -257,8 +257,8 @@ def test_every_log_line_of_an_execution_leads_to_it_and_its_trace_is_annotated(w
     assert len(merged["s3_key_hash"]) == 16
 
 
-def test_no_image_bytes_in_logs_traces_or_the_output_but_in_the_history(workflow, stack):
-    """The history of an execution holds the image: docs/operations.md says so."""
+def test_image_bytes_are_in_the_history_but_not_in_logs_traces_or_the_output(workflow, stack):
+    """The history contains the image, as docs/operations.md says."""
     noise = Image.frombytes("RGB", (40, 40), random.Random(7).randbytes(4800))
     buffer = io.BytesIO()
     noise.save(buffer, "PNG")

@@ -1,4 +1,4 @@
-"""A deployed workflow as a test uses it, on the emulated AWS or on AWS itself."""
+"""A deployed workflow, on the emulated AWS or on AWS, as the tests use it."""
 
 import json
 import time
@@ -34,12 +34,12 @@ class Execution:
 
     @property
     def message(self) -> str:
-        """The words of a function's error."""
+        """The message of a function's error."""
         return json.loads(self.cause)["errorMessage"]
 
 
 class Workflow:
-    """The deployed stack as a test uses it."""
+    """A deployed stack: uploads, executions and queues."""
 
     def __init__(self, stack, outputs):
         self.visited: set[str] = set()
@@ -58,12 +58,12 @@ class Workflow:
         return self.ended(started["executionArn"])
 
     def classify(self, key: str, data: bytes, **more: Any) -> Execution:
-        """Upload beside the trigger's prefix and execute."""
+        """Upload outside the trigger's prefix, execute, and wait for the end."""
         return self.execute({"s3_bucket": self.bucket, "s3_key": self.upload(key, data), **more})
 
     def ended(self, arn: str) -> Execution:
         described = wait_for(
-            lambda: (answer := self.states.describe_execution(executionArn=arn))["status"] != "RUNNING" and answer
+            lambda: (row := self.states.describe_execution(executionArn=arn))["status"] != "RUNNING" and row
         )
         pages = self.states.get_paginator("get_execution_history").paginate(executionArn=arn)
         history = [event for page in pages for event in page["events"]]
@@ -76,7 +76,7 @@ class Workflow:
         return execution
 
     def started_by_upload(self, key: str) -> Execution:
-        """The execution that the upload of this key started, once it has ended."""
+        """The execution that the upload of this key started, after its end."""
 
         def find():
             for page in self.states.get_paginator("list_executions").paginate(stateMachineArn=self.machine):
@@ -89,21 +89,21 @@ class Workflow:
         return self.ended(wait_for(find))
 
     def message_about(self, queue_url: str, text: str, seconds: float = 10) -> dict[str, Any] | None:
-        """The message of a queue that holds this text; None when there is none within the time."""
+        """The message in a queue that contains this text; None if there is none within the time."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
-            answer = self.sqs.receive_message(QueueUrl=queue_url, MaxNumberOfMessages=10, VisibilityTimeout=0)
-            for message in answer.get("Messages", []):
+            response = self.sqs.receive_message(QueueUrl=queue_url, MaxNumberOfMessages=10, VisibilityTimeout=0)
+            for message in response.get("Messages", []):
                 if text in message["Body"]:
                     return json.loads(message["Body"])
-                # Out of the way of the next look, and of the queue's redrive.
+                # Deleted, so that it is not received again or moved to the dead-letter queue.
                 self.sqs.delete_message(QueueUrl=queue_url, ReceiptHandle=message["ReceiptHandle"])
             time.sleep(0.1)
         return None
 
 
 def wait_for(condition, seconds: float = SECONDS_TO_END):
-    """The first true value of `condition()`, asked again and again until the time is up."""
+    """Poll `condition()` until it is true, and return its value; fail when the time is up."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < deadline, "it did not happen in time"

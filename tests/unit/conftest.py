@@ -1,4 +1,4 @@
-"""The functions as Lambda would import them: with the template's variables, and no AWS within reach."""
+"""The functions as Lambda imports them: with the template's environment variables, and no access to AWS."""
 
 import io
 import json
@@ -25,7 +25,7 @@ os.environ.update(
 
 @pytest.fixture
 def context():
-    """What the Powertools Logger asks of a Lambda context."""
+    """The attributes of a Lambda context that the Powertools Logger reads."""
     return SimpleNamespace(
         function_name="function",
         memory_limit_in_mb=1024,
@@ -36,13 +36,13 @@ def context():
 
 @pytest.fixture
 def event():
-    """An event file of events/ by its name."""
+    """Load a file of events/ by its name."""
     return lambda name: json.loads((ROOT / "events" / f"{name}.json").read_text())
 
 
 @pytest.fixture
 def log():
-    """Begin to collect what a function's module logs; call it with the module, read the text at the end."""
+    """Collect a function's log lines: call it with the module; it returns the stream."""
 
     def collect(module):
         stream = io.StringIO()

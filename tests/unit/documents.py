@@ -1,4 +1,4 @@
-"""template.yaml and the state machine's definition, as data."""
+"""template.yaml and the state machine's definition as data."""
 
 import functools
 import json
@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads CloudFormation's short forms as their long ones: !Ref X -> {"Ref": "X"}."""
+    """Expands CloudFormation's short forms: !Ref X -> {"Ref": "X"}."""
 
 
 def _intrinsic(loader: yaml.Loader, tag: str, node: yaml.Node) -> dict[str, Any]:
@@ -32,7 +32,7 @@ _Loader.add_multi_constructor("!", _intrinsic)
 
 @functools.cache
 def transformed(deployment_preference: str = "AllAtOnce") -> dict[str, Any]:
-    """The CloudFormation template that SAM makes of template.yaml."""
+    """template.yaml, transformed by SAM into a CloudFormation template."""
     python = ROOT / ".local/venvs/sam/bin/python"
     command = [python, ROOT / "tools/transform.py", f"DeploymentPreference={deployment_preference}"]
     environment = os.environ | {"AWS_DEFAULT_REGION": "us-east-1"}

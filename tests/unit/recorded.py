@@ -1,4 +1,4 @@
-"""A run's record as local/report/record.py makes it, of as many executions as a test likes."""
+"""A record as made by local/report/record.py, with any number of executions."""
 
 import json
 from typing import Any
@@ -22,13 +22,13 @@ TRAINING = {
 }
 # 8 x 8 pixels
 THUMBNAIL = (
-    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAgAAAAIBAMAAAA2IaO4AAAAD1BMVEX///8AAACAgIBAQEDAwMAr1CySAAAAH0lE"
-    "QVQI12NgYGBgVFZgYGBgEFJgYGAQUgaSDEIKDAwACYkA5i1aHhEAAAAASUVORK5CYII="
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAgAAAAIAgMAAAC5YVYYAAAADFBMVEX///+rq6tbW1sWFhbplzM7AAAAIUlEQVR4"
+    "2mNg+sD0/wQzwx0Grh0M+l+YX5oxMSkwMXwAAGWkB7herVZtAAAAAElFTkSuQmCC"
 )
 
 
 def record(count: int) -> dict[str, Any]:
-    """Of 25 executions 20 accepted, 4 for review, one failed, and so on."""
+    """Of every 25 executions, 20 are accepted, 4 are for review and one has failed."""
     return {
         "created": "2026-11-24T09:00:00+00:00",
         "emulated": True,

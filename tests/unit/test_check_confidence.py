@@ -9,7 +9,7 @@ def with_confidence(event, confidence, **more):
     return event("check_confidence") | {"predictions": [{"label": "7", "probability": confidence}]} | more
 
 
-def test_the_best_label_is_decided_on_and_everything_goes_on(event, context):
+def test_the_decision_is_added_to_the_input(event, context):
     request = event("check_confidence")
     assert check_confidence.lambda_handler(request, context) == request | {
         "label": "7",
@@ -36,13 +36,13 @@ def test_a_confidence_that_reaches_the_threshold_is_accepted(event, context, con
 
 
 @pytest.mark.parametrize("confidence", [float("nan"), float("inf"), -0.1, 1.1, "0.9", None, True])
-def test_a_confidence_that_is_none_is_an_error_of_the_endpoint(event, context, confidence):
+def test_an_invalid_confidence_is_an_error_of_the_endpoint(event, context, confidence):
     with pytest.raises(EndpointResponseError):
         check_confidence.lambda_handler(with_confidence(event, confidence), context)
 
 
 @pytest.mark.parametrize("field", ["predictions", "threshold"])
-def test_what_is_missing_is_invalid_input(event, context, field):
+def test_a_missing_field_is_invalid_input(event, context, field):
     request = event("check_confidence")
     del request[field]
     with pytest.raises(InvalidInputError, match=field):

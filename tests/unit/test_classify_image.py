@@ -24,21 +24,21 @@ def runtime():
         yield stubber
 
 
-def asking(event, **more):
-    """The event, with another endpoint to ask."""
+def with_endpoint(event, **changes):
+    """The event, with changes to its endpoint."""
     request = event("classify_image")
-    return request | {"endpoint": request["endpoint"] | more}
+    return request | {"endpoint": request["endpoint"] | changes}
 
 
-def answer(runtime, body, **expected):
+def respond(runtime, body, **expected):
     body = body if isinstance(body, bytes) else json.dumps(body).encode()
     response = {"Body": StreamingBody(io.BytesIO(body), len(body)), "InvokedProductionVariant": "AllTraffic"}
     runtime.add_response("invoke_endpoint", response, expected or None)
 
 
-def test_the_endpoint_gets_the_image_and_the_state_loses_it(runtime, event, context):
+def test_the_endpoint_receives_the_image_and_the_output_drops_its_data(runtime, event, context):
     request = event("classify_image")
-    answer(
+    respond(
         runtime,
         {"predictions": [{"label": "7", "probability": 0.97}]},
         EndpointName="image-classification",
@@ -72,7 +72,7 @@ def test_the_endpoint_gets_the_image_and_the_state_loses_it(runtime, event, cont
         ("ModelError", {"OriginalStatusCode": 400, "OriginalMessage": "boom"}, EndpointResponseError),
     ],
 )
-def test_errors_of_the_endpoint_are_named(runtime, event, context, code, members, error):
+def test_errors_of_the_endpoint_are_raised_by_name(runtime, event, context, code, members, error):
     runtime.add_client_error("invoke_endpoint", code, "boom", modeled_fields=None, response_meta=None)
     runtime._queue[-1]["response"][1].update(members)
     with pytest.raises(error, match=r"Endpoint image-classification.*boom") as caught:
@@ -80,7 +80,7 @@ def test_errors_of_the_endpoint_are_named(runtime, event, context, code, members
     assert type(caught.value) is error
 
 
-def test_an_endpoint_that_is_not_there_says_what_to_deploy(runtime, event, context):
+def test_a_missing_endpoint_fails_with_the_deployment_to_choose(runtime, event, context):
     message = "Endpoint image-classification of account 000000000000 not found."
     runtime.add_client_error("invoke_endpoint", "ValidationError", message)
     with pytest.raises(EndpointNotConfiguredError, match=r"not found\. Deploy the stack with EndpointType"):
@@ -89,13 +89,13 @@ def test_an_endpoint_that_is_not_there_says_what_to_deploy(runtime, event, conte
 
 def test_a_stack_without_an_endpoint_says_so(event, context):
     with pytest.raises(EndpointNotConfiguredError, match="This stack has no endpoint"):
-        classify_image.lambda_handler(asking(event, name=""), context)
+        classify_image.lambda_handler(with_endpoint(event, name=""), context)
 
 
 @pytest.mark.parametrize(
     "failure", [EndpointConnectionError(endpoint_url="http://x"), ReadTimeoutError(endpoint_url="http://x")]
 )
-def test_an_endpoint_that_does_not_answer_is_unavailable(event, context, failure):
+def test_an_endpoint_that_does_not_respond_is_unavailable(event, context, failure):
     def fail(**_):
         raise failure
 
@@ -107,9 +107,9 @@ def test_an_endpoint_that_does_not_answer_is_unavailable(event, context, failure
         classify_image.runtime.meta.events.unregister("before-send.sagemaker-runtime", fail)
 
 
-def test_labels_of_the_stack_name_bare_probabilities(runtime, event, context):
-    answer(runtime, [0.2, 0.8])
-    output = classify_image.lambda_handler(asking(event, labels="cat, dog"), context)
+def test_bare_probabilities_get_the_labels_of_the_stack(runtime, event, context):
+    respond(runtime, [0.2, 0.8])
+    output = classify_image.lambda_handler(with_endpoint(event, labels="cat, dog"), context)
     assert output["predictions"][0]["label"] == "dog"
 
 
@@ -122,9 +122,9 @@ def test_data_that_is_not_base64_is_invalid_input_and_is_not_quoted(event, conte
     assert data not in str(caught.value)
 
 
-def test_no_image_bytes_in_the_log_or_in_the_error_for_bad_input(runtime, event, context, log):
-    request = asking(event, labels="cat, dog")
-    answer(runtime, [0.2, 0.8])
+def test_no_image_bytes_in_the_log_or_in_the_error_for_invalid_input(runtime, event, context, log):
+    request = with_endpoint(event, labels="cat, dog")
+    respond(runtime, [0.2, 0.8])
     written = log(classify_image)
     classify_image.lambda_handler(request, context)
     with pytest.raises(InvalidInputError) as caught:

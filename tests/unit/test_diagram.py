@@ -11,7 +11,7 @@ def test_no_two_states_overlap():
         assert abs(one["x"] - other["x"]) >= diagram.WIDTH or abs(one["y"] - other["y"]) >= diagram.HEIGHT
 
 
-def test_every_way_of_the_definition_is_an_arrow():
+def test_every_transition_of_the_definition_has_an_arrow():
     arrows = diagram.layout(DEFINITION)["arrows"]
     assert [(arrow["source"], arrow["target"], arrow["condition"]) for arrow in arrows] == [
         ("RetrieveImage", "ClassifyImage", ""),
@@ -24,7 +24,7 @@ def test_every_way_of_the_definition_is_an_arrow():
     ]
 
 
-def test_arrows_lead_down_but_those_back_to_an_earlier_state():
+def test_arrows_point_down_except_back_to_an_earlier_state():
     states = {
         "Ask": {"Type": "Task", "Resource": "arn:aws:states:::lambda:invoke", "Next": "Done?"},
         "Done?": {

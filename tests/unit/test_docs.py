@@ -1,10 +1,10 @@
-"""What can be checked of the documents."""
+"""The docs against code, template and Makefile."""
 
 import re
 
 import pytest
 
-from documents import ROOT, TEMPLATE
+from documents import ROOT, STATES, TEMPLATE
 from test_state_machine import exception_names
 
 README = (ROOT / "README.md").read_text()
@@ -17,13 +17,13 @@ CONFORMANCE = "".join(path.read_text() for path in (ROOT / "tests/conformance").
 
 
 def rows(text, heading):
-    """The cells of the table under a heading, without its head."""
+    """The cells of the table under a heading, without its header."""
     section = text.partition(heading)[2]
     lines = [line for line in section.partition("\n#")[0].splitlines() if line.startswith("| ")]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[1:]]
 
 
-def test_every_make_command_of_the_documents_is_one_of_the_makefile():
+def test_every_documented_make_command_exists():
     targets = set(re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE))
     shown = set(
         re.findall(
@@ -35,7 +35,7 @@ def test_every_make_command_of_the_documents_is_one_of_the_makefile():
     assert shown <= targets
 
 
-def test_every_path_of_the_tree_is_there():
+def test_every_path_of_the_readmes_tree_exists():
     tree = README.partition("## Where things are")[2].split("```")[1]
     paths = [line.split()[0] for line in tree.strip().splitlines()]
     assert len(paths) > 10
@@ -43,27 +43,29 @@ def test_every_path_of_the_tree_is_there():
 
 
 @pytest.mark.parametrize("name", ["README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])
-def test_every_linked_file_is_there(name):
+def test_every_linked_file_exists(name):
     links = re.findall(r"\]\((?!https?:|#)([^)#]+)", (ROOT / name).read_text())
     assert [link for link in links if not ((ROOT / name).parent / link).exists()] == []
 
 
-def test_the_parameters_are_those_of_the_template():
+def test_the_documented_parameters_are_the_templates():
     documented = {name.strip("`"): default.strip("`") for name, default, _ in rows(OPERATIONS, "### Parameters")}
     defaults = {name: str(parameter["Default"]) or "empty" for name, parameter in TEMPLATE["Parameters"].items()}
     assert documented == defaults
 
 
-def test_the_errors_are_those_of_the_functions():
-    documented = {row[0].strip("`") for row in rows(OPERATIONS, "## Errors by name")}
-    assert documented == {*exception_names(), "THRESHOLD_CONFIDENCE_NOT_MET"}
+def test_the_documented_errors_and_retries_are_those_of_functions_and_state_machine():
+    retries = dict.fromkeys([*exception_names(), "THRESHOLD_CONFIDENCE_NOT_MET"], "no")
+    for retrier in [retrier for state in STATES.values() for retrier in state.get("Retry", [])]:
+        retries |= {error: f"{retrier['MaxAttempts']} times" for error in retrier["ErrorEquals"] if error in retries}
+    assert {row[0].strip("`"): row[1] for row in rows(OPERATIONS, "## Errors by name")} == retries
 
 
 @pytest.mark.parametrize("error", sorted(exception_names()))
-def test_the_readme_names_every_error_with_a_state(error):
+def test_the_readme_names_every_error(error):
     assert f"`{error}`" in README
 
 
-def test_every_piece_of_the_adapter_names_its_conformance_tests():
+def test_every_part_of_the_adapter_is_documented_with_its_conformance_tests():
     section = DECISIONS.partition("The emulator: ministack")[2].partition("\n## ")[0]
     assert set(re.findall(r"`(test_\w+)`", section)) == set(re.findall(r"def (test_\w+)", CONFORMANCE))

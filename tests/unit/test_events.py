@@ -1,4 +1,4 @@
-"""events/ is the contract, link by link: the output of a function, as the next state passes it on, is the next file."""
+"""events/ is the contract: a function's output, as the next state passes it on, is the next function's event file."""
 
 import base64
 import io
@@ -25,7 +25,7 @@ PARAMETERS = {
 
 
 def payload(state, state_input, **parameters):
-    """What a state passes to its function, in a stack of these parameters."""
+    """The payload that a state passes to its function, in a stack with these parameters."""
     expression = STATES[state]["Arguments"]["Payload"].removeprefix("{%").removesuffix("%}")
     for name, value in (PARAMETERS | parameters).items():
         expression = expression.replace(f"${{{name}}}", value)
@@ -38,7 +38,7 @@ def body(data):
     return StreamingBody(io.BytesIO(data), len(data))
 
 
-def test_retrieve_image_makes_the_event_of_classify_image(event, context):
+def test_retrieve_image_outputs_the_event_of_classify_image(event, context):
     expected = event("classify_image")
     data = base64.b64decode(expected["image"]["data"])
     with Stubber(retrieve_image.s3) as s3:
@@ -47,16 +47,16 @@ def test_retrieve_image_makes_the_event_of_classify_image(event, context):
     assert payload("ClassifyImage", output) == expected
 
 
-def test_classify_image_makes_the_event_of_check_confidence(event, context):
+def test_classify_image_outputs_the_event_of_check_confidence(event, context):
     expected = event("check_confidence")
-    answer = json.dumps({"predictions": expected["predictions"]}).encode()
+    response = json.dumps({"predictions": expected["predictions"]}).encode()
     with Stubber(classify_image.runtime) as runtime:
-        runtime.add_response("invoke_endpoint", {"Body": body(answer), "InvokedProductionVariant": "AllTraffic"})
+        runtime.add_response("invoke_endpoint", {"Body": body(response), "InvokedProductionVariant": "AllTraffic"})
         output = classify_image.lambda_handler(event("classify_image"), context)
     assert payload("CheckConfidence", output) == expected
 
 
-def test_the_parameters_of_the_stack_reach_the_functions_and_an_execution_has_its_own_threshold(event):
+def test_the_stacks_parameters_reach_the_functions_and_an_execution_can_override_the_threshold(event):
     request = event("retrieve_image")
     parameters = {"EndpointName": "other", "EndpointAccept": "application/json;verbose", "Labels": "cat, dog"}
     assert payload("ClassifyImage", request, **parameters)["endpoint"] == {
@@ -68,32 +68,32 @@ def test_the_parameters_of_the_stack_reach_the_functions_and_an_execution_has_it
     assert payload("CheckConfidence", request | {"threshold": 0.5}, Threshold="0.9")["threshold"] == 0.5
 
 
-def test_check_confidence_takes_its_event(event, context):
+def test_check_confidence_accepts_its_event(event, context):
     assert check_confidence.lambda_handler(event("check_confidence"), context)["accepted"]
 
 
 @pytest.mark.parametrize("name", ["classify_image_execution", "s3_object_created"])
-def test_an_execution_begins_with_the_event_of_retrieve_image(event, name):
+def test_an_execution_starts_with_the_event_of_retrieve_image(event, name):
     assert payload("RetrieveImage", event(name)) == event("retrieve_image") | {"execution_arn": EXECUTION}
 
 
-def test_the_version_in_an_upload_event_goes_on(event):
+def test_the_version_in_an_upload_event_is_passed_on(event):
     upload = event("s3_object_created")
     upload["detail"]["object"]["version-id"] = "v1"
     assert payload("RetrieveImage", upload)["s3_version_id"] == "v1"
 
 
 @pytest.mark.parametrize("wrong", [{}, {"detail": "text"}, {"detail": {"object": {}}}])
-def test_what_is_neither_reaches_the_function_as_it_is(wrong):
+def test_any_other_object_reaches_the_function_unchanged(wrong):
     assert payload("RetrieveImage", wrong) == wrong | {"execution_arn": EXECUTION}
 
 
 @pytest.mark.parametrize("wrong", [[], "text", 7, None])
-def test_what_is_no_object_does_too(wrong):
+def test_an_input_that_is_no_object_reaches_the_function_unchanged(wrong):
     assert payload("RetrieveImage", wrong) == wrong
 
 
-def test_record_outcome_takes_its_event(event, context):
+def test_record_outcome_accepts_its_event(event, context):
     assert record_outcome.lambda_handler(event("record_outcome"), context)["outcome"] == "accepted"
 
 

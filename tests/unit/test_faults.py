@@ -1,6 +1,6 @@
-"""The checks of template, state machine, permissions, events and documents find the faults that people make.
+"""The checks of template, state machine, permissions, events and docs catch common mistakes.
 
-Each fault is planted in a copy of the project, where the named tests must fail; without one they pass.
+Each fault is planted in a copy of the project, where the named tests must fail; without a fault they must pass.
 """
 
 import os
@@ -14,27 +14,35 @@ from documents import ROOT
 
 TEMPLATE = "template.yaml"
 MACHINE = "statemachine/classify_image.asl.json"
-FAULTS = {  # the file, what is right, what is planted, the tests that must fail
-    "a next state that is not there": (MACHINE, '"Next": "IsAccepted"', '"Next": "Accepted"', "state_machine"),
-    "a state that is not reached": (MACHINE, '"Next": "PublishImageNeedsReview"', '"End": true', "state_machine"),
+FAULTS = {  # the file, the original text, the planted text, the tests that must fail
+    "a next state that does not exist": (MACHINE, '"Next": "IsAccepted"', '"Next": "Accepted"', "state_machine"),
+    "an unreachable state": (MACHINE, '"Next": "PublishImageNeedsReview"', '"End": true', "state_machine"),
     "a state without an end": (MACHINE, '"End": true', '"Comment": "On."', "state_machine"),
     "a misspelt substitution": (MACHINE, "${Threshold}", "${Treshold}", "state_machine"),
     "broken JSONata": (MACHINE, "{% $states.input.accepted %}", "{% $states.input.accepted) %}", "state_machine"),
     "a misspelt variable": (MACHINE, "detail.bucket.name", "detail.buckt.name", "events"),
     "a retry of an error that nothing raises": (MACHINE, "UnavailableError", "DownError", "state_machine"),
+    "a retry of an error that its function cannot raise": (
+        MACHINE,
+        '["Lambda.TooManyRequestsException"]',
+        '["Lambda.TooManyRequestsException", "EndpointThrottledError"]',
+        "state_machine",
+    ),
+    "an error that is no longer retried": (MACHINE, ', "EndpointThrottledError"', "", "state_machine"),
+    "a retry with other numbers": (MACHINE, '"MaxAttempts": 100', '"MaxAttempts": 10', "docs"),
     "a task without a timeout": (MACHINE, '"TimeoutSeconds": 80,', "", "state_machine"),
     "another function's handler": (TEMPLATE, "classify_image.lambda_", "check_confidence.lambda_", "state_machine"),
     "a function without its alias": (TEMPLATE, "!Ref RetrieveImageFunction.Alias", "x", "state_machine"),
     "a missing permission": (TEMPLATE, "sagemaker:InvokeEndpoint", "sagemaker:DescribeEndpoint", "permissions"),
-    "a permission for nothing": (TEMPLATE, "[s3:GetObject, ", "[s3:DeleteObject, s3:GetObject, ", "permissions"),
+    "an unused permission": (TEMPLATE, "[s3:GetObject, ", "[s3:DeleteObject, s3:GetObject, ", "permissions"),
     "a permission on everything": (TEMPLATE, '!Sub "${ImageBucket.Arn}/*"', '"*"', "permissions"),
     "image bytes in the logs": (TEMPLATE, "IncludeExecutionData: false", "IncludeExecutionData: true", "template"),
     "a parameter in a function's variables": (TEMPLATE, "LOG_LEVEL: INFO", "LOG_LEVEL: !Ref Labels", "template"),
-    "a typed-in partition": (TEMPLATE, "arn:${AWS::Partition}:sagemaker", "arn:aws:sagemaker", "template"),
-    "a trigger that sees its own output": (TEMPLATE, "{key: [{prefix: !Ref UploadPrefix}], ", "{", "template"),
+    "a hard-coded partition": (TEMPLATE, "arn:${AWS::Partition}:sagemaker", "arn:aws:sagemaker", "template"),
+    "a trigger that matches its own output": (TEMPLATE, "{key: [{prefix: !Ref UploadPrefix}], ", "{", "template"),
     "an event without a field": ("events/check_confidence.json", '"threshold": 0.75,', "", "events"),
-    "a default that the documents do not know": (TEMPLATE, "Default: 2048", "Default: 4096", "docs"),
-    "a command that is not there": ("README.md", "make package-model", "make pack-model", "docs"),
+    "an undocumented default": (TEMPLATE, "Default: 2048", "Default: 4096", "docs"),
+    "a documented command that does not exist": ("README.md", "make package-model", "make pack-model", "docs"),
 }
 
 
@@ -50,7 +58,7 @@ def project(tmp_path):
 
 
 def run(project, *suites):
-    """Run unit tests of the copy in a process of its own: their exit code and output."""
+    """Run unit tests of the copy in a process of their own; return its exit code and output."""
     tests = [f"tests/unit/test_{suite}.py" for suite in suites]
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
     environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}

@@ -7,11 +7,12 @@ import re
 import pytest
 
 from documents import RESOURCES, ROOT
+from monitoring.dashboard import expanded
 from test_docs import rows
 
 MONITORING = (ROOT / "docs/monitoring.md").read_text()
 NAMESPACE = "ImageClassification"
-# What AWS emits, by its documents: the namespace's page, the metrics of it that are used here.
+# The metrics used here that AWS documents, by namespace.
 AWS_METRICS = {
     # https://docs.aws.amazon.com/step-functions/latest/dg/procedure-cw-metrics.html
     "AWS/States": {
@@ -54,12 +55,12 @@ DIMENSIONS = {
 QUERY_WORDS = {"and", "as", "asc", "avg", "bin", "by", "count", "desc", "fields", "filter", "ispresent", "latest"}
 QUERY_WORDS |= {"limit", "max", "pct", "sort", "stats", "sum"}
 ALARMS = {name: row["Properties"] for name, row in RESOURCES.items() if row["Type"] == "AWS::CloudWatch::Alarm"}
-OF_DEPLOYMENTS = {"RetrieveImageErrorsAlarm", "ClassifyImageErrorsAlarm", "CheckConfidenceErrorsAlarm"}
+DEPLOYMENT_ALARMS = {"RetrieveImageErrorsAlarm", "ClassifyImageErrorsAlarm", "CheckConfidenceErrorsAlarm"}
 QUERIES = {name: row["Properties"] for name, row in RESOURCES.items() if row["Type"] == "AWS::Logs::QueryDefinition"}
 
 
 def emitted():
-    """The metrics of the functions: {name: (unit, dimensions beside the service)}."""
+    """The functions' metrics: {name: (unit, dimensions other than service)}."""
     found = {}
     for path in (ROOT / "functions").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -72,19 +73,22 @@ def emitted():
 
 
 def dashboard():
-    """The dashboard's body, with a word in place of each substitution."""
+    """The dashboard's body, its metrics expanded, with a number in place of each numeric substitution."""
     body, variables = RESOURCES["Dashboard"]["Properties"]["DashboardBody"]["Fn::Sub"]
     names = set(re.findall(r"\$\{([\w:.]+)\}", body))
     known = {name.partition(".")[0] for name in names} <= {*RESOURCES, *variables, "AWS::Region", "AWS::StackName",
                                                           "Threshold", "MinAcceptanceRate"}  # fmt: skip
     assert known
-    return json.loads(re.sub(r"\$\{(Threshold|MinAcceptanceRate)\}", "0.5", body))
+    parsed = json.loads(re.sub(r"\$\{(Threshold|MinAcceptanceRate)\}", "0.5", body))
+    for widget in parsed["widgets"]:
+        widget["properties"]["metrics"] = expanded(widget["properties"].get("metrics", []))
+    return parsed
 
 
 def shown():
-    """Every metric of the dashboard: (namespace, name, names of its dimensions)."""
+    """Every metric on the dashboard: (namespace, name, dimension names)."""
     for widget in dashboard()["widgets"]:
-        for metric in widget["properties"].get("metrics", []):
+        for metric in widget["properties"]["metrics"]:
             if isinstance(metric[0], dict):
                 match = re.fullmatch(r"SEARCH\('\{(\w+),([\w,]+)\} MetricName=\"(\w+)\".*", metric[0]["expression"])
                 yield match[1], match[3], set(match[2].split(","))
@@ -93,7 +97,7 @@ def shown():
                 yield namespace, name, set(pairs[::2])
 
 
-def test_everything_on_the_dashboard_is_emitted_with_those_dimensions():
+def test_every_metric_on_the_dashboard_is_emitted_with_its_dimensions():
     ours = emitted()
     metrics = list(shown())
     assert len(metrics) > 50
@@ -105,7 +109,7 @@ def test_everything_on_the_dashboard_is_emitted_with_those_dimensions():
             assert dimensions == DIMENSIONS[namespace], name
 
 
-def test_everything_that_the_code_emits_is_on_the_dashboard_and_in_the_documents():
+def test_every_metric_of_the_code_is_on_the_dashboard_and_documented():
     ours = emitted()
     assert {name for namespace, name, _ in shown() if namespace == NAMESPACE} == set(ours)
     documented = {name.strip("`"): (unit, kind) for name, unit, kind, _ in rows(MONITORING, "## Metrics")}
@@ -114,6 +118,19 @@ def test_everything_that_the_code_emits_is_on_the_dashboard_and_in_the_documents
         name: (units[unit], ", ".join(f"`{dimension}`" for dimension in sorted(dimensions)))
         for name, (unit, dimensions) in ours.items()
     }
+
+
+def test_shorthand_repeats_the_row_above():
+    first = ["AWS/Lambda", "Errors", "FunctionName", "a", {"stat": "Sum"}]
+    rows = [first, ["...", "b", {}], [".", "Throttles", ".", ".", {}], ["...", "Resource", ".", {}], ["...", {"id": 1}]]
+    assert expanded([*rows, [{"expression": "SEARCH('x', 'Sum')"}]]) == [
+        first,
+        ["AWS/Lambda", "Errors", "FunctionName", "b", {}],
+        ["AWS/Lambda", "Throttles", "FunctionName", "b", {}],
+        ["AWS/Lambda", "Throttles", "Resource", "b", {}],
+        ["AWS/Lambda", "Throttles", "Resource", "b", {"id": 1}],
+        [{"expression": "SEARCH('x', 'Sum')"}],
+    ]
 
 
 def test_widgets_do_not_overlap():
@@ -127,7 +144,7 @@ def test_widgets_do_not_overlap():
 
 
 @pytest.mark.parametrize("name", ALARMS)
-def test_an_alarm_watches_what_is_emitted_and_is_quiet_without_data(name):
+def test_an_alarm_watches_an_emitted_metric_and_stays_off_without_data(name):
     alarm = ALARMS[name]
     metrics = [row["MetricStat"]["Metric"] for row in alarm.get("Metrics", []) if "MetricStat" in row] or [alarm]
     for metric in metrics:
@@ -136,50 +153,50 @@ def test_an_alarm_watches_what_is_emitted_and_is_quiet_without_data(name):
         else:
             assert metric["MetricName"] in AWS_METRICS[metric["Namespace"]]
         dimensions = {dimension["Name"] for dimension in metric["Dimensions"]}
-        extra = {"Resource", "ExecutedVersion"} if name in OF_DEPLOYMENTS else set()
+        extra = {"Resource", "ExecutedVersion"} if name in DEPLOYMENT_ALARMS else set()
         assert dimensions == DIMENSIONS[metric["Namespace"]] | extra
     assert alarm["TreatMissingData"] == "notBreaching"
 
 
-def test_failures_ring_by_themselves_the_others_together_and_each_has_its_runbook():
+def test_failures_notify_alone_and_the_other_alarms_together_and_each_has_a_runbook():
     composite = RESOURCES["WorkflowAlarm"]["Properties"]
     named = set(re.findall(r'ALARM\("\$\{(\w+)\}"\)', json.dumps(composite["AlarmRule"]).replace('\\"', '"')))
-    assert named == set(ALARMS) - OF_DEPLOYMENTS - {"FailureAlarm"}
+    assert named == set(ALARMS) - DEPLOYMENT_ALARMS - {"FailureAlarm"}
     assert composite["AlarmActions"] == [{"Ref": "AlarmTopic"}]
     assert {name for name, alarm in ALARMS.items() if "AlarmActions" in alarm} == {"FailureAlarm"}
     runbooks = set(re.findall(r"^### `(\w+)`", MONITORING, re.MULTILINE))
     assert runbooks == named | {"FailureAlarm"}
 
 
-def test_low_confidence_rings_no_alarm_of_failures():
+def test_low_confidence_does_not_set_off_the_failure_alarm():
     assert ALARMS["FailureAlarm"]["Dimensions"][0]["Value"] == {"Fn::GetAtt": ["FailureQueue", "QueueName"]}
     pattern = RESOURCES["FailedExecutionRule"]["Properties"]["EventPattern"]["detail"]["$or"][0]
     assert pattern["error"] == [{"anything-but": "THRESHOLD_CONFIDENCE_NOT_MET"}]
 
 
 @pytest.mark.parametrize("name", QUERIES)
-def test_a_saved_query_asks_for_fields_that_are_logged(name):
+def test_a_saved_query_uses_only_logged_fields(name):
     query = re.sub(r'"[^"]*"', "", QUERIES[name]["QueryString"])
     computed = set(re.findall(r"\bas (\w+)", query))
-    asked = set(re.findall(r"(?<![@.\w])[a-z][a-z_]*(?:\.\w+)*\b", query)) - QUERY_WORDS - computed
-    assert asked <= logged_fields(), asked - logged_fields()
+    used = set(re.findall(r"(?<![@.\w])[a-z][a-z_]*(?:\.\w+)*\b", query)) - QUERY_WORDS - computed
+    assert used <= logged_fields(), used - logged_fields()
 
 
 def logged_fields():
-    """The fields of log lines: those of the prediction log, of the functions' lines, and of Lambda's own reports."""
+    """The fields of the prediction log, of the functions' log lines and of Lambda's reports."""
     lines = (ROOT / "functions/prediction_log.py").read_text() + (ROOT / "functions/classify_image.py").read_text()
     ours = set(re.findall(r"[a-z_0-9]+", lines)) & {
         "confidence", "cause", "endpoint_ms", "error", "execution_arn", "label", "outcome", "s3_key", "threshold",
     }  # fmt: skip
     powertools = {"message", "service", "location", "correlation_id", "xray_trace_id", "milliseconds"}
     # https://docs.aws.amazon.com/lambda/latest/dg/telemetry-schema-reference.html#platform-report
-    lambdas = {"type"} | {
+    reports = {"type"} | {
         f"record.metrics.{name}" for name in ("initDurationMs", "durationMs", "maxMemoryUsedMB", "billedDurationMs")
     }
-    return ours | powertools | lambdas
+    return ours | powertools | reports
 
 
-def test_the_documents_name_every_saved_query():
+def test_every_saved_query_is_documented():
     titles = {row["Name"]["Fn::Sub"].removeprefix("${AWS::StackName}/") for row in QUERIES.values()}
     assert len(titles) == 10
     assert {name.strip("`") for name, _ in rows(MONITORING, "## Saved queries")} == titles

@@ -16,7 +16,7 @@ def model_dir(tmp_path):
 
 @pytest.fixture
 def wheel(tmp_path):
-    """A wheel like ONNX Runtime's, with a part that serving does not need."""
+    """A wheel like ONNX Runtime's, with a file that serving does not need."""
     path = tmp_path / "onnxruntime-1.0-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("onnxruntime/__init__.py", "served")
@@ -30,7 +30,7 @@ def entries_of(archive):
         return [(entry.name, entry.mtime, entry.uid, entry.mode) for entry in opened]
 
 
-def test_the_archive_has_model_code_and_lib_sorted_and_without_times(model_dir, wheel):
+def test_the_archive_contains_model_code_and_lib_sorted_and_without_times(model_dir, wheel):
     names = [
         "code/inference.py",
         "lib/onnxruntime-1.0.dist-info/LICENSE",
@@ -42,7 +42,7 @@ def test_the_archive_has_model_code_and_lib_sorted_and_without_times(model_dir, 
     assert entries_of(archive) == [(name, 0, 0, 0o644) for name in names]
 
 
-def test_the_same_model_gives_the_same_key_and_another_model_another(model_dir, wheel):
+def test_the_same_model_gives_the_same_key_and_a_different_model_a_different_one(model_dir, wheel):
     first = package.pack(package.collect(model_dir, [wheel]))
     again = package.pack(package.collect(model_dir, [wheel]))
     (model_dir / "metadata.json").write_text("{}")
@@ -71,7 +71,7 @@ def test_a_cached_wheel_with_the_right_hash_needs_no_network(wheel, tmp_path):
     assert package.fetch_wheels(tmp_path, {wheel.name: digest}) == [wheel]
 
 
-def test_without_network_the_error_says_what_to_do(wheel, tmp_path, monkeypatch):
+def test_without_a_network_the_error_says_what_to_do(wheel, tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", "")
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
@@ -79,5 +79,5 @@ def test_without_network_the_error_says_what_to_do(wheel, tmp_path, monkeypatch)
         package.fetch_wheels(tmp_path, {wheel.name: "0" * 64})
 
 
-def test_the_wheels_are_for_the_images_python_and_platform():
+def test_the_wheels_match_the_images_python_and_platform():
     assert all("-cp312-cp312-" in name and name.endswith("manylinux_2_28_x86_64.whl") for name in package.WHEELS)

@@ -1,4 +1,4 @@
-"""What each role may do, against what code and state machine call: nothing is missing, nothing is there for nothing."""
+"""Each role's permissions against the calls of code and state machine: none is missing, and none is unused."""
 
 import ast
 import importlib
@@ -9,7 +9,7 @@ import pytest
 from documents import LAMBDA_STATES, ROOT, STATES, transformed
 from test_state_machine import snake_case
 
-# Permissions that no call in the code shows.
+# Permissions without a call in the code, and the reason for each.
 REASONS = {
     "RetrieveImageFunctionRole": {
         "s3:GetObjectVersion": "get_object with a VersionId",
@@ -58,12 +58,12 @@ MANAGED = {  # SAM adds these
     "AWSXRayDaemonWriteAccess": "a function's traces",
     "AWSXrayWriteOnlyAccess": "Tracing: Active",
 }
-TAKE_NO_RESOURCE = {"ecr:GetAuthorizationToken", "cloudwatch:PutMetricData", *REASONS["ClassifyImageStateMachineRole"]}
+WITHOUT_RESOURCE = {"ecr:GetAuthorizationToken", "cloudwatch:PutMetricData", *REASONS["ClassifyImageStateMachineRole"]}
 ROLES = {name: role for name, role in transformed()["Resources"].items() if role["Type"] == "AWS::IAM::Role"}
 
 
 def statements(node):
-    """Every statement of the policies below a role, in both branches of a condition."""
+    """Every policy statement below a node, in both branches of a condition."""
     if isinstance(node, dict) and "Effect" in node and "Principal" not in node:
         yield node
     elif isinstance(node, dict | list):
@@ -85,7 +85,7 @@ def granted(role):
 
 
 def calls_of_code(module):
-    """The actions of a module's boto3 calls: those of clients that it makes at its top, by their variables."""
+    """The actions that a module calls on its module-level boto3 clients."""
     tree = ast.parse((ROOT / "functions" / f"{module}.py").read_text())
     made = [node for node in tree.body if isinstance(node, ast.Assign) and "boto3.client(" in ast.unparse(node.value)]
     clients = {node.targets[0].id: getattr(importlib.import_module(module), node.targets[0].id) for node in made}
@@ -99,7 +99,7 @@ def calls_of_code(module):
 
 
 def calls_of_states():
-    """The actions of the state machine's integrations."""
+    """The actions that the state machine's integrations call."""
     integrations = [re.search(r"states:::(\w+):(\w)(\w+)$", state.get("Resource", "")) for state in STATES.values()]
     called = {f"{match[1]}:{match[2].upper()}{match[3]}" for match in integrations if match}
     return {"lambda:InvokeFunction" if action == "lambda:Invoke" else action for action in called}
@@ -111,7 +111,7 @@ def test_the_roles_are_those_listed_here():
 
 
 @pytest.mark.parametrize("state", [*LAMBDA_STATES, "RecordOutcome"])
-def test_a_function_may_do_what_it_calls_and_no_more(state):
+def test_a_function_is_allowed_exactly_what_it_calls(state):
     called = calls_of_code(snake_case(state))
     assert granted(f"{state}FunctionRole") == called | set(REASONS.get(f"{state}FunctionRole", {}))
 
@@ -124,23 +124,23 @@ def test_the_calls_of_the_code_are_found():
     ]
 
 
-def test_the_state_machine_may_do_what_its_states_call_and_no_more():
+def test_the_state_machine_is_allowed_exactly_what_its_states_call():
     role = "ClassifyImageStateMachineRole"
     assert granted(role) == calls_of_states() | set(REASONS[role])
     assert calls_of_states() == {"lambda:InvokeFunction", "sqs:SendMessage", "events:PutEvents"}
 
 
 @pytest.mark.parametrize("role", ["ModelRole", "ClassifyImageStateMachineUploadRole"])
-def test_what_aws_does_in_a_role_is_listed(role):
+def test_what_aws_calls_in_a_role_is_listed(role):
     assert granted(role) == set(REASONS[role])
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_a_role_has_the_managed_policies_that_sam_adds_and_no_wildcards(role):
+def test_a_role_has_no_managed_policies_but_sams_and_no_wildcards(role):
     managed = ROLES[role]["Properties"].get("ManagedPolicyArns", [])
     assert {arn.rpartition("/")[2] for arn in managed} <= set(MANAGED)
     for statement in statements(policies(role)):
         assert "NotAction" not in statement and "NotResource" not in statement
         assert not any(action.endswith("*") for action in actions(statement))
         if statement["Resource"] == "*":
-            assert actions(statement) <= TAKE_NO_RESOURCE
+            assert actions(statement) <= WITHOUT_RESOURCE

@@ -6,7 +6,7 @@ import boto3
 import pytest
 from botocore.stub import Stubber
 
-import prediction_log as written
+import prediction_log as writer
 from monitoring import prediction_log
 
 ACCEPTED = {
@@ -36,20 +36,20 @@ def logs():
         stubber.assert_no_pending_responses()
 
 
-def test_a_log_group_is_read_page_by_page_and_other_lines_are_passed_over(logs):
+def test_a_log_group_is_read_page_by_page_and_other_lines_are_skipped(logs):
     client, stubber = logs
-    asked = {"logGroupName": "predictions", "filterPattern": '{ $.message = "prediction" }', "startTime": 1795510800000}
+    query = {"logGroupName": "predictions", "filterPattern": '{ $.message = "prediction" }', "startTime": 1795510800000}
     first = [{"message": text} for text in [*OTHER_LINES, json.dumps(ACCEPTED)]]
-    stubber.add_response("filter_log_events", {"events": first, "nextToken": "2"}, asked)
-    stubber.add_response("filter_log_events", {"events": [{"message": json.dumps(ERROR)}]}, asked | {"nextToken": "2"})
+    stubber.add_response("filter_log_events", {"events": first, "nextToken": "2"}, query)
+    stubber.add_response("filter_log_events", {"events": [{"message": json.dumps(ERROR)}]}, query | {"nextToken": "2"})
     since = datetime(2026, 11, 24, 9, tzinfo=UTC)
     assert prediction_log.from_log_group(client, "predictions", since) == [ACCEPTED, ERROR]
 
 
 def test_an_empty_log_group_has_no_lines(logs):
     client, stubber = logs
-    asked = {"logGroupName": "predictions", "filterPattern": '{ $.message = "prediction" }'}
-    stubber.add_response("filter_log_events", {"events": []}, asked)
+    query = {"logGroupName": "predictions", "filterPattern": '{ $.message = "prediction" }'}
+    stubber.add_response("filter_log_events", {"events": []}, query)
     assert prediction_log.from_log_group(client, "predictions") == []
 
 
@@ -60,9 +60,9 @@ def test_files_of_json_lines_and_exports_of_cloudwatch_logs_are_read(tmp_path):
     assert prediction_log.from_files([plain, export]) == [ACCEPTED, ERROR]
 
 
-def test_the_time_of_a_line_is_that_of_its_timestamp():
+def test_the_time_of_a_line_is_its_parsed_timestamp():
     assert prediction_log.time_of(ACCEPTED) == datetime(2026, 11, 24, 9, 0, 1, 250000, tzinfo=UTC)
 
 
-def test_the_reader_finds_what_the_function_writes():
-    assert prediction_log.MESSAGE == written.MESSAGE
+def test_the_reader_looks_for_the_message_that_the_function_writes():
+    assert prediction_log.MESSAGE == writer.MESSAGE

@@ -8,7 +8,7 @@ CAT_AND_DOG = [{"label": "dog", "probability": 0.9}, {"label": "cat", "probabili
 
 
 @pytest.mark.parametrize(
-    "answer",
+    "response",
     [
         {"predictions": [{"label": "cat", "probability": 0.1}, {"label": "dog", "probability": 0.9}]},
         [0.1, 0.9],
@@ -20,8 +20,8 @@ CAT_AND_DOG = [{"label": "dog", "probability": 0.9}, {"label": "cat", "probabili
     ],
     ids=["ours", "built-in", "built-in, nested", "JumpStart verbose", "JumpStart", "Hugging Face", "TensorFlow"],
 )
-def test_the_answers_of_the_common_endpoints_mean_the_same(answer):
-    assert parse_predictions(json.dumps(answer).encode(), ["cat", "dog"]) == CAT_AND_DOG
+def test_every_common_response_format_gives_the_same_predictions(response):
+    assert parse_predictions(json.dumps(response).encode(), ["cat", "dog"]) == CAT_AND_DOG
 
 
 @pytest.mark.parametrize(
@@ -55,24 +55,24 @@ def test_the_answers_of_the_common_endpoints_mean_the_same(answer):
         b'[{"label": "cat", "score": 0.9}, []]',
     ],
 )
-def test_anything_else_is_an_error_of_the_endpoint_and_never_an_acceptance(body):
+def test_any_other_response_is_an_error_and_never_accepted(body):
     with pytest.raises(EndpointResponseError):
         parse_predictions(body, ["cat", "dog"])
 
 
-def test_bare_probabilities_without_labels_say_which_parameter_is_missing():
+def test_bare_probabilities_without_labels_fail_with_the_missing_parameter():
     with pytest.raises(EndpointResponseError, match="parameter Labels"):
         parse_predictions(b"[0.1, 0.9]", [])
 
 
-def test_only_the_best_of_many_labels_go_on():
-    answer = {"probabilities": [i / 1000 for i in range(1000)], "labels": [str(i) for i in range(1000)]}
-    predictions = parse_predictions(json.dumps(answer).encode(), [])
+def test_only_the_best_of_many_labels_are_kept():
+    response = {"probabilities": [i / 1000 for i in range(1000)], "labels": [str(i) for i in range(1000)]}
+    predictions = parse_predictions(json.dumps(response).encode(), [])
     assert len(predictions) == MAX_PREDICTIONS
     assert predictions[0] == {"label": "999", "probability": 0.999}
 
 
-def test_equal_probabilities_keep_the_order_of_the_model():
+def test_equal_probabilities_keep_the_models_order():
     assert [row["label"] for row in parse_predictions(b"[0.5, 0.5]", ["cat", "dog"])] == ["cat", "dog"]
 
 
@@ -88,6 +88,6 @@ def test_equal_probabilities_keep_the_order_of_the_model():
     ],
     ids=["none", "no object", "unsorted", "not a number", "out of range", "no label"],
 )
-def test_predictions_that_cannot_be_decided_on_are_refused(predictions):
+def test_invalid_predictions_are_rejected(predictions):
     with pytest.raises(EndpointResponseError):
         check_predictions(predictions)

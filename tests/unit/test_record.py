@@ -42,7 +42,7 @@ def test_the_states_of_a_history_have_their_times_and_tries():
     assert record.visits([]) == []
 
 
-def test_thumbnails_are_small_and_of_images_only():
+def test_thumbnails_are_small_and_made_only_of_images():
     buffer = io.BytesIO()
     Image.effect_noise((1200, 800), 60).convert("CMYK").save(buffer, "JPEG")
     header, _, data = record.thumbnail(buffer.getvalue()).partition(",")
@@ -53,7 +53,7 @@ def test_thumbnails_are_small_and_of_images_only():
     assert record.thumbnail(b"This is a text file.") is None
 
 
-def test_segments_that_are_broken_unfinished_or_older_are_passed_over(tmp_path):
+def test_broken_unfinished_and_older_segments_are_skipped(tmp_path):
     path = tmp_path / "xray.jsonl"
     now = START.timestamp()
     path.write_text(

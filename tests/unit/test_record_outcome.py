@@ -7,7 +7,7 @@ from prediction_log import MAX_PREDICTIONS
 
 ARN = "arn:aws:states:us-east-1:123456789012:execution:image-classification-ClassifyImageStateMachine:"
 ARN += "17793124-05d4-b198-2fde-7ededc63b103"
-ASKED = {"s3_bucket": "images", "s3_key": "uploads/seven.png"}
+REQUESTED = {"s3_bucket": "images", "s3_key": "uploads/seven.png"}
 
 
 def ended(event, status, **detail):
@@ -21,7 +21,7 @@ def result_in(event):
 
 
 def metrics_in(printed):
-    """Every metric that was printed: {(name, dimensions): value}."""
+    """Every printed metric: {(name, dimensions): value}."""
     found = {}
     for line in map(json.loads, printed.splitlines()):
         for group in line.get("_aws", {}).get("CloudWatchMetrics", []):
@@ -31,7 +31,7 @@ def metrics_in(printed):
     return found
 
 
-def test_an_accepted_image_is_a_line_and_metrics(event, context, capsys, log):
+def test_an_accepted_image_is_logged_and_counted(event, context, capsys, log):
     written = log(record_outcome)
     line = record_outcome.lambda_handler(event("record_outcome"), context)
     result = result_in(event)
@@ -55,7 +55,7 @@ def test_an_accepted_image_is_a_line_and_metrics(event, context, capsys, log):
     }
 
 
-def test_an_image_for_review_is_one_too_and_no_failure(event, context, capsys):
+def test_an_image_for_review_is_logged_and_counted_but_is_no_failure(event, context, capsys):
     result = result_in(event) | {"accepted": False, "threshold": 0.99}
     rejected = ended(event, "FAILED", error="THRESHOLD_CONFIDENCE_NOT_MET", cause=json.dumps(result))
     line = record_outcome.lambda_handler(rejected, context)
@@ -77,15 +77,15 @@ def test_an_image_for_review_is_one_too_and_no_failure(event, context, capsys):
         ("FAILED", {"error": "States.DataLimitExceeded", "cause": "too much"}, "States.DataLimitExceeded", "too much"),
         ("TIMED_OUT", {}, "TIMED_OUT", ""),
         ("ABORTED", {"error": "whatever", "cause": '{"errorMessage": 5}'}, "ABORTED", "5"),
-        ("SUCCEEDED", {"output": None}, "SUCCEEDED", ""),  # the output is left out where it is too large
+        ("SUCCEEDED", {"output": None}, "SUCCEEDED", ""),  # EventBridge omits an output that is too large
         ("FAILED", {"error": "THRESHOLD_CONFIDENCE_NOT_MET", "cause": "[]"}, "THRESHOLD_CONFIDENCE_NOT_MET", "[]"),
     ],
 )  # fmt: skip
-def test_whatever_else_ends_an_execution_is_an_error_with_its_name(
+def test_any_other_end_of_an_execution_is_recorded_as_an_error_by_name(
     event, context, capsys, status, detail, error, cause
 ):
     line = record_outcome.lambda_handler(ended(event, status, **detail), context)
-    assert line == {"outcome": "error", **ASKED, "execution_arn": ARN, "error": error, "cause": cause}
+    assert line == {"outcome": "error", **REQUESTED, "execution_arn": ARN, "error": error, "cause": cause}
     assert metrics_in(capsys.readouterr().out) == {
         ("Images",): [1],
         ("Failed",): [1],
@@ -93,21 +93,21 @@ def test_whatever_else_ends_an_execution_is_an_error_with_its_name(
     }
 
 
-@pytest.mark.parametrize("asked", ["no JSON", "[]", '{"s3_bucket": 1}', None, '{"detail": {"object": {}}}'])
-def test_an_execution_that_was_asked_for_nonsense_is_recorded_all_the_same(event, context, asked):
-    line = record_outcome.lambda_handler(ended(event, "FAILED", input=asked, error="InvalidInputError"), context)
+@pytest.mark.parametrize("text", ["no JSON", "[]", '{"s3_bucket": 1}', None, '{"detail": {"object": {}}}'])
+def test_an_execution_with_nonsensical_input_is_recorded_anyway(event, context, text):
+    line = record_outcome.lambda_handler(ended(event, "FAILED", input=text, error="InvalidInputError"), context)
     assert line == {"outcome": "error", "execution_arn": ARN, "error": "InvalidInputError", "cause": ""}
 
 
 def test_an_upload_is_recorded_by_its_object(event, context):
-    asked = json.dumps(event("s3_object_created"))
-    line = record_outcome.lambda_handler(ended(event, "TIMED_OUT", input=asked), context)
+    upload = json.dumps(event("s3_object_created"))
+    line = record_outcome.lambda_handler(ended(event, "TIMED_OUT", input=upload), context)
     assert (line["s3_bucket"], line["s3_key"]) == ("images", "uploads/seven.png")
 
 
-@pytest.mark.parametrize("answered", [20, 5], ids=["all", "the best"])
-def test_a_model_of_many_labels_costs_no_metric_for_each(event, context, capsys, answered):
-    result = result_in(event) | {"predictions": [{"label": str(n), "probability": 0.05} for n in range(answered)]}
+@pytest.mark.parametrize("returned", [20, 5], ids=["all", "truncated"])
+def test_a_model_with_many_labels_has_no_metric_per_label(event, context, capsys, returned):
+    result = result_in(event) | {"predictions": [{"label": str(n), "probability": 0.05} for n in range(returned)]}
     line = record_outcome.lambda_handler(ended(event, "SUCCEEDED", output=json.dumps(result)), context)
     assert len(line["predictions"]) == MAX_PREDICTIONS
     assert "LabelConfidence" not in {name for name, *_ in metrics_in(capsys.readouterr().out)}

@@ -1,4 +1,4 @@
-"""The page of a run: what it says, that it is sound HTML, needs nothing else, and runs no script but its own."""
+"""The page of a run: its content, valid HTML, self-contained, and no script but its own."""
 
 import json
 import re
@@ -11,13 +11,13 @@ from documents import ROOT
 from local.report import render
 from recorded import record
 
-VOID = {"meta", "link", "img", "input", "br", "hr"}
-SVG_EMPTY = {"line", "circle", "path", "rect"}  # as the template writes them: <line/>
+VOID = {"meta", "link", "img", "input", "br", "hr", "wbr"}
+SVG_EMPTY = {"line", "circle", "path", "rect"}  # written as <line/> in the template
 HOSTILE = "</script><script>alert(1)</script>\"'><img src=x onerror=alert(1)>{{7*7}}&amp;"
 
 
 class Page(HTMLParser):
-    """Every element of a page with its attributes; unclosed and wrongly closed ones are an AssertionError."""
+    """The elements of a page with their attributes; AssertionError for unclosed and wrongly nested ones."""
 
     def __init__(self, html):
         super().__init__()
@@ -57,13 +57,13 @@ def page(html):
 
 
 def with_one(**changes):
-    """A record of one execution with these differences."""
+    """A record of one execution with these changes."""
     made = record(1)
     made["executions"][0] |= changes
     return made
 
 
-def test_every_execution_has_its_card_its_row_and_its_details():
+def test_every_execution_has_a_card_a_row_and_details():
     html = render.render(record(1000))
     page = Page(html)
     links = [f"#execution-{number}" for number in range(1000)]
@@ -73,7 +73,7 @@ def test_every_execution_has_its_card_its_row_and_its_details():
     assert [row["key"] for row in details] == [row["key"] for row in record(1000)["executions"]]
 
 
-def test_ids_are_unique_and_what_refers_to_one_finds_it(page):
+def test_ids_are_unique_and_every_reference_has_a_target(page):
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
     links = {link["href"].removeprefix("#") for link in page.of("a")}
@@ -81,7 +81,7 @@ def test_ids_are_unique_and_what_refers_to_one_finds_it(page):
     assert (links | labels) - set(ids) == set()
 
 
-def test_nothing_is_fetched_from_anywhere(html, page):
+def test_the_page_loads_nothing_from_elsewhere(html, page):
     assert all(image["src"].startswith("data:image/") for image in page.of("img"))
     assert [link["href"] for link in page.of("link")] == ["data:,"]
     assert all(link["href"].startswith("#") for link in page.of("a"))
@@ -100,7 +100,7 @@ def test_hostile_text_stays_text(field):
     assert len(page.of("script")) == 2
     assert [image for image in page.of("img") if not image["src"].startswith("data:")] == []
     assert [name for _, attributes in page.elements for name in attributes if name.startswith("on")] == []
-    if field != "execution_arn":  # which only the script shows
+    if field != "execution_arn":  # only the script shows it
         assert HOSTILE in "".join(page.text) + "".join(str(attributes) for _, attributes in page.elements)
 
 
@@ -113,7 +113,7 @@ def test_hostile_names_of_states_and_labels_stay_text():
     assert [name for _, attributes in page.elements for name in attributes if name.startswith("on")] == []
 
 
-def test_tables_and_pictures_can_be_read_aloud(page):
+def test_the_page_is_accessible_to_screen_readers(page):
     assert all(cell.get("scope") in ("col", "row") for cell in page.of("th"))
     assert all("alt" in image for image in page.of("img"))
     assert all(svg.get("role") == "img" and svg["aria-label"] for svg in page.of("svg"))
@@ -123,6 +123,29 @@ def test_tables_and_pictures_can_be_read_aloud(page):
     assert all(after - before <= 1 for before, after in pairwise(headings))
     assert {"header", "nav", "main"} <= {tag for tag, _ in page.elements}
     assert page.of("html") == [{"lang": "en"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        ("UnsupportedImageError", ["Unsupported", "Image", "Error"]),
+        ("THRESHOLD_CONFIDENCE_NOT_MET", ["THRESHOLD_", "CONFIDENCE_", "NOT_", "MET"]),
+        (
+            "s3://images/20261124-090000/a.b/seven.png",
+            ["s3://", "images/", "20261124-090000/", "a.", "b/", "seven.png"],
+        ),
+        ("runtime.sagemaker InvokeEndpoint", ["runtime.sagemaker Invoke", "Endpoint"]),
+        ("</b>aB", ["&lt;/", "b&gt;a", "B"]),
+        ("photograph", ["photograph"]),
+    ],
+)
+def test_a_name_is_escaped_and_can_wrap_only_between_its_words(name, lines):
+    assert render.breakable(name).split("<wbr>") == lines
+
+
+def test_no_style_breaks_words_where_another_break_is_possible():
+    css = (ROOT / "local/report/page/page.css").read_text()
+    assert re.findall(r"overflow-wrap: anywhere|word-break|hyphens: auto", css) == []
 
 
 def luminance(colour):
@@ -143,7 +166,7 @@ def test_text_has_the_contrast_of_wcag_aa(scheme, name):
         assert (light + 0.05) / (dark + 0.05) >= 4.5
 
 
-def test_the_summary_counts_each_outcome_and_what_was_right():
+def test_the_summary_counts_each_outcome_and_the_correct_labels():
     made = record(25)
     made["executions"][0]["truth"] = "9"
     made["executions"][1]["truth"] = None
@@ -167,7 +190,7 @@ def test_the_summary_counts_each_outcome_and_what_was_right():
     }
 
 
-def test_rejects_are_in_every_chart_and_a_failure_in_that_of_time():
+def test_rejects_are_in_every_chart_and_failures_in_the_time_chart():
     executions = [render.view(number, row) for number, row in enumerate(record(25)["executions"])]
     dots, histogram = render.dots(executions), render.histogram(executions)
     assert [dot["outcome"] for dot in dots["over_time"]].count("review") == 4
@@ -222,17 +245,17 @@ def test_technical_failures_are_grouped_by_error_and_state():
 
 
 @pytest.mark.parametrize(
-    ("index", "chance", "words"),
+    ("index", "chance", "phrase"),
     [
         (0.3, 0.5, "with so few images"),
         (0.05, 0.06, "Chance alone explains it."),
-        (0.05, 0.01, "no change to speak of"),
+        (0.05, 0.01, "negligible"),
         (0.2, 0.1, "moderate"),
         (0.6, 0.5, "large"),
     ],
 )
-def test_the_index_is_put_into_words_against_chance(index, chance, words):
-    assert words in render.verdict(index, chance)
+def test_the_verdict_compares_the_index_with_chance(index, chance, phrase):
+    assert phrase in render.verdict(index, chance)
 
 
 NOTHING = {
@@ -265,15 +288,15 @@ NOTHING = {
     ],
     ids=["no image", "not finished", "no error", "no trace", "no history", "no model", "on AWS", "another machine"],
 )
-def test_what_is_missing_is_left_out(made):
+def test_missing_data_is_omitted(made):
     page = Page(render.render(made))
     assert len(page.of("section")) == 8
     assert "None" not in " ".join(page.text).replace("None.", "")
 
 
-def test_without_a_run_the_command_says_what_to_do(tmp_path, monkeypatch, capsys):
+def test_without_a_run_the_command_says_how_to_make_one(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(render, "RECORD", tmp_path / "run.json")
     with pytest.raises(SystemExit) as left:
         render.main()
     assert left.value.code == 1
-    assert "make run first" in capsys.readouterr().out
+    assert "run make run first" in capsys.readouterr().out

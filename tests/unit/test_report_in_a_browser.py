@@ -1,4 +1,4 @@
-"""The page in a real browser, where there is one."""
+"""The page in a real browser, if one is installed."""
 
 import json
 import re
@@ -25,10 +25,10 @@ HEADLESS = [
 
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory):
-    """Open HTML in headless Chromium: what its script made of it, and what the console said."""
+    """Open HTML in headless Chromium; returns the resulting DOM and the console's messages."""
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if not browser:
-        pytest.skip("there is no Chromium: apt-get install chromium")
+        pytest.skip("needs Chromium: apt-get install chromium")
     folder = tmp_path_factory.mktemp("browser")
 
     def open_page(html, fragment=""):
@@ -41,10 +41,10 @@ def opened(tmp_path_factory):
     return open_page
 
 
-def test_an_execution_that_the_address_names_is_shown(opened):
+def test_the_execution_in_the_url_fragment_is_shown(opened):
     page, console = opened(render.render(record(25)), "#execution-21")
     assert console == []
-    assert "Through the state machine: test/1/0021.png" in page
+    assert f"State machine: {render.breakable('test/1/0021.png')}" in page
     assert "1, confidence 0.400: sent to review" in page
     on = re.findall(r'class="state on" data-state="(\w+)"', page)
     assert on == [
@@ -63,10 +63,10 @@ def test_an_execution_that_the_address_names_is_shown(opened):
 def test_without_a_known_execution_all_of_them_are_shown(opened, fragment):
     page, console = opened(render.render(record(25)), fragment)
     assert console == []
-    assert "Through the state machine: all executions" in page
+    assert "State machine: all executions" in page
 
 
-def test_a_user_can_choose_go_on_go_back_sort_and_filter(opened):
+def test_a_user_can_select_navigate_sort_and_filter(opened):
     steps = """
       const said = [], title = () => byId("execution-title").textContent.split(": ")[1];
       const shown = () => all(".sortable tbody tr").filter((row) => !row.hidden);
@@ -109,7 +109,7 @@ def test_a_user_can_choose_go_on_go_back_sort_and_filter(opened):
     ]
 
 
-def test_the_script_copes_with_what_is_missing_and_with_hostile_text(opened):
+def test_the_script_handles_missing_data_and_hostile_text(opened):
     made = record(25)
     made["executions"][24] |= {"states": [], "traces": [], "log": None, "execution_arn": None, "seconds": None}
     made["executions"][24] |= {"cause": "<img src=x onerror=alert(1)>", "error": None}
@@ -119,7 +119,7 @@ def test_the_script_copes_with_what_is_missing_and_with_hostile_text(opened):
     assert "Cause: &lt;img src=x" in page
 
 
-def test_the_policy_of_the_page_forbids_requests_and_foreign_scripts(opened):
+def test_the_content_security_policy_blocks_requests_and_foreign_scripts(opened):
     html = render.render(record(1))
     _, console = opened(html.replace("</main>", '<img src="http://127.0.0.1:9/x.png"><script>alert(1)</script></main>'))
     assert len(console) == 2

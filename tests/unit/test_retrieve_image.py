@@ -67,7 +67,7 @@ def test_a_small_image_passes_byte_for_byte(s3, event, context):
     }
 
 
-def test_threshold_and_version_go_on_and_other_keys_are_dropped(s3, context):
+def test_threshold_and_version_are_passed_on_and_other_keys_are_dropped(s3, context):
     serve(s3, encoded(Image.new("L", (1, 1))), Key="a", VersionId="v1")
     request = {"s3_bucket": "images", "s3_key": "a", "s3_version_id": "v1", "threshold": 0.5}
     output = retrieve_image.lambda_handler(request | {"image_data": "x" * 300_000}, context)
@@ -75,7 +75,7 @@ def test_threshold_and_version_go_on_and_other_keys_are_dropped(s3, context):
 
 
 @pytest.mark.parametrize("key", ["two words.png", "a+b.png", "50%25.png", "größe/猫.png", "a&b=c?.png"])
-def test_odd_keys_reach_s3_as_they_are(s3, context, key):
+def test_unusual_keys_reach_s3_unchanged(s3, context, key):
     serve(s3, encoded(Image.new("L", (1, 1))), Key=key)
     assert retrieve_image.lambda_handler({"s3_bucket": "images", "s3_key": key}, context)["s3_key"] == key
 
@@ -95,7 +95,7 @@ def test_odd_keys_reach_s3_as_they_are(s3, context, key):
         (None, "object"),
     ],
 )
-def test_bad_input_is_named_with_its_field(context, request_, problem):
+def test_invalid_input_fails_with_the_name_of_its_field(context, request_, problem):
     with pytest.raises(InvalidInputError, match=problem):
         retrieve_image.lambda_handler(request_, context)
 
@@ -112,14 +112,14 @@ def test_bad_input_is_named_with_its_field(context, request_, problem):
         ("InternalError", ImageStoreUnavailableError),
     ],
 )
-def test_errors_of_s3_are_named_and_name_the_object(s3, context, event, code, error):
-    s3.add_client_error("get_object", code, "words of S3")
-    with pytest.raises(error, match=f"{URI}: words of S3") as caught:
+def test_errors_of_s3_are_raised_by_name_with_the_object(s3, context, event, code, error):
+    s3.add_client_error("get_object", code, "message of S3")
+    with pytest.raises(error, match=f"{URI}: message of S3") as caught:
         retrieve_image.lambda_handler(event("retrieve_image"), context)
     assert type(caught.value) is error
 
 
-def test_a_bucket_name_that_s3_cannot_have_is_invalid_input(context):
+def test_an_invalid_bucket_name_is_invalid_input(context):
     with pytest.raises(InvalidInputError, match="s3://no such bucket/a"):
         retrieve_image.lambda_handler({"s3_bucket": "no such bucket", "s3_key": "a"}, context)
 
@@ -148,13 +148,13 @@ def test_an_image_with_too_many_pixels_is_not_decoded():
     ],
     ids=["empty", "text", "svg", "truncated png", "truncated jpeg"],
 )
-def test_what_is_no_whole_image_is_unsupported(data):
+def test_an_object_that_is_not_a_complete_image_is_unsupported(data):
     with pytest.raises(UnsupportedImageError, match=URI):
         fit(data, URI)
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, about what is wrong with them
-def test_damaged_images_of_any_format_never_escape_with_an_unnamed_error():
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow warns about the damage
+def test_damaged_images_of_any_format_raise_no_other_error_than_ours():
     dice = random.Random(1)
     for image_format in retrieve_image.FORMATS:
         whole = encoded(noise(24, 24), image_format)
@@ -177,7 +177,7 @@ def test_damaged_images_of_any_format_never_escape_with_an_unnamed_error():
         (noise(3000, 90), "BMP"),
     ],
 )
-def test_a_large_image_is_shrunk_below_the_limit_of_a_payload(s3, context, event, image, image_format):
+def test_a_large_image_is_shrunk_below_the_payload_limit(s3, context, event, image, image_format):
     data = encoded(image, image_format)
     assert len(data) > retrieve_image.MAX_IMAGE_BYTES
     serve(s3, data, Key="uploads/seven.png")
@@ -201,7 +201,7 @@ def test_the_longest_key_and_largest_image_stay_below_200_kib(s3, context):
 
 def test_orientation_is_kept_in_a_small_image_and_applied_to_a_shrunk_one():
     exif = Image.Exif()
-    exif[0x0112] = 6  # shown turned by 90 degrees
+    exif[0x0112] = 6  # displayed rotated by 90 degrees
     small, large = (encoded(noise(*size), "JPEG", exif=exif) for size in [(64, 32), (1600, 800)])
     kept, turned = fit(small, URI), fit(large, URI)
     assert base64.b64decode(kept["data"]) == small
@@ -217,10 +217,10 @@ def test_transparent_parts_of_a_shrunk_image_become_white():
     assert decoded(fit(encoded(image), URI)).getpixel((10, 10)) == (255, 255, 255)
 
 
-def test_a_phones_jpeg_with_a_second_picture_is_a_jpeg():
+def test_a_phones_jpeg_with_a_second_image_is_a_jpeg():
     buffer = io.BytesIO()
-    picture, second = Image.new("RGB", (40, 30), "red"), Image.new("RGB", (8, 8))
-    picture.save(buffer, "MPO", save_all=True, append_images=[second])
+    first, second = Image.new("RGB", (40, 30), "red"), Image.new("RGB", (8, 8))
+    first.save(buffer, "MPO", save_all=True, append_images=[second])
     assert Image.open(io.BytesIO(buffer.getvalue())).format == "MPO"
     assert fit(buffer.getvalue(), URI)["content_type"] == "image/jpeg"
 

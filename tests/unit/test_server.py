@@ -25,7 +25,7 @@ import server
 from tiny_model import write_tiny_model
 
 WHITE = {"predictions": [{"label": "light", "probability": 1.0}, {"label": "dark", "probability": 0.0}]}
-OTHER_SIZE = json.dumps({"labels": ["dark", "light"], "input": {"height": 5, "width": 5}})  # than the model's
+WRONG_SIZE = json.dumps({"labels": ["dark", "light"], "input": {"height": 5, "width": 5}})  # not the model's
 
 
 @pytest.fixture(scope="module")
@@ -57,18 +57,18 @@ def error_of(response):
     return response.status_code, response.json()["error"]["code"]
 
 
-def test_ping_is_well_and_an_image_is_answered(client, white_png):
+def test_ping_is_200_and_an_image_is_classified(client, white_png):
     assert client.get("/ping").status_code == 200
     response = post(client, white_png, "image/png")
     assert (response.status_code, response.headers["content-type"]) == (200, "application/json")
     assert response.json() == WHITE
 
 
-def test_json_lines_answer_as_single_images_do(client, white_png):
+def test_json_lines_have_the_same_predictions_as_single_images(client, white_png):
     line = json.dumps({"image": base64.b64encode(white_png).decode()})
     response = post(client, f"{line}\n{line}\n", "application/jsonlines")
     assert (response.status_code, response.headers["content-type"]) == (200, "application/jsonlines")
-    assert [json.loads(answer) for answer in response.text.splitlines()] == [WHITE, WHITE]
+    assert [json.loads(line) for line in response.text.splitlines()] == [WHITE, WHITE]
 
 
 def test_an_unknown_type_is_415_and_a_broken_image_400_with_the_reason(client):
@@ -78,12 +78,12 @@ def test_an_unknown_type_is_415_and_a_broken_image_400_with_the_reason(client):
     assert "not a readable image" in broken.json()["error"]["message"]
 
 
-def test_a_body_over_the_limit_is_413_and_one_at_the_limit_is_read(client):
+def test_a_body_over_the_limit_is_413_and_one_at_the_limit_is_accepted(client):
     assert error_of(post(client, bytes(server.MAX_BODY_BYTES + 1), "image/png")) == (413, "PayloadTooLargeError")
     assert error_of(post(client, bytes(server.MAX_BODY_BYTES), "image/png")) == (400, "UnsupportedImageError")
 
 
-def test_a_client_that_hangs_up_while_it_sends_is_no_fault_of_the_server(client, capsys):
+def test_a_client_that_disconnects_while_sending_is_not_a_server_error(client, capsys):
     scope = {"type": "http", "method": "POST", "path": "/invocations", "headers": [], "query_string": b""}
     messages = iter([{"type": "http.request", "body": b"half", "more_body": True}, {"type": "http.disconnect"}])
     sent = []
@@ -98,13 +98,13 @@ def test_a_client_that_hangs_up_while_it_sends_is_no_fault_of_the_server(client,
     assert json.loads(capsys.readouterr().out)["status"] == 499
 
 
-def test_errors_of_any_other_kind_are_json_too(client, model_dir, white_png):
+def test_all_other_errors_are_json_too(client, model_dir, white_png):
     assert error_of(client.get("/nowhere")) == (404, "HTTPError")
     assert error_of(client.get("/invocations")) == (405, "HTTPError")
     assert error_of(post(client_of(model=None), white_png, "image/png")) == (500, "InternalError")
 
 
-def test_ping_is_false_while_predictions_fail_and_true_again_when_they_work(model_dir, white_png):
+def test_ping_is_503_while_predictions_fail_and_200_again_once_they_succeed(model_dir, white_png):
     model = inference.model_fn(model_dir)
     changing = SimpleNamespace(session=model.session, labels=model.labels, size=model.size)
     client = client_of(changing)
@@ -115,20 +115,20 @@ def test_ping_is_false_while_predictions_fail_and_true_again_when_they_work(mode
     assert client.get("/ping").status_code == 200
 
 
-def test_a_request_leaves_one_line_with_sizes_and_time_and_nothing_of_the_image(client, white_png, capsys):
+def test_a_request_logs_one_line_with_sizes_and_time_but_no_content(client, white_png, capsys):
     response = post(client, white_png, "image/png")
     client.get("/ping?a=b")
     post(client, b"no image", "image/png")
-    invocation, ping, refused = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [type(line.pop("ms")) for line in (invocation, ping, refused)] == [float] * 3
+    invocation, ping, rejected = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [type(line.pop("ms")) for line in (invocation, ping, rejected)] == [float] * 3
     received, sent = len(white_png), len(response.content)
     expected = {"method": "POST", "path": "/invocations", "status": 200, "received": received, "sent": sent}
     assert invocation == expected
     assert ping == {"method": "GET", "path": "/ping", "status": 200, "received": 0, "sent": 0}
-    assert refused == expected | {"status": 400, "received": len(b"no image"), "sent": refused["sent"]}
+    assert rejected == expected | {"status": 400, "received": len(b"no image"), "sent": rejected["sent"]}
 
 
-def test_the_code_that_comes_with_the_model_is_used(tmp_path, monkeypatch):
+def test_the_models_own_code_is_used(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", sys.path.copy())
     code = tmp_path / "code"
     code.mkdir()
@@ -137,7 +137,7 @@ def test_the_code_that_comes_with_the_model_is_used(tmp_path, monkeypatch):
     assert server.load_inference(tmp_path).ANSWER == 42
 
 
-def test_submit_directory_and_program_are_honoured_where_they_exist(tmp_path, monkeypatch):
+def test_submit_directory_and_program_are_used_if_they_exist(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", sys.path.copy())
     monkeypatch.setenv("SAGEMAKER_PROGRAM", "own.py")
     monkeypatch.setenv("SAGEMAKER_SUBMIT_DIRECTORY", str(tmp_path))
@@ -147,18 +147,17 @@ def test_submit_directory_and_program_are_honoured_where_they_exist(tmp_path, mo
     assert Path(server.load_inference(tmp_path / "model").__file__) == Path(inference.__file__)
 
 
-def test_the_process_serves_as_sagemaker_starts_it_and_stops_on_sigterm(model_dir, white_png):
+def test_the_server_started_as_sagemaker_does_classifies_an_image_and_stops_on_sigterm(model_dir, white_png):
     with serving(model_dir) as process:
-        assert answer(process.connect(), white_png) == (200, WHITE)
+        assert post_image(process.connect(), white_png) == (200, WHITE)
     assert process.returncode() == 0
     assert '"path": "/invocations", "status": 200' in process.output
     assert "IHDR" not in process.output
     assert "Traceback" not in process.output
 
 
-# Answers with its process's number: what is slow once there is a file "go" or one with the number of its turn, all else
-# at once; of what is slow it says with a file that it began. SLOW is what it does slowly: model_fn, a blank image or
-# a request's body.
+# Responds with its process id. The step that SLOW names ("model_fn", "first image" or, by default, the request body
+# "slow") creates a file begun-<uuid> and blocks until the file "go" or "go-<turn>" exists. Other steps do not block.
 SLOW_INFERENCE = """
 import os, pathlib, time, uuid
 folder = pathlib.Path(__file__).parent
@@ -181,7 +180,7 @@ def predict_fn(body, model):
     wait("first image" if body.startswith(b"\\x89PNG") else body.decode().strip())
     return str(os.getpid())
 """
-LINES, IMAGE = "application/jsonlines", "image/png"  # on a thread, on the event loop's
+LINES, IMAGE = "application/jsonlines", "image/png"  # classified on the pool, and on the event loop's thread
 
 
 @pytest.fixture
@@ -196,44 +195,44 @@ def begun(model_dir):
     return len(list((model_dir / "code").glob("begun-*")))
 
 
-def go(model_dir, turn=None):
+def release(model_dir, turn=None):
     (model_dir / "code" / (f"go-{turn}" if turn else "go")).touch()
 
 
-def request(connection, body, content_type):
+def send(connection, body, content_type):
     connection.request("POST", "/invocations", body, {"Content-Type": content_type})
 
 
 def readable(connections):
-    """Those of the connections on which an answer has come."""
+    """The connections on which a response has arrived."""
     by_socket = {connection.sock: connection for connection in connections}
     return [by_socket[each] for each in select.select(by_socket, [], [], 0)[0]]
 
 
-def read(connection):
+def receive(connection):
     response = connection.getresponse()
     return response.status, response.read().decode()
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("content_type", [LINES, IMAGE])
-def test_sigterm_lets_it_finish_what_it_has(slow_model_dir, workers, content_type):
+def test_open_requests_are_finished_after_sigterm(slow_model_dir, workers, content_type):
     with serving(slow_model_dir, workers) as process:
         connection = process.connect()
-        request(connection, b"slow", content_type)
+        send(connection, b"slow", content_type)
         eventually(lambda: begun(slow_model_dir))
         process.terminate()
         if content_type == LINES:
             eventually(lambda: not process.is_listening())
-        go(slow_model_dir)
-        assert read(connection)[0] == 200
+        release(slow_model_dir)
+        assert receive(connection)[0] == 200
         eventually(lambda: not process.is_listening())
     assert process.returncode() == 0
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("slow", ["model_fn", "first image"])
-def test_nothing_listens_before_a_first_image_is_answered_and_sigterm_ends_it_at_once(slow_model_dir, workers, slow):
+def test_nothing_listens_before_a_first_image_is_classified_and_sigterm_stops_it_at_once(slow_model_dir, workers, slow):
     with starting(slow_model_dir, workers, SLOW=slow) as process:
         eventually(lambda: begun(slow_model_dir) == workers)
         assert not process.is_listening()
@@ -242,12 +241,12 @@ def test_nothing_listens_before_a_first_image_is_answered_and_sigterm_ends_it_at
     assert "Traceback" not in process.output
 
 
-def test_two_workers_answer_and_one_that_dies_is_replaced_while_the_other_goes_on(slow_model_dir):
+def test_two_workers_serve_and_one_that_dies_is_replaced_while_the_other_keeps_running(slow_model_dir):
     with serving(slow_model_dir, 2) as process:
         eventually(lambda: len(pids(process)) == 2)
         first, second = pids(process)
         os.kill(first, signal.SIGKILL)
-        eventually(lambda: not is_there(first))
+        eventually(lambda: not is_alive(first))
         assert second in pids(process)
         eventually(lambda: len(pids(process)) == 2)
         assert first not in pids(process)
@@ -256,11 +255,11 @@ def test_two_workers_answer_and_one_that_dies_is_replaced_while_the_other_goes_o
 
 
 def pids(process):
-    """Of the workers that answer; each has its share of so many connections."""
-    return {int(answer(process.connect(), b"quick")[1]) for _ in range(30)}
+    """The process ids of the workers: of 30 connections, each worker gets at least one."""
+    return {int(post_image(process.connect(), b"quick")[1]) for _ in range(30)}
 
 
-def is_there(pid):
+def is_alive(pid):
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -268,67 +267,67 @@ def is_there(pid):
     return True
 
 
-def test_of_images_in_turn_the_one_too_many_is_503_before_those_in_line_are_answered(slow_model_dir):
+def test_an_image_above_the_limit_is_503_before_the_queued_ones_are_classified(slow_model_dir):
     with serving(slow_model_dir, 1) as process:
         connections = [process.connect() for _ in range(server.MAX_REQUESTS + 4)]
-        for connection in connections:  # all are accepted before one of them keeps the event loop busy
-            assert answer(connection, b"quick")[0] == 200
-        request(connections[0], b"slow", IMAGE)
+        for connection in connections:  # connect all before one of them blocks the event loop
+            assert post_image(connection, b"quick")[0] == 200
+        send(connections[0], b"slow", IMAGE)
         eventually(lambda: begun(slow_model_dir) == 1)
         for connection in connections[1:]:
-            request(connection, b"slow", IMAGE)
-        go(slow_model_dir, turn=1)
+            send(connection, b"slow", IMAGE)
+        release(slow_model_dir, turn=1)
         eventually(lambda: len(readable(connections[1:])) == 3)
-        refused = readable(connections[1:])
-        assert read(connections[0])[0] == 200
-        assert {read(connection)[0] for connection in refused} == {503}
-        taken = set(connections[1:]) - set(refused)
+        rejected = readable(connections[1:])
+        assert receive(connections[0])[0] == 200
+        assert {receive(connection)[0] for connection in rejected} == {503}
+        accepted = set(connections[1:]) - set(rejected)
         assert begun(slow_model_dir) <= 2
 
-        more = [connections[0], *refused]
+        more = [connections[0], *rejected]
         for connection in more:
-            request(connection, b"slow", IMAGE)
-        for turn in (2, 3):  # whose places two of them take
-            go(slow_model_dir, turn)
+            send(connection, b"slow", IMAGE)
+        for turn in (2, 3):  # whose places in the queue go to two of `more`
+            release(slow_model_dir, turn)
         eventually(lambda: len(readable(more)) >= 2)
-        assert {read(connection)[0] for connection in readable(more)} == {503}
+        assert {receive(connection)[0] for connection in readable(more)} == {503}
         assert begun(slow_model_dir) <= 4
-        go(slow_model_dir)
-        assert {read(connection)[0] for connection in taken} == {200}
+        release(slow_model_dir)
+        assert {receive(connection)[0] for connection in accepted} == {200}
 
 
-def test_more_requests_than_it_takes_are_503_at_once_and_ping_is_answered_all_the_same(slow_model_dir):
+def test_requests_above_the_limit_are_503_immediately_and_ping_still_succeeds(slow_model_dir):
     with serving(slow_model_dir, 1) as process:
         connections = [process.connect() for _ in range(server.MAX_REQUESTS + 1)]
         for connection in connections:
-            request(connection, b"slow", LINES)
+            send(connection, b"slow", LINES)
         eventually(lambda: readable(connections))
-        (refused,) = readable(connections)
-        taken = [connection for connection in connections if connection != refused]
-        assert read(refused)[0] == 503
-        message = f"{server.MAX_REQUESTS} requests are in work or waiting"
+        (rejected,) = readable(connections)
+        accepted = [connection for connection in connections if connection != rejected]
+        assert receive(rejected)[0] == 503
+        message = f"{server.MAX_REQUESTS} requests are already running or queued"
         refusal = (503, {"error": {"code": "OverloadedError", "message": message}})
-        assert answer(process.connect(), bytes(server.MAX_BODY_BYTES)) == refusal
+        assert post_image(process.connect(), bytes(server.MAX_BODY_BYTES)) == refusal
         eventually(lambda: begun(slow_model_dir) == server.CORES)
         assert process.get("/ping") == 200
-        go(slow_model_dir)
-        assert {read(connection)[0] for connection in taken} == {200}
-        assert answer(process.connect(), b"slow")[0] == 200
+        release(slow_model_dir)
+        assert {receive(connection)[0] for connection in accepted} == {200}
+        assert post_image(process.connect(), b"slow")[0] == 200
 
 
-def test_a_large_image_keeps_no_ping_waiting(slow_model_dir):
+def test_a_large_image_does_not_delay_a_ping(slow_model_dir):
     with serving(slow_model_dir, 1) as process:
         connection = process.connect()
-        request(connection, b"slow".ljust(server.INLINE_BYTES + 1), IMAGE)
+        send(connection, b"slow".ljust(server.INLINE_BYTES + 1), IMAGE)
         eventually(lambda: begun(slow_model_dir))
         assert process.get("/ping") == 200
-        go(slow_model_dir)
-        assert read(connection)[0] == 200
+        release(slow_model_dir)
+        assert receive(connection)[0] == 200
 
 
-def test_a_stop_writes_the_captured_events_that_wait(model_dir, white_png, tmp_path):
+def test_queued_capture_events_are_written_on_shutdown(model_dir, white_png, tmp_path):
     with serving(model_dir, DATA_CAPTURE_DIR=str(tmp_path)) as process:
-        answer(process.connect(), white_png)
+        post_image(process.connect(), white_png)
     (file,) = tmp_path.rglob("*.jsonl")
     event = json.loads(file.read_text())
     assert event["captureData"]["endpointInput"]["data"] == base64.b64encode(white_png).decode()
@@ -336,8 +335,8 @@ def test_a_stop_writes_the_captured_events_that_wait(model_dir, white_png, tmp_p
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize("file, content", [("model.onnx", "no model"), ("metadata.json", OTHER_SIZE)])
-def test_a_model_that_does_not_work_ends_the_server_and_the_log_says_why(tmp_path, file, content, workers):
+@pytest.mark.parametrize("file, content", [("model.onnx", "no model"), ("metadata.json", WRONG_SIZE)])
+def test_a_model_that_fails_to_load_stops_the_server_and_the_log_says_why(tmp_path, file, content, workers):
     (write_tiny_model(tmp_path) / file).write_text(content)
     with starting(tmp_path, workers) as process:
         assert process.returncode() == STARTUP_FAILURE
@@ -345,21 +344,21 @@ def test_a_model_that_does_not_work_ends_the_server_and_the_log_says_why(tmp_pat
 
 
 @pytest.mark.parametrize("workers", ["0", "-1", "1.5", "two"])
-def test_a_number_of_workers_that_cannot_be_is_named(model_dir, workers):
+def test_an_invalid_number_of_workers_is_named(model_dir, workers):
     with starting(model_dir, workers) as process:
         assert process.returncode() == 2
     assert f"SAGEMAKER_MODEL_SERVER_WORKERS is '{workers}'" in process.output
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_port_that_is_taken_ends_the_server(model_dir, workers):
+def test_a_port_in_use_stops_the_server(model_dir, workers):
     with serving(model_dir, workers) as first, starting(model_dir, workers, SAGEMAKER_BIND_TO_PORT=first.port) as other:
         assert other.returncode() == STARTUP_FAILURE
     assert "address already in use" in other.output.lower()
 
 
 class Process:
-    """The server as SageMaker starts it."""
+    """The server, started as SageMaker does."""
 
     def __init__(self, model_dir, workers, variables, log):
         with socket.create_server(("127.0.0.1", 0)) as free:
@@ -373,7 +372,7 @@ class Process:
         self.terminate = self.process.terminate
 
     def kill(self):
-        """The workers too, whatever became of what started them."""
+        """Kill the workers too, even if the supervisor is already gone."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
 
@@ -398,8 +397,8 @@ class Process:
 
 @contextlib.contextmanager
 def starting(model_dir, workers=None, **variables):
-    """A process that was started, with its `output` once it has ended; `workers` as SageMaker sets their number."""
-    with tempfile.TemporaryFile("w+") as log:  # a pipe that nobody reads would fill up and stop it
+    """A started process, with its `output` once it has exited. `workers` is SAGEMAKER_MODEL_SERVER_WORKERS."""
+    with tempfile.TemporaryFile("w+") as log:  # a pipe that nobody reads would fill up and block the process
         process = Process(model_dir, workers, variables, log)
         try:
             yield process
@@ -412,7 +411,7 @@ def starting(model_dir, workers=None, **variables):
 
 @contextlib.contextmanager
 def serving(model_dir, workers=None, **variables):
-    """A process that listens; SIGTERM ends it."""
+    """A process that listens, stopped with SIGTERM."""
     with starting(model_dir, workers, **variables) as process:
         eventually(lambda: process.process.poll() is not None or process.is_listening())
         yield process
@@ -420,10 +419,10 @@ def serving(model_dir, workers=None, **variables):
         process.returncode()
 
 
-def answer(connection, body):
-    """Status and content of the answer to a PNG."""
-    request(connection, body, IMAGE)
-    status, content = read(connection)
+def post_image(connection, body):
+    """Status and content of the response to a PNG."""
+    send(connection, body, IMAGE)
+    status, content = receive(connection)
     return status, json.loads(content) if content.startswith("{") else content
 
 

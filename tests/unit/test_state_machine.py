@@ -1,4 +1,4 @@
-"""The definition by itself, and against the template, the functions and their tests."""
+"""The definition itself, and against the template, the functions and their tests."""
 
 import ast
 import re
@@ -11,8 +11,9 @@ from jsonata import Jsonata
 from documents import DEFINITION, DEFINITION_FILE, LAMBDA_STATES, RESOURCES, ROOT, STATES
 
 MACHINE = RESOURCES["ClassifyImageStateMachine"]["Properties"]
+MODULES = {path.stem: ast.parse(path.read_text()) for path in (ROOT / "functions").glob("*.py")}
 # https://docs.aws.amazon.com/step-functions/latest/dg/concepts-error-handling.html and .../dg/connect-lambda.html
-AWS_ERRORS = {
+LAMBDA_ERRORS = {
     "Lambda.AWSLambdaException",
     "Lambda.ClientExecutionTimeoutException",
     "Lambda.SdkClientException",
@@ -20,9 +21,9 @@ AWS_ERRORS = {
     "Lambda.TooManyRequestsException",
     "Lambda.Unknown",
     "Sandbox.Timedout",
-    "States.TaskFailed",
     "States.Timeout",
 }
+INTEGRATION_ERRORS = {"States.TaskFailed", "States.Timeout"}  # TaskFailed: any other error of SQS or EventBridge
 PERMANENT_ERRORS = {
     "EndpointAccessDeniedError",
     "EndpointNotConfiguredError",
@@ -57,10 +58,29 @@ def strings(node):
 
 def exception_names():
     """The exception classes of the functions."""
-    for path in (ROOT / "functions").glob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
+    for module in MODULES.values():
+        for node in ast.walk(module):
             if isinstance(node, ast.ClassDef) and [base.id for base in node.bases] == ["Exception"]:
                 yield node.name
+
+
+def raised_by(module):
+    """The functions' exception classes that a module can raise, itself or through the siblings that it imports.
+
+    A class counts if the code uses it, in a `raise` or in a table of errors. To define, import or catch it is no use.
+    """
+    nodes = list(ast.walk(MODULES[module]))
+    handlers = [node for node in nodes if isinstance(node, ast.ExceptHandler) and node.type]
+    caught = [name for handler in handlers for name in ast.walk(handler.type)]
+    used = {node.id for node in nodes if isinstance(node, ast.Name) and node not in caught}
+    imported = {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
+    imported |= {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    return (used & set(exception_names())).union(*map(raised_by, imported & set(MODULES)))
+
+
+def retried(state):
+    """The errors that a state retries."""
+    return {error for retrier in state.get("Retry", []) for error in retrier["ErrorEquals"]}
 
 
 def test_every_target_is_a_state_and_every_state_is_reached():
@@ -115,29 +135,47 @@ def test_the_template_has_no_function_that_the_definition_does_not_use():
     assert functions == {f"{state}Function" for state in LAMBDA_STATES} | {"RecordOutcomeFunction"}
 
 
-def test_an_outcome_is_recorded_under_one_name_too():
+def test_one_name_leads_from_record_outcome_to_its_event_and_test():
     assert RESOURCES["RecordOutcomeFunction"]["Properties"]["Handler"] == "record_outcome.lambda_handler"
     for path in ("functions/record_outcome.py", "events/record_outcome.json", "tests/unit/test_record_outcome.py"):
         assert (ROOT / path).is_file(), path
 
 
 @pytest.mark.parametrize("state", LAMBDA_STATES)
-def test_a_state_waits_a_little_longer_than_its_function_may_take(state):
+def test_a_state_times_out_shortly_after_its_function(state):
     assert 0 < STATES[state]["TimeoutSeconds"] - RESOURCES[f"{state}Function"]["Properties"]["Timeout"] <= 5
 
 
-def test_every_task_has_a_timeout_and_tasks_of_a_kind_retry_alike():
+def test_every_task_has_a_timeout_and_tasks_of_a_kind_retry_alike_but_for_their_own_errors():
     tasks = {name: state for name, state in STATES.items() if state["Type"] == "Task"}
     assert all("TimeoutSeconds" in state for state in tasks.values())
-    for kind in (LAMBDA_STATES, tasks.keys() - LAMBDA_STATES):
-        (first, *others) = [tasks[name]["Retry"] for name in kind]
+    own_errors = set(exception_names())
+    for kind, errors in ((LAMBDA_STATES, LAMBDA_ERRORS), (tasks.keys() - LAMBDA_STATES, INTEGRATION_ERRORS)):
+        (first, *others) = [
+            [retrier | {"ErrorEquals": set(retrier["ErrorEquals"]) - own_errors} for retrier in tasks[name]["Retry"]]
+            for name in kind
+        ]
         assert all(other == first for other in others)
+        assert set().union(*(retrier["ErrorEquals"] for retrier in first)) == errors
 
 
 def test_every_error_of_the_functions_is_either_retried_or_permanent():
-    retried = {error for state in STATES.values() for retry in state.get("Retry", []) for error in retry["ErrorEquals"]}
-    assert retried - AWS_ERRORS == set(exception_names()) - PERMANENT_ERRORS
-    assert set(exception_names()) >= PERMANENT_ERRORS
+    own_errors = set(exception_names())
+    all_retried = set().union(*map(retried, STATES.values()))
+    assert all_retried - LAMBDA_ERRORS - INTEGRATION_ERRORS == own_errors - PERMANENT_ERRORS
+    assert own_errors >= PERMANENT_ERRORS
+
+
+def test_a_state_retries_exactly_the_transient_errors_that_its_function_can_raise():
+    for name, state in STATES.items():
+        raised = raised_by(snake_case(name)) if name in LAMBDA_STATES else set()
+        assert retried(state) - LAMBDA_ERRORS - INTEGRATION_ERRORS == raised - PERMANENT_ERRORS, name
+
+
+def test_the_errors_that_a_function_can_raise_are_found():
+    assert raised_by("check_confidence") == {"InvalidInputError", "EndpointResponseError"}
+    assert raised_by("retrieve_image") == {name for name in exception_names() if name.startswith(("Image", "Un", "In"))}
+    assert raised_by("record_outcome") == set()
 
 
 def test_retries_back_off_with_jitter():
@@ -148,7 +186,7 @@ def test_retries_back_off_with_jitter():
             assert retry["MaxDelaySeconds"] >= retry["IntervalSeconds"]
 
 
-def test_no_partition_region_or_account_is_typed_in():
+def test_no_partition_region_or_account_is_hard_coded():
     text = DEFINITION_FILE.read_text()
     assert "arn:aws:" not in text
     assert not re.search(r"[a-z]{2}-[a-z]+-\d|\d{12}", text)

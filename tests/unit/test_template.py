@@ -1,4 +1,4 @@
-"""What the linters do not see in template.yaml."""
+"""Checks of template.yaml that the linters do not make."""
 
 import re
 import tomllib
@@ -12,15 +12,15 @@ FUNCTIONS = {name: resource for name, resource in RESOURCES.items() if resource[
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_no_parameter_is_in_the_variables_of_a_function(name):
-    """A version has its variables for good, and SAM publishes none when only a parameter's value changes."""
+def test_no_parameter_is_an_environment_variable_of_a_function(name):
+    """A version's variables never change, and SAM publishes no version when only a parameter's value changes."""
     variables = FUNCTIONS[name]["Properties"].get("Environment", {}).get("Variables", {})
     variables |= TEMPLATE["Globals"]["Function"]["Environment"]["Variables"]
     assert all(isinstance(value, str) or value == {"Ref": "AWS::StackName"} for value in variables.values())
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_a_function_is_called_through_an_alias_that_follows_every_property(name):
+def test_a_function_is_invoked_through_an_alias_that_follows_every_property(name):
     assert TEMPLATE["Globals"]["Function"]["AutoPublishAlias"] == "live"
     assert FUNCTIONS[name]["Properties"]["AutoPublishAliasAllProperties"] is True
 
@@ -33,12 +33,12 @@ def test_every_function_is_traced_and_logs_json_with_a_retention():
         assert RESOURCES[group]["Properties"]["RetentionInDays"] == {"Ref": "LogRetentionDays"}
 
 
-def test_neither_traces_nor_logs_of_the_state_machine_hold_images():
+def test_traces_and_the_state_machines_logs_contain_no_images():
     assert TEMPLATE["Globals"]["Function"]["Environment"]["Variables"]["POWERTOOLS_TRACER_CAPTURE_RESPONSE"] == "false"
     assert RESOURCES["ClassifyImageStateMachine"]["Properties"]["Logging"]["IncludeExecutionData"] is False
 
 
-def test_the_upload_trigger_sees_only_its_prefix_so_that_no_output_loops():
+def test_the_upload_trigger_matches_only_its_prefix_so_that_no_output_loops():
     pattern = RESOURCES["ClassifyImageStateMachine"]["Properties"]["Events"]["Upload"]["Properties"]["Pattern"]
     assert pattern["detail"]["object"] == {
         "key": [{"prefix": {"Ref": "UploadPrefix"}}],
@@ -53,7 +53,7 @@ def test_only_the_endpoint_and_the_vended_logs_have_names():
     assert set(named) <= {"EndpointName", "LogGroupName", "VariantName", "PolicyName"} | references
 
 
-def test_no_partition_region_or_account_is_typed_in():
+def test_no_partition_region_or_account_is_hard_coded():
     resources = TEXT.partition("\nGlobals:")[2]
     assert "arn:aws:" not in resources
     assert not re.search(r"\b[a-z]{2}-[a-z]+-\d\b|\b\d{12}\b", resources)
@@ -66,13 +66,13 @@ def test_parameters_have_the_documented_defaults():
     assert defaults["Architecture"] == "arm64"
 
 
-def test_every_output_that_the_local_stack_uses_is_there():
-    wanted = {"ImageBucketName", "UploadPrefix", "ClassifyImageStateMachineArn", "ReviewQueueUrl", "EndpointName"}
-    assert wanted | {f"{name}Name" for name in FUNCTIONS} <= set(TEMPLATE["Outputs"])
+def test_every_output_that_the_local_stack_uses_exists():
+    used = {"ImageBucketName", "UploadPrefix", "ClassifyImageStateMachineArn", "ReviewQueueUrl", "EndpointName"}
+    assert used | {f"{name}Name" for name in FUNCTIONS} <= set(TEMPLATE["Outputs"])
 
 
 @pytest.mark.parametrize("environment", ["default", "local", "staging", "prod"])
-def test_every_environment_of_samconfig_says_all_that_a_deployment_needs(environment):
+def test_every_environment_of_samconfig_is_complete(environment):
     """Environments of samconfig.toml do not inherit from each other."""
     settings = tomllib.loads((ROOT / "samconfig.toml").read_text())[environment]
     assert {"stack_name", "region"} <= set(settings["global"]["parameters"])

@@ -1,4 +1,4 @@
-"""A model whose answers can be worked out by hand: P(light) is the picture's mean brightness, P(dark) the rest."""
+"""A model with predictable output: P(light) is the image's mean brightness, P(dark) is 1 - P(light)."""
 
 import json
 
@@ -9,7 +9,7 @@ LABELS = ["dark", "light"]
 
 
 def write_tiny_model(folder, size=(4, 6)):
-    """Write model.onnx and metadata.json for pictures of `size` (height, width)."""
+    """Write model.onnx and metadata.json for images of `size` (height, width)."""
     height, width = size
     graph = helper.make_graph(
         [
