@@ -1,7 +1,7 @@
-"""The limit: the model's four functions and ONNX Runtime in one process, on as many threads as there are clients.
+"""The limit: the model's four functions and ONNX Runtime in one process, with one thread per client.
 
-python benchmarks/in_process.py MODEL_DIR CLIENTS SECONDS TYPE BODY... prints what benchmarks/load.lua does; more
-clients than cores wait for each other, as in a server.
+python benchmarks/in_process.py MODEL_DIR CLIENTS SECONDS TYPE BODY... prints the same figures as benchmarks/load.lua.
+If there are more clients than cores, the threads equal the cores and the other clients queue, as in a server.
 """
 
 import json
@@ -18,14 +18,17 @@ import inference
 SECONDS_TO_WARM_UP = 1
 
 
-def run(model, clients, seconds, content_type, bodies):
-    """Latencies in seconds, and the seconds that all took."""
-    waiting, latencies = queue.SimpleQueue(), []
+def run(
+    model: inference.Model, clients: int, seconds: int, content_type: str, bodies: list[bytes]
+) -> tuple[list[float], float]:
+    """The latencies and the total duration, in seconds."""
+    waiting: queue.SimpleQueue[tuple[int, float]] = queue.SimpleQueue()
+    latencies: list[float] = []
     begin = time.perf_counter()
     for number in range(clients):
         waiting.put((number, time.perf_counter()))
 
-    def work():
+    def work() -> None:
         while time.perf_counter() < begin + seconds:
             number, started = waiting.get()
             body = bodies[number % len(bodies)]
@@ -42,10 +45,10 @@ def run(model, clients, seconds, content_type, bodies):
     return latencies, time.perf_counter() - begin
 
 
-def summary(latencies, seconds):
+def summary(latencies: list[float], seconds: float) -> dict[str, float]:
     latencies = sorted(latencies)
-    p50, p99 = (latencies[int(len(latencies) * part)] * 1000 for part in (0.5, 0.99))
-    return {"per_second": len(latencies) / seconds, "p50": p50, "p99": p99, "answered": len(latencies)}
+    p50, p99 = (latencies[int(len(latencies) * fraction)] * 1000 for fraction in (0.5, 0.99))
+    return {"per_second": len(latencies) / seconds, "p50": p50, "p99": p99, "responses": len(latencies)}
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
--- What wrk sends, and one line of JSON at the end: wrk ... --script load.lua URL -- TYPE BODY...
--- The bodies, read from files, take turns. Latencies are in ms; wrk counts answers above 399 as errors.
+-- Sends the files BODY... in turn and prints one line of JSON: wrk ... --script load.lua URL -- TYPE BODY...
+-- Latencies are in ms. wrk counts a status of 400 or more as an error.
 
 local requests, turn = {}, 0
 
@@ -20,7 +20,7 @@ end
 function done(summary, latency)
    local errors = summary.errors
    io.write(string.format(
-      '{"per_second": %f, "p50": %f, "p99": %f, "answered": %d, "errors": %d}\n',
+      '{"per_second": %f, "p50": %f, "p99": %f, "responses": %d, "errors": %d}\n',
       summary.requests / summary.duration * 1e6,
       latency:percentile(50) / 1000,
       latency:percentile(99) / 1000,

@@ -1,7 +1,7 @@
-"""What the Tracer costs a cold start, in its variants: .venv/bin/python benchmarks/tracing.py
+"""The cost of the Tracer in a cold start, by variant: .venv/bin/python benchmarks/tracing.py
 
-Copies of the built package differ in the line that makes the tracer; each is imported in a process of its own, in turn.
-Needs make up's build (make run, or make test, makes it). Prints medians of milliseconds.
+The variants are copies of the built package that differ in the line that creates the tracer. They are imported
+alternately, each in a new process. Requires the build of make run or make test. Prints medians in milliseconds.
 """
 
 import json
@@ -17,9 +17,9 @@ ROOT = Path(__file__).resolve().parent.parent
 BUILT = ROOT / ".local/sam/build/RetrieveImageFunction"
 PYTHON = ROOT / ".local/venvs/lambda/bin/python"
 PROCESSES = 11
-AS_IT_IS = re.compile(r"tracer = Tracer\(.*\)")
+TRACER = re.compile(r"tracer = Tracer\(.*\)")
 VARIANTS = {
-    "as it is": None,
+    "current": None,
     "patch all": "tracer = Tracer()",
     "patch botocore": 'tracer = Tracer(patch_modules=("botocore",))',
     "patch nothing": "tracer = Tracer(auto_patch=False)",
@@ -36,39 +36,41 @@ ENVIRONMENT = {
 }
 
 
-def variant(module, tracer, folder):
-    """The package with another tracer in this module, compiled as it is deployed."""
+def variant(module: str, tracer: str | None, folder: Path) -> Path:
+    """Copy the package, replace the tracer in this module and compile it as for deployment."""
     shutil.copytree(BUILT, folder)
     path = folder / f"{module}.py"
-    text, found = AS_IT_IS.subn(tracer or r"\g<0>", path.read_text())
-    assert found == 1, f"{module} makes its tracer in another way"
+    text, found = TRACER.subn(tracer or r"\g<0>", path.read_text())
+    assert found == 1, f"{module} has {found} matches of {TRACER.pattern}"
     path.write_text(text)
     subprocess.run([PYTHON, ROOT / "tools/compile.py", folder.parent], check=True)
     return folder
 
 
-def milliseconds(folder, module, **more):
+def milliseconds(folder: Path, module: str, **variables: str) -> float:
+    """The import's duration."""
     command = [PYTHON, "-c", TIMED, module]
-    environment = ENVIRONMENT | more | {"PYTHONPATH": str(folder)}
+    environment = ENVIRONMENT | variables | {"PYTHONPATH": str(folder)}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     return 1000 * json.loads(result.stdout.splitlines()[-1])
 
 
-def main():
+def main() -> None:
     if not BUILT.exists():
-        sys.exit("There is no build: make run makes it.")
+        sys.exit("There is no build: run make run first.")
     for module in ("retrieve_image", "classify_image", "check_confidence", "record_outcome"):
         with tempfile.TemporaryDirectory() as work:
             folders = {
                 name: variant(module, tracer, Path(work, name.replace(" ", "-"), "package"))
                 for name, tracer in VARIANTS.items()
             }
-            taken = {name: [] for name in [*folders, "tracing off"]}
+            durations: dict[str, list[float]] = {name: [] for name in [*folders, "tracing off"]}
             for _ in range(PROCESSES):
                 for name, folder in folders.items():
-                    taken[name].append(milliseconds(folder, module))
-                taken["tracing off"].append(milliseconds(folders["as it is"], module, POWERTOOLS_TRACE_DISABLED="true"))
-            print(module + ": " + ", ".join(f"{name} {statistics.median(each):.0f}" for name, each in taken.items()))
+                    durations[name].append(milliseconds(folder, module))
+                off = milliseconds(folders["current"], module, POWERTOOLS_TRACE_DISABLED="true")
+                durations["tracing off"].append(off)
+            print(f"{module}:", ", ".join(f"{name} {statistics.median(each):.0f}" for name, each in durations.items()))
 
 
 if __name__ == "__main__":

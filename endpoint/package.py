@@ -1,16 +1,16 @@
-"""Pack a trained model as SageMaker's scikit-learn image wants it.
+"""Package a trained model for SageMaker's scikit-learn image.
 
     python endpoint/package.py --model-dir .local/model --output .local/package [--bucket B [--prefix P]] [--lib none]
 
-    model.onnx, metadata.json    from the training
-    code/inference.py            the four functions
-    lib/                         ONNX Runtime and Pillow for that image's Python 3.12 on x86_64, which it lacks; found
-                                 with PYTHONPATH=/opt/ml/model/lib. Not in code/, on which the image runs pip at every
-                                 start. --lib none leaves it out, for an image that has them itself.
+    model.onnx, metadata.json    from training
+    code/inference.py            model_fn, input_fn, predict_fn, output_fn
+    lib/                         ONNX Runtime, which the image lacks, and a newer Pillow, for its Python 3.12 on x86_64.
+                                 PYTHONPATH=/opt/ml/model/lib finds them. Not in code/, where the image runs pip at
+                                 every start. --lib none omits it, for an image that has both packages.
 
-The same model gives the same bytes. The archive's place below --output, models/<hash of its bytes>/model.tar.gz, is
-also its key in the bucket: SageMaker takes new bytes under an old key for no change. The last line printed is the
-archive's s3:// URL, or its path where no bucket is given.
+Packaging is reproducible: the same model gives the same bytes. The archive's path below --output,
+models/<hash of its bytes>/model.tar.gz, is also its key in the bucket, because SageMaker does not notice new bytes
+under an existing key. The last line printed is the archive's s3:// URL or, without --bucket, its path.
 """
 
 import argparse
@@ -35,7 +35,7 @@ WHEELS = {
     ),
 }
 NOT_SERVED = (
-    "onnxruntime/capi/libonnxruntime.so",  # for programs in C; the Python module has the same code inside
+    "onnxruntime/capi/libonnxruntime.so",  # for C programs; the Python module contains the same code
     "onnxruntime/datasets/",
     "onnxruntime/quantization/",
     "onnxruntime/tools/",
@@ -44,11 +44,11 @@ NOT_SERVED = (
 
 
 class PackageError(Exception):
-    """The archive cannot be made; the message says what is missing."""
+    """The archive cannot be built; the message says what is missing."""
 
 
-def fetch_wheels(cache, wheels=WHEELS):
-    """Paths of the wheels {file name: sha256}; pip downloads those that `cache` has not got. Raises PackageError."""
+def fetch_wheels(cache: Path, wheels: dict[str, str] = WHEELS) -> list[Path]:
+    """Paths of the wheels {file name: sha256} in `cache`; pip downloads the missing ones. Raises PackageError."""
     missing = {name: digest for name, digest in wheels.items() if not _has(cache / name, digest)}
     if missing:
         print(f"Downloading {', '.join(missing)}", flush=True)
@@ -56,7 +56,7 @@ def fetch_wheels(cache, wheels=WHEELS):
     return [cache / name for name in wheels]
 
 
-def collect(model_dir, wheels):
+def collect(model_dir: Path, wheels: list[Path]) -> dict[str, bytes]:
     """The archive's files as {name: bytes}. Raises PackageError."""
     files = {}
     for name, path in {
@@ -75,8 +75,8 @@ def collect(model_dir, wheels):
     return files
 
 
-def pack(files):
-    """model.tar.gz of {name: bytes} as bytes: names sorted, no times, owners or modes of this machine."""
+def pack(files: dict[str, bytes]) -> bytes:
+    """A model.tar.gz of {name: bytes}, with sorted names and without this machine's times, owners and modes."""
     buffer = io.BytesIO()
     with (
         gzip.GzipFile(filename="", fileobj=buffer, mode="wb", compresslevel=6, mtime=0) as zipped,
@@ -89,32 +89,32 @@ def pack(files):
     return buffer.getvalue()
 
 
-def key_of(archive):
+def key_of(archive: bytes) -> str:
     return f"models/{hashlib.sha256(archive).hexdigest()[:16]}/model.tar.gz"
 
 
-def write(archive, path):
-    """Write all of it or nothing."""
+def write(archive: bytes, path: Path) -> None:
+    """Write the file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     partial.write_bytes(archive)
     partial.replace(path)
 
 
-def upload(path, bucket, key):
-    """Returns the s3:// URL. The endpoint and the credentials are boto3's: AWS_ENDPOINT_URL, AWS_PROFILE, ..."""
-    import boto3  # not needed to make an archive
+def upload(path: Path, bucket: str, key: str) -> str:
+    """Upload and return the s3:// URL. boto3's variables apply: AWS_ENDPOINT_URL, AWS_PROFILE, ..."""
+    import boto3  # not needed without --bucket
 
     boto3.client("s3").upload_file(str(path), bucket, key)
     return f"s3://{bucket}/{key}"
 
 
-def _has(path, digest):
+def _has(path: Path, digest: str) -> bool:
     return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == digest
 
 
-def _download(wheels, cache):
-    """pip download, by exact version and hash, for the image's platform whatever this machine's is."""
+def _download(wheels: dict[str, str], cache: Path) -> None:
+    """Run pip download with exact versions and hashes, for the image's platform rather than this machine's."""
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache) as folder:
         requirements = Path(folder) / "requirements.txt"
@@ -125,25 +125,24 @@ def _download(wheels, cache):
         pip = subprocess.run([*command, f"--dest={folder}"], stderr=subprocess.PIPE, text=True)
         if pip.returncode:
             raise PackageError(
-                f"pip could not download {' and '.join(map(_pin, wheels))} for lib/. Without a network, put "
-                f"{' and '.join(wheels)} into {cache}, or leave lib/ out with --lib none. pip said:\n"
-                + pip.stderr.strip()
+                f"pip could not download {' and '.join(map(_pin, wheels))} for lib/. Without a network, copy "
+                f"{' and '.join(wheels)} to {cache}, or omit lib/ with --lib none. pip's error:\n" + pip.stderr.strip()
             )
         for name in wheels:
             (Path(folder) / name).replace(cache / name)
 
 
-def _pin(wheel):
+def _pin(wheel: str) -> str:
     name, version = wheel.split("-")[:2]
     return f"{name}=={version}"
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model-dir", type=Path, default=ROOT / ".local/model")
     parser.add_argument("--output", type=Path, default=ROOT / ".local/package")
-    parser.add_argument("--bucket", help="upload there")
-    parser.add_argument("--prefix", default="", help="put before the key")
+    parser.add_argument("--bucket", help="upload the archive to this bucket")
+    parser.add_argument("--prefix", default="", help="prefix of the key")
     parser.add_argument("--lib", choices=["container", "none"], default="container")
     args = parser.parse_args(argv)
 

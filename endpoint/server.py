@@ -1,24 +1,24 @@
-"""The container that answers SageMaker: GET /ping, POST /invocations.
+"""The server in the SageMaker container: GET /ping, POST /invocations.
 
     python endpoint/server.py [serve] [--host 127.0.0.1]
 
-SageMaker starts it with the argument `serve`, on all interfaces; without it, it listens on this machine only.
+With `serve`, which SageMaker passes, it listens on all interfaces; without it, on localhost only.
 
     SM_MODEL_DIR                     folder of model.onnx and metadata.json (/opt/ml/model)
-    SAGEMAKER_SUBMIT_DIRECTORY       folder of the inference code (the model's code/, else the one beside this file)
-    SAGEMAKER_PROGRAM                its file (inference.py)
+    SAGEMAKER_SUBMIT_DIRECTORY       folder of the inference code (the model's code/, else this file's folder)
+    SAGEMAKER_PROGRAM                file name of the inference code (inference.py)
     SAGEMAKER_BIND_TO_PORT           port (8080)
-    SAGEMAKER_MODEL_SERVER_WORKERS   worker processes (one for each core)
-    DATA_CAPTURE_DIR                 folder for requests and answers (data_capture.py); without it, none are kept
+    SAGEMAKER_MODEL_SERVER_WORKERS   number of worker processes (one per core)
+    DATA_CAPTURE_DIR                 folder for captured requests and responses (data_capture.py; no capture by default)
 
-Each worker has the model and answers single images on the thread of its event loop; JSON Lines and large images go to a
-thread for each core, so that one batch alone keeps all cores busy. Above two or more there is one more process, which
-starts another worker for one that dies; a worker whose model does not work ends the server. A worker listens once its
-model has answered a first image, and every /ping asks it another: 200 if it is answered, else 503. SIGTERM lets it
-finish what it has. A request leaves one line of JSON in the log.
+Each worker loads the model. It classifies single images on its event loop's thread, and JSON Lines and large images on
+a pool with one thread per core, so that a single batch can use all cores. With two or more workers, a supervisor
+restarts one that dies; one whose model fails to load stops the server. A worker starts listening after classifying a
+blank image, and classifies another on each /ping: 200 if that succeeds, otherwise 503. On SIGTERM, it finishes its
+open requests and exits. Each request is logged as one line of JSON.
 
-Errors are {"error": {"code", "message"}}: 400 no readable image, 413 body too large, 415 unknown content type, 503 too
-many requests at a time, 500 anything else.
+Errors are {"error": {"code", "message"}}: 400 unreadable image, 413 body too large, 415 unknown content type, 503 too
+many concurrent requests, 500 anything else.
 """
 
 import argparse
@@ -33,57 +33,66 @@ import socket
 import sys
 import time
 import traceback
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import uvicorn
 from PIL import Image
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
 from data_capture import Capture
 
-MAX_BODY_BYTES = 6_291_456  # what InvokeEndpoint takes
-INLINE_BYTES = 262_144  # a ping waits for it: some ms for a photograph, about a second for the most hostile image
-STOP_SECONDS = 25  # SageMaker kills 30 s after SIGTERM
-HUNG_SECONDS = 30  # a worker that gives no sign of life is replaced; on a busy machine the first one takes a while
+MAX_BODY_BYTES = 6_291_456  # InvokeEndpoint's limit
+INLINE_BYTES = (
+    262_144  # images up to this size delay a ping: photographs by a few ms, the most hostile one by about a second
+)
+STOP_SECONDS = 25  # SageMaker sends SIGKILL 30 s after SIGTERM
+HUNG_SECONDS = 30  # a worker without a heartbeat is replaced; on a busy machine the first heartbeat is slow
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-# In work and waiting, in each worker. The last in line waits for 15 others: some 20 ms of single images, a few seconds
-# of the largest batches, and SageMaker gives a request 60 s. Their bodies are 100 MB a worker at most.
+# Running plus queued requests, per worker. The last one waits for 15 others: about 20 ms if they are single images, a
+# few seconds if they are the largest batches; SageMaker's timeout is 60 s. Their bodies total at most 100 MB.
 MAX_REQUESTS = 16
 
 
-def load_inference(model_dir):
-    """Import the inference code that comes with the model or, where there is none, the one beside this file."""
+def load_inference(model_dir: Path) -> ModuleType:
+    """Import the model's own inference code, by default the inference.py in this file's folder."""
     program = os.environ.get("SAGEMAKER_PROGRAM", "inference.py")
     submitted = Path(os.environ.get("SAGEMAKER_SUBMIT_DIRECTORY", model_dir / "code")) / program
     candidates = [submitted, model_dir / "code" / program, Path(__file__).with_name("inference.py")]
     path = next(path for path in candidates if path.is_file())
     spec = importlib.util.spec_from_file_location("endpoint_inference", path)
+    if not spec or not spec.loader:
+        raise ImportError(f"{path} is not a Python file")
     inference = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = inference
-    sys.path.insert(0, str(path.parent))  # so that it may import what lies beside it
+    sys.path.insert(0, str(path.parent))  # so that it can import modules from its own folder
     spec.loader.exec_module(inference)
     return inference
 
 
 class Endpoint:
-    """A model behind /ping and /invocations; `inference` is the module with input_fn, predict_fn, output_fn."""
+    """A model behind /ping and /invocations. `inference` is the module with input_fn, predict_fn and output_fn."""
 
-    def __init__(self, inference, model):
-        self.inference, self.model, self.capture = inference, model, None
-        self.requests = 0  # in work and waiting; counted by the event loop's thread alone
+    def __init__(self, inference: Any, model: Any) -> None:
+        self.inference, self.model = inference, model
+        self.capture: Capture | None = None
+        self.requests = 0  # running and queued; only the event loop's thread counts them
         self.turn = asyncio.Lock()
         self.threads = ThreadPoolExecutor(CORES, "requests")
-        self.ping_thread = ThreadPoolExecutor(1, "ping")  # so that a ping waits for no batch
+        self.ping_thread = ThreadPoolExecutor(1, "ping")  # so that a ping does not wait for a batch
 
-    def load(self):
-        """Load what the environment names; raises what keeps the model from working."""
+    def load(self) -> None:
+        """Load and check the model that the environment names. Errors of the inference code propagate."""
         model_dir = Path(os.environ.get("SM_MODEL_DIR", "/opt/ml/model"))
         self.inference = load_inference(model_dir)
         self.model = self.inference.model_fn(str(model_dir))
@@ -91,98 +100,98 @@ class Endpoint:
         if capture_dir := os.environ.get("DATA_CAPTURE_DIR"):
             self.capture = Capture(capture_dir)
 
-    def check(self):
-        """Classify a blank image; raises what keeps the model from working."""
+    def check(self) -> None:
+        """Classify a blank image. Errors of the inference code propagate."""
         blank = io.BytesIO()
         Image.new("RGB", (8, 8), "white").save(blank, "PNG")
-        self.answer(blank.getvalue(), "image/png", "application/json")
+        self.respond(blank.getvalue(), "image/png", "application/json")
 
-    def answer(self, body, content_type, accept):
-        """Body and content type of the answer to a request."""
+    def respond(self, body: bytes, content_type: str | None, accept: str | None) -> tuple[bytes, str]:
+        """The body and content type of the response to a request."""
         predictions = self.inference.predict_fn(self.inference.input_fn(body, content_type), self.model)
-        content, answer_type = self.inference.output_fn(predictions, accept)
-        return content.encode() if isinstance(content, str) else content, answer_type
+        content, response_type = self.inference.output_fn(predictions, accept)
+        return content.encode() if isinstance(content, str) else content, response_type
 
-    async def ping(self, request):
+    async def ping(self, request: Request) -> Response:
         await asyncio.get_running_loop().run_in_executor(self.ping_thread, self.check)
         return Response()
 
-    async def invocations(self, request):
+    async def invocations(self, request: Request) -> Response:
         if self.requests >= MAX_REQUESTS:
             await read_body(request, 0)
-            return error_response(503, "OverloadedError", f"{MAX_REQUESTS} requests are in work or waiting")
+            return error_response(503, "OverloadedError", f"{MAX_REQUESTS} requests are already running or queued")
         self.requests += 1
         try:
             return await self.invoke(request)
         finally:
             self.requests -= 1
 
-    async def invoke(self, request):
+    async def invoke(self, request: Request) -> Response:
         body = await read_body(request, MAX_BODY_BYTES)
         if body is None:
             return error_response(413, "PayloadTooLargeError", f"the body is larger than {MAX_BODY_BYTES:,} bytes")
         headers = request.headers
         content_type = headers.get("content-type")
         try:
-            content, answer_type = await self.scheduled(body, content_type, headers.get("accept"))
+            content, response_type = await self.schedule(body, content_type, headers.get("accept"))
         except self.inference.UnsupportedContentTypeError as error:
             return error_response(415, type(error).__name__, str(error))
         except self.inference.UnsupportedImageError as error:
             return error_response(400, type(error).__name__, str(error))
         if self.capture:
             inference_id = headers.get("x-amzn-sagemaker-inference-id")
-            self.capture.add(content_type or "", body, answer_type, content, inference_id)
-        return Response(content, headers={"content-type": answer_type})
+            self.capture.add(content_type or "", body, response_type, content, inference_id)
+        return Response(content, headers={"content-type": response_type})
 
-    async def scheduled(self, body, content_type, accept):
-        """What `answer` returns: a small image's on this thread, which saves the way to another; else from a thread."""
+    async def schedule(self, body: bytes, content_type: str | None, accept: str | None) -> tuple[bytes, str]:
+        """Run `respond`: for a small image on this thread, which saves a thread switch; otherwise on the pool."""
         if len(body) > INLINE_BYTES or is_json_lines(content_type):
             loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self.threads, self.answer, body, content_type, accept)
-        # One image a turn, and before it the event loop takes in what has arrived: so requests are counted while others
-        # wait, the one too many is refused after an image or two, and a ping does not wait for all that were there.
+            return await loop.run_in_executor(self.threads, self.respond, body, content_type, accept)
+        # Before each image, the event loop accepts the requests that have arrived. They are counted while they queue,
+        # those above the limit are refused within one or two images, and a ping does not wait for the whole queue.
         async with self.turn:
             await asyncio.sleep(0)
-            return self.answer(body, content_type, accept)
+            return self.respond(body, content_type, accept)
 
     @contextlib.asynccontextmanager
-    async def lifespan(self, app):
-        """Load before the worker listens. Until then SIGTERM has nothing to wait for."""
+    async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        """Load the model before the worker listens. Until then, no request is open and SIGTERM exits immediately."""
         finish = signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
         try:
             self.load()
         except Exception:
             traceback.print_exc()
-            os._exit(STARTUP_FAILURE)  # at once: of one that takes its time, signs of life are awaited for HUNG_SECONDS
+            os._exit(STARTUP_FAILURE)  # now: otherwise the supervisor waits HUNG_SECONDS for a heartbeat
         signal.signal(signal.SIGTERM, finish)
         yield
         if self.capture:
             self.capture.close()
 
 
-def create_app(inference=None, model=None):
-    """The application of a worker, whose lifespan loads the model; tests pass one, and leave the lifespan out."""
+def create_app(inference: Any = None, model: Any = None) -> ASGIApp:
+    """A worker's application. Its lifespan loads the model; tests pass one and do not run the lifespan."""
     endpoint = Endpoint(inference, model)
     routes = [Route("/ping", endpoint.ping), Route("/invocations", endpoint.invocations, methods=["POST"])]
-    handlers = {HTTPException: http_error, ClientDisconnect: client_gone, Exception: internal_error}
+    handlers: dict[Any, Any] = {HTTPException: http_error, ClientDisconnect: client_gone, Exception: internal_error}
     return access_log(Starlette(routes=routes, exception_handlers=handlers, lifespan=endpoint.lifespan))
 
 
-def access_log(app):
-    """Wrap an application so that each request leaves a line: sizes and time, nothing of what was sent."""
+def access_log(app: ASGIApp) -> ASGIApp:
+    """Wrap an application to log one line per request: sizes and time, but no content."""
 
-    async def logged(scope, receive, send):
+    async def logged(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await app(scope, receive, send)
         started = time.perf_counter()
         line = {"method": scope["method"], "path": scope["path"], "status": None, "received": 0, "sent": 0}
 
-        async def receive_counted():
+        async def receive_counted() -> Message:
             message = await receive()
             line["received"] += len(message.get("body", b""))
             return message
 
-        async def send_counted(message):
+        async def send_counted(message: Message) -> None:
             if message["type"] == "http.response.start":
                 line["status"] = message["status"]
             line["sent"] += len(message.get("body", b""))
@@ -192,28 +201,29 @@ def access_log(app):
             await app(scope, receive_counted, send_counted)
         finally:
             line["ms"] = round((time.perf_counter() - started) * 1000, 1)
-            sys.stdout.write(f"{json.dumps(line)}\n")  # in one piece: other workers write there too
+            sys.stdout.write(f"{json.dumps(line)}\n")  # in one write: other workers share the stream
             sys.stdout.flush()
 
     return logged
 
 
-async def http_error(request, error):
+async def http_error(request: Request, error: HTTPException) -> Response:
     return error_response(error.status_code, "HTTPError", error.detail)
 
 
-async def client_gone(request, error):
-    return Response(status_code=499)  # for the log alone
+async def client_gone(request: Request, error: ClientDisconnect) -> Response:
+    return Response(status_code=499)  # only for the log
 
 
-async def internal_error(request, error):
+async def internal_error(request: Request, error: Exception) -> Response:
     status = 503 if request.url.path == "/ping" else 500
     return error_response(status, "InternalError", f"{type(error).__name__}: {error}")
 
 
-async def read_body(request, limit):
-    """The request's body, or None where it is over the limit; read to its end, so that the client hears the answer."""
-    chunks, size = [], 0
+async def read_body(request: Request, limit: int) -> bytes | None:
+    """The request's body, or None if it exceeds the limit. Reads it all, or the client would not see the response."""
+    chunks: list[bytes] = []
+    size = 0
     async for chunk in request.stream():
         size += len(chunk)
         if size <= limit:
@@ -223,30 +233,30 @@ async def read_body(request, limit):
     return None if size > limit else b"".join(chunks)
 
 
-def is_json_lines(content_type):
+def is_json_lines(content_type: str | None) -> bool:
     return (content_type or "").split(";")[0].strip().lower() == "application/jsonlines"
 
 
-def error_response(status, code, message):
+def error_response(status: int, code: str, message: str) -> Response:
     return JSONResponse({"error": {"code": code, "message": message}}, status)
 
 
-class SocketOfItsOwn:
-    """What a worker is given to listen on: a socket when it is unpickled there, on the port that all workers share.
+class SocketPerWorker:
+    """Unpickles in each worker as a new socket, bound to the port that all workers share.
 
-    The kernel then shares out connections among the workers that listen. On one socket for all, the worker that wakes
-    up first takes nearly all of them. What a dead worker listened on is closed with it.
+    The kernel then distributes connections across the workers. With one shared socket, the worker that wakes up first
+    accepts nearly all of them. When a worker dies, its socket is closed with it.
     """
 
-    def __init__(self, host, port):
+    def __init__(self, host: str, port: int) -> None:
         self.host, self.port = host, port
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return bind, (self.host, self.port)
 
 
-def bind(host, port):
-    """A bound socket, which does not listen yet."""
+def bind(host: str, port: int) -> socket.socket:
+    """A socket that is bound but does not listen yet."""
     bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
@@ -254,29 +264,30 @@ def bind(host, port):
     return bound
 
 
-def serve(workers, host, port):
-    """Serve until SIGTERM; exits with STARTUP_FAILURE where a worker could not load its model."""
-    options = {"host": host, "port": port, "access_log": False, "timeout_graceful_shutdown": STOP_SECONDS}
+def serve(workers: int, host: str, port: int) -> None:
+    """Serve until SIGTERM. Exits with STARTUP_FAILURE if a worker cannot load its model."""
+    options: dict[str, Any] = {"host": host, "port": port, "access_log": False}
+    options["timeout_graceful_shutdown"] = STOP_SECONDS
     if workers == 1:
         return uvicorn.run(create_app, factory=True, **options)
     options |= {"workers": workers, "timeout_worker_healthcheck": HUNG_SECONDS}
     config = uvicorn.Config(create_app, factory=True, **options)
-    config.bind_socket().close()  # ends the process where the port is taken
-    supervisor = Multiprocess(config, [SocketOfItsOwn(host, port)])
+    config.bind_socket().close()  # exits if the port is in use
+    supervisor = Multiprocess(config, [SocketPerWorker(host, port)])  # type: ignore[list-item]  # unpickled as a socket
     supervisor.run()
     if any(worker.exitcode == STARTUP_FAILURE for worker in supervisor.processes):
         sys.exit(STARTUP_FAILURE)
 
 
-def number_of_workers():
-    """Raises ValueError."""
+def number_of_workers() -> int:
+    """SAGEMAKER_MODEL_SERVER_WORKERS, by default the number of cores. Raises ValueError."""
     text = os.environ.get("SAGEMAKER_MODEL_SERVER_WORKERS") or str(CORES)
     if not text.isdecimal() or int(text) == 0:
-        raise ValueError(f"SAGEMAKER_MODEL_SERVER_WORKERS is {text!r}, and no number of processes from 1")
+        raise ValueError(f"SAGEMAKER_MODEL_SERVER_WORKERS is {text!r}, but must be a positive integer")
     return int(text)
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", nargs="?", choices=["serve"])
     parser.add_argument("--host")
@@ -286,7 +297,7 @@ def main():
         workers = number_of_workers()
     except ValueError as error:
         parser.error(str(error))
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # as process 1 it would not hear it otherwise
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # process 1 ignores SIGTERM by default
     serve(workers, host, int(os.environ.get("SAGEMAKER_BIND_TO_PORT", "8080")))
 
 

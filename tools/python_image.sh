@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The base of endpoint/Dockerfile, or a stand-in for it (stand_in.sh) with the same Python of the same Debian release.
+# Provides the base image of endpoint/Dockerfile, or a stand-in (stand_in.sh) with the same Python and Debian release.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source tools/stand_in.sh
@@ -10,7 +10,7 @@ suite=${image##*-}
 contents=$(cat tools/python_image.sh tools/stand_in.sh | sha256sum | cut -c1-12)
 if have_image "$image" "$contents"; then exit 0; fi
 
-# What installing the packages would have done, as far as the Dockerfile needs it: a name for Python, certificates for pip.
+# Replaces the packages' installation scripts where the Dockerfile needs them: `python` on PATH, certificates for pip.
 hook="cd \"\$1\" && mkdir -p usr/local/bin etc/ssl/certs && ln -s /usr/bin/python$version usr/local/bin/python"
 hook="$hook && cat usr/share/ca-certificates/mozilla/*.crt > etc/ssl/certs/ca-certificates.crt"
 import_debian "$image" "$contents" "$suite" \

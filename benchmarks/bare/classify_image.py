@@ -1,4 +1,4 @@
-"""ClassifyImage with boto3 alone: nothing checked, logged, traced or measured."""
+"""ClassifyImage with boto3 only: no validation, logs, traces or metrics."""
 
 import base64
 import json
@@ -8,7 +8,7 @@ import boto3
 runtime = boto3.client("sagemaker-runtime")
 
 
-def lambda_handler(event, context):
+def lambda_handler(event: dict, context: object) -> dict:
     image = event["image"]
     response = runtime.invoke_endpoint(
         EndpointName=event["endpoint"]["name"],

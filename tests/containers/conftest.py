@@ -1,4 +1,4 @@
-"""The archive as SageMaker unpacks it, requests to it, and the answers that every container must give."""
+"""The archive, unpacked as by SageMaker, and the requests and expected responses of every container."""
 
 import base64
 import http.client
@@ -31,7 +31,7 @@ class Request:
 
 
 def unavailable(problem):
-    """Skip, or fail where all is expected to be there."""
+    """Skip the test, or fail in CI, where everything must be available."""
     if os.environ.get("CI") == "true":
         pytest.fail(problem)
     pytest.skip(problem)
@@ -48,7 +48,7 @@ def archive():
 
 @pytest.fixture(scope="session")
 def opt_ml(archive, tmp_path_factory):
-    """A folder in the place of /opt/ml, with the archive unpacked unchanged in model/."""
+    """A folder that replaces /opt/ml, with the unmodified archive unpacked in model/."""
     folder = tmp_path_factory.mktemp("opt_ml")
     with tarfile.open(archive) as opened:
         opened.extractall(folder / "model", filter="data")
@@ -57,7 +57,7 @@ def opt_ml(archive, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def images():
-    """Pictures as bytes: digits of the test data in PNG, and larger ones in JPEG."""
+    """Encoded images: digits from the test data as PNG, and larger images as JPEG."""
     digits = sorted((ROOT / ".local/data/digits/test").glob("*/*"))[::12]
     random = np.random.default_rng(0)
     coarse = [Image.fromarray(random.integers(0, 256, (9, 12, 3), dtype=np.uint8)) for _ in range(4)]
@@ -72,7 +72,7 @@ def jpeg(image):
 
 @pytest.fixture(scope="session")
 def requests(images):
-    """{name: Request}: each image by itself, and all of them in JSON Lines, with a line that is none among them."""
+    """{name: Request}: each image on its own, and all of them in JSON Lines, with one invalid line among them."""
     single = {f"image{number:03}": Request(image, "application/x-image") for number, image in enumerate(images)}
     lines = [json.dumps({"image": base64.b64encode(image).decode()}) for image in images]
     batch = "\n".join([*lines[:3], "no image", *lines[3:]])
@@ -81,7 +81,7 @@ def requests(images):
 
 @pytest.fixture(scope="session")
 def probabilities(opt_ml, images):
-    """What ONNX Runtime says in this process: [images, labels]."""
+    """The output of ONNX Runtime in this process: [images, labels]."""
     model = opt_ml / "model"
     metadata = json.loads((model / "metadata.json").read_text())
     size = metadata["input"]["height"], metadata["input"]["width"]
@@ -92,29 +92,29 @@ def probabilities(opt_ml, images):
 
 @pytest.fixture(scope="session")
 def check(opt_ml, probabilities):
-    """A function that asserts that {name: (status, content type, body)} has the probabilities of `requests`."""
+    """A function that compares responses, {name: (status, content type, body)}, with `probabilities`."""
     labels = json.loads((opt_ml / "model/metadata.json").read_text())["labels"]
 
-    def row(answer):
-        by_label = {each["label"]: each["probability"] for each in answer["predictions"]}
+    def row(result):
+        by_label = {each["label"]: each["probability"] for each in result["predictions"]}
         return [by_label[label] for label in labels]
 
-    def check(answers):
-        answers = dict(answers)
-        status, content_type, body = answers.pop("batch")
+    def check(responses):
+        responses = dict(responses)
+        status, content_type, body = responses.pop("batch")
         batch = [json.loads(line) for line in body.splitlines()]
         assert (status, content_type) == (200, "application/jsonlines")
         assert batch.pop(3)["error"]["code"] == "UnsupportedImageError"
-        assert {answer[:2] for answer in answers.values()} == {(200, "application/json")}
-        single = [json.loads(answers[name][2]) for name in sorted(answers)]
-        for rows in (single, batch):
-            np.testing.assert_allclose([row(answer) for answer in rows], probabilities, atol=1e-5, rtol=0)
+        assert {response[:2] for response in responses.values()} == {(200, "application/json")}
+        single = [json.loads(responses[name][2]) for name in sorted(responses)]
+        for results in (single, batch):
+            np.testing.assert_allclose([row(result) for result in results], probabilities, atol=1e-5, rtol=0)
 
     return check
 
 
-def ask(port, request):
-    """Status, content type and body of the answer of a server on this machine."""
+def invoke(port, request):
+    """Status, content type and body of the response from a server on this machine."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     connection.request("POST", "/invocations", request.body, {"Content-Type": request.content_type})
     response = connection.getresponse()
@@ -137,7 +137,7 @@ def wait_until_healthy(port, is_alive, log):
 
 @pytest.fixture(scope="session")
 def local_server(opt_ml, tmp_path_factory):
-    """The port of endpoint/server.py as the local stack runs it."""
+    """The port of endpoint/server.py, run as in the local stack."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     variables = {"SM_MODEL_DIR": str(opt_ml / "model"), "SAGEMAKER_BIND_TO_PORT": str(port)}

@@ -1,13 +1,13 @@
-"""What SageMaker's scikit-learn image does when it is told to serve, with the packages that it has.
+"""The `serve` command of SageMaker's scikit-learn image, run with the image's packages.
 
-sagemaker-containers starts gunicorn with gevent workers, and makes a Flask application of the model's four functions.
-Only the image's own entry point is in no package index: `application` stands for it, and `collections.Mapping`
-for a correction that the image makes in sagemaker-containers, which is older than Python 3.10.
+sagemaker-containers starts gunicorn with gevent workers and wraps the model's four functions in a Flask application.
+Only the image's entry point is not published as a package: `application` replaces it, and `collections.Mapping`
+replaces the image's patch for sagemaker-containers, which predates Python 3.10.
 
-    python sklearn_image.py REQUESTS ANSWERS    # where there is no network: see test_sklearn_image.py
+    python sklearn_image.py REQUESTS RESPONSES    # in a network namespace of its own: see test_sklearn_image.py
 
-serves, asks each file of the folder REQUESTS (its content type is the first line), writes the answers to the folder
-ANSWERS, and to ANSWERS/libraries which shared libraries the workers had loaded.
+starts the server, sends each file of the folder REQUESTS (the first line is its content type), and writes the responses
+to the folder RESPONSES. RESPONSES/libraries lists the shared libraries that the workers loaded.
 """
 
 import collections
@@ -47,13 +47,13 @@ def application(environ, start_response):
 
 
 def loopback_up():
-    """A new network namespace has nothing but a loopback that is down."""
+    """Bring up the loopback interface, which is down in a new network namespace."""
     set_flags, up_and_running = 0x8914, 0x1 | 0x40
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         fcntl.ioctl(any_socket, set_flags, struct.pack("16sH22x", b"lo", up_and_running))
 
 
-def ask(method, path, body=b"", content_type="application/octet-stream"):
+def send(method, path, body=b"", content_type="application/octet-stream"):
     connection = http.client.HTTPConnection("127.0.0.1", int(os.environ["SAGEMAKER_BIND_TO_PORT"]), timeout=60)
     connection.request(method, path, body, {"Content-Type": content_type})
     response = connection.getresponse()
@@ -68,7 +68,7 @@ def wait_until_healthy(process):
     deadline = time.monotonic() + SECONDS_TO_START
     while process.poll() is None and time.monotonic() < deadline:
         try:
-            if ask("GET", "/ping")["status"] == 200:
+            if send("GET", "/ping")["status"] == 200:
                 return
         except OSError:
             time.sleep(0.1)
@@ -76,23 +76,23 @@ def wait_until_healthy(process):
 
 
 def libraries(pid):
-    """The files that a process and its children have mapped."""
+    """The shared libraries mapped by a process and its children."""
     mapped = {line.split(maxsplit=5)[-1].strip() for line in Path(f"/proc/{pid}/maps").read_text().splitlines()}
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return {path for path in mapped if ".so" in path}.union(*map(libraries, children))
 
 
 def main():
-    requests, answers = map(Path, sys.argv[1:])
+    requests, responses = map(Path, sys.argv[1:])
     loopback_up()
     process = subprocess.Popen([sys.executable, "-c", "import sklearn_image; sklearn_image.serve()"])
     try:
         wait_until_healthy(process)
         for request in sorted(requests.iterdir()):
             content_type, _, body = request.read_bytes().partition(b"\n")
-            answer = ask("POST", "/invocations", body, content_type.decode())
-            (answers / request.name).write_text(json.dumps(answer))
-        (answers / "libraries").write_text("\n".join(sorted(libraries(process.pid))))
+            response = send("POST", "/invocations", body, content_type.decode())
+            (responses / request.name).write_text(json.dumps(response))
+        (responses / "libraries").write_text("\n".join(sorted(libraries(process.pid))))
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(30)

@@ -1,4 +1,4 @@
-"""endpoint/Dockerfile, built and asked: SageMaker's contract, without root."""
+"""The image of endpoint/Dockerfile, built and run: it fulfils SageMaker's contract without root."""
 
 import json
 import shutil
@@ -8,10 +8,10 @@ import uuid
 
 import pytest
 
-from conftest import ROOT, ask, unavailable, wait_until_healthy
+from conftest import ROOT, invoke, unavailable, wait_until_healthy
 
 SECONDS_TO_BUILD = 300
-PYTHON = ROOT / ".local/venvs/lambda/bin/python"  # of the Dockerfile's minor version
+PYTHON = ROOT / ".local/venvs/lambda/bin/python"  # same minor version as in the Dockerfile
 
 
 def docker(*arguments, timeout=60):
@@ -22,7 +22,7 @@ def docker(*arguments, timeout=60):
 
 @pytest.fixture(scope="module")
 def image(tmp_path_factory):
-    """The image, built as its first lines say; on a stand-in for its base, with the packages brought from outside."""
+    """The image, built with the command in its Dockerfile; on a stand-in base, from wheels downloaded beforehand."""
     if not shutil.which("docker") or subprocess.run(["docker", "info"], capture_output=True).returncode:
         unavailable("needs a running Docker engine: on Debian, apt-get install docker.io mmdebstrap, then dockerd")
     base = subprocess.run([ROOT / "tools/python_image.sh"], capture_output=True, text=True)
@@ -52,7 +52,7 @@ def download_wheels(context):
 
 
 class Container:
-    """`docker run IMAGE serve`, as SageMaker runs it, with a read-only root besides."""
+    """`docker run IMAGE serve`, as SageMaker runs it, but with a read-only root file system."""
 
     def __init__(self, image, model):
         options = ["--detach", "--read-only", "--publish", "127.0.0.1::8080", "--volume", f"{model}:/opt/ml/model:ro"]
@@ -68,7 +68,7 @@ class Container:
 
 @pytest.fixture(scope="module")
 def container(image, opt_ml):
-    for path in (opt_ml, opt_ml.parent, opt_ml.parent.parent):  # pytest's folders are for their owner alone
+    for path in (opt_ml, opt_ml.parent, opt_ml.parent.parent):  # only the owner can read pytest's folders
         path.chmod(0o755)
     container = Container(image, opt_ml / "model")
     try:
@@ -78,33 +78,33 @@ def container(image, opt_ml):
         docker("rm", "--force", container.name)
 
 
-def test_it_answers_as_onnx_in_process_does(container, requests, check):
-    check({name: ask(container.port, request) for name, request in requests.items()})
+def test_its_predictions_equal_those_of_onnx_runtime_in_process(container, requests, check):
+    check({name: invoke(container.port, request) for name, request in requests.items()})
 
 
-def test_it_answers_word_for_word_as_the_local_server_does(container, requests, local_server):
-    assert [ask(container.port, request) for request in requests.values()] == [
-        ask(local_server, request) for request in requests.values()
+def test_its_responses_are_identical_to_the_local_servers(container, requests, local_server):
+    assert [invoke(container.port, request) for request in requests.values()] == [
+        invoke(local_server, request) for request in requests.values()
     ]
 
 
-def test_nothing_in_it_runs_as_root(container):
+def test_no_process_in_it_runs_as_root(container):
     processes = docker("top", container.name, "-eo", "pid,uid").splitlines()[1:]
     assert {line.split()[1] for line in processes} == {"1000"}
 
 
-def test_docker_finds_it_healthy(container):
+def test_dockers_health_check_succeeds(container):
     deadline = time.monotonic() + 60
     while container.state()["Health"]["Status"] == "starting" and time.monotonic() < deadline:
         time.sleep(0.5)
     assert container.state()["Health"]["Status"] == "healthy"
 
 
-def test_a_stop_ends_it_well_and_its_log_has_lines_and_no_images(image, opt_ml, container, requests):
+def test_docker_stop_exits_with_0_and_the_log_has_one_line_per_request(image, opt_ml, container, requests):
     other = Container(image, opt_ml / "model")
     try:
         other.wait()
-        ask(other.port, requests["image000"])
+        invoke(other.port, requests["image000"])
         docker("stop", "--time", "30", other.name)
         assert other.state()["ExitCode"] == 0
         log = docker("logs", other.name)

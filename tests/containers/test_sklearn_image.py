@@ -1,4 +1,4 @@
-"""The archive in the server of SageMaker's scikit-learn image, from the image's own packages, without a network."""
+"""The archive on the server of SageMaker's scikit-learn image, with the image's packages and no network."""
 
 import json
 import os
@@ -9,18 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from conftest import ROOT, ask, unavailable
+from conftest import ROOT, invoke, unavailable
 
 VENV = ROOT / ".local/venvs/sklearn-serving"
 
 
 @pytest.fixture(scope="module")
 def unshare():
-    """The command that cuts a process off from the network."""
+    """The command that runs a process without network access."""
     if platform.machine() != "x86_64":
         pytest.skip("the archive's lib/ is for x86_64")
     if not (VENV / "bin/gunicorn").exists():
-        unavailable("needs the image's packages in a Python 3.12: make test-containers sets them up")
+        unavailable("needs the image's packages for Python 3.12: make test-containers installs them")
     command = ["unshare", "--net"] + (["--map-root-user"] if os.geteuid() else [])
     if not shutil.which("unshare") or subprocess.run([*command, "true"], capture_output=True).returncode:
         unavailable("needs a network namespace: run make test-containers as root, or allow user namespaces")
@@ -28,12 +28,12 @@ def unshare():
 
 
 @pytest.fixture(scope="module")
-def answers(unshare, opt_ml, requests, tmp_path_factory):
-    """A folder with what the image's server answered; it is started as template.yaml has SageMaker start it."""
-    asked, answered = tmp_path_factory.mktemp("requests"), tmp_path_factory.mktemp("answers")
+def responses(unshare, opt_ml, requests, tmp_path_factory):
+    """A folder with the server's responses. Its environment is the one that template.yaml defines for SageMaker."""
+    sent, received = tmp_path_factory.mktemp("requests"), tmp_path_factory.mktemp("responses")
     for name, request in requests.items():
-        (asked / name).write_bytes(request.content_type.encode() + b"\n" + request.body)
-    (asked / "broken").write_bytes(b"image/png\nno image")
+        (sent / name).write_bytes(request.content_type.encode() + b"\n" + request.body)
+    (sent / "broken").write_bytes(b"image/png\nno image")
     model = opt_ml / "model"
     environment = {
         "PATH": f"{VENV / 'bin'}:{os.environ['PATH']}",
@@ -48,33 +48,33 @@ def answers(unshare, opt_ml, requests, tmp_path_factory):
         "SAGEMAKER_BIND_TO_PORT": "8080",
         "SAGEMAKER_USE_NGINX": "false",
     }
-    command = [*unshare, VENV / "bin/python", Path(__file__).with_name("sklearn_image.py"), asked, answered]
+    command = [*unshare, VENV / "bin/python", Path(__file__).with_name("sklearn_image.py"), sent, received]
     try:
         server = subprocess.run(command, env=environment, cwd=opt_ml, capture_output=True, text=True, timeout=150)
         assert server.returncode == 0, server.stdout + server.stderr
-        yield answered
-    finally:  # pip has installed the code
+        yield received
+    finally:  # the server's start installed the code with pip
         uninstall = [VENV / "bin/python", "-m", "pip", "uninstall", "--quiet", "--yes", "inference"]
         subprocess.run(uninstall, check=True, capture_output=True)
 
 
-def answer(folder, name):
-    content = json.loads((folder / name).read_text())
-    return content["status"], content["content_type"], content["body"]
+def read(folder, name):
+    response = json.loads((folder / name).read_text())
+    return response["status"], response["content_type"], response["body"]
 
 
-def test_it_answers_as_onnx_in_process_does(answers, requests, check):
-    check({name: answer(answers, name) for name in requests})
+def test_its_predictions_equal_those_of_onnx_runtime_in_process(responses, requests, check):
+    check({name: read(responses, name) for name in requests})
 
 
-def test_it_answers_word_for_word_as_the_local_server_does(answers, requests, local_server):
-    assert {name: answer(answers, name)[2] for name in requests} == {
-        name: ask(local_server, request)[2] for name, request in requests.items()
+def test_its_response_bodies_are_identical_to_the_local_servers(responses, requests, local_server):
+    assert {name: read(responses, name)[2] for name in requests} == {
+        name: invoke(local_server, request)[2] for name, request in requests.items()
     }
 
 
-def test_it_runs_on_the_archives_lib_and_its_own_numpy(answers, opt_ml):
-    loaded = (answers / "libraries").read_text().splitlines()
+def test_it_loads_the_archives_lib_and_the_images_numpy(responses, opt_ml):
+    loaded = (responses / "libraries").read_text().splitlines()
     homes = {
         name: {Path(path[: path.index(f"/{name}/")]) for path in loaded if f"/{name}/" in path}
         for name in ("onnxruntime", "PIL", "numpy")
@@ -83,5 +83,5 @@ def test_it_runs_on_the_archives_lib_and_its_own_numpy(answers, opt_ml):
     assert homes == {"onnxruntime": {lib}, "PIL": {lib}, "numpy": {VENV / "lib/python3.12/site-packages"}}
 
 
-def test_an_error_is_a_500_in_html_which_is_why_the_project_has_its_own_server(answers):
-    assert answer(answers, "broken")[:2] == (500, "text/html; charset=utf-8")
+def test_an_error_is_a_500_in_html_which_is_why_the_project_has_its_own_server(responses):
+    assert read(responses, "broken")[:2] == (500, "text/html; charset=utf-8")
