@@ -430,7 +430,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=int, default=3, help="duration of each measurement")
-    parser.add_argument("--picture", type=Path, help="write the chart to this SVG file")
+    parser.add_argument("--chart", type=Path, help="write the chart to this SVG file")
     args = parser.parse_args()
     if not shutil.which("wrk"):
         sys.exit("wrk, which sends the requests, is missing: on Debian, apt-get install wrk")
@@ -439,8 +439,8 @@ def main() -> None:
     print(f"{CORES} cores, load {before[0]:.1f} before. Images per second in bold, then p50 and p99 of requests in ms.")
     print(f"CPU: the server's time on all cores for one large image, with {CLIENTS[-1]} clients\n")
     print(f"{markdown(table)}\n\n{ratios(table)}")
-    if args.picture:
-        args.picture.write_text(chart(table))
+    if args.chart:
+        args.chart.write_text(chart(table))
 
 
 if __name__ == "__main__":
