@@ -1,7 +1,7 @@
-"""make bench: where the time of one execution goes, and what a handler costs over bare boto3. Results: README.md here.
+"""make bench: where an execution spends its time, and a handler's overhead over bare boto3. Results: README.md here.
 
-Runs on the local stack: the ratios say something about the code; the milliseconds are those of the emulator and of this
-machine, not of AWS.
+Runs on the local stack: the ratios describe the code; the milliseconds are those of the emulator and this machine, not
+of AWS.
 """
 
 import json
@@ -12,24 +12,25 @@ import sys
 import time
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
-from local.command import LOCAL, ROOT, lock, told
+from local.command import LOCAL, ROOT, lock, report_errors
 from local.deployment import deployed
-from local.emulator.processes import clean_environment
+from local.emulator.processes import Stack, clean_environment
 from local.executions import finished
 
 EXECUTIONS = 40
 PROCESSES, CALLS = 9, 60
 FUNCTIONS = ("retrieve_image", "classify_image", "check_confidence")
-BUILT = LOCAL / "sam/build/RetrieveImageFunction"  # one CodeUri: the same package for all three
+BUILT = LOCAL / "sam/build/RetrieveImageFunction"  # the three functions share one CodeUri and package
 
 
 def milliseconds(start: datetime, end: datetime) -> float:
     return (end - start).total_seconds() * 1000
 
 
-def split(history: list[dict], endpoint_ms: float) -> dict[str, float]:
-    """Milliseconds of one execution: in the three functions without the endpoint, in the endpoint, in the engine."""
+def split(history: list[dict[str, Any]], endpoint_ms: float) -> dict[str, float]:
+    """Milliseconds of an execution by place: the three functions without the endpoint, the endpoint, the engine."""
     total = milliseconds(history[0]["timestamp"], history[-1]["timestamp"])
     functions, scheduled = 0.0, None
     for event in history:
@@ -41,15 +42,15 @@ def split(history: list[dict], endpoint_ms: float) -> dict[str, float]:
     return {"lambda": functions - endpoint_ms, "endpoint": endpoint_ms, "engine": total - functions, "total": total}
 
 
-def executions(stack, outputs, request: dict) -> dict[str, float]:
-    """Medians over warm executions, one after the other."""
+def executions(stack: Stack, outputs: dict[str, str], request: dict[str, str]) -> dict[str, float]:
+    """Medians over sequential warm executions."""
     states, logs = stack.client("stepfunctions"), stack.client("logs")
     arns = []
-    for _ in range(EXECUTIONS + 3):  # the first ones start the functions
-        answer = states.start_execution(
+    for _ in range(EXECUTIONS + 3):  # the first ones are cold starts
+        response = states.start_execution(
             stateMachineArn=outputs["ClassifyImageStateMachineArn"], input=json.dumps(request)
         )
-        arns.append(finished(states, answer["executionArn"], time.monotonic() + 60).execution_arn)
+        arns.append(finished(states, response["executionArn"], time.monotonic() + 60).execution_arn)
     group = stack.client("lambda").get_function(FunctionName=outputs["ClassifyImageFunctionName"])["Configuration"]
     pages = logs.get_paginator("filter_log_events").paginate(logGroupName=group["LoggingConfig"]["LogGroup"])
     lines = [
@@ -60,8 +61,8 @@ def executions(stack, outputs, request: dict) -> dict[str, float]:
     return {name: statistics.median(row[name] for row in splits) for name in splits[0]}
 
 
-def handlers(stack, events: dict[str, dict]) -> list[tuple]:
-    """For each function and each figure the medians of ours and of bare boto3's, taken in turn."""
+def handlers(stack: Stack, events: dict[str, Any]) -> list[tuple[str, str, float, float]]:
+    """(function, figure, median of ours, median of bare boto3's); the two handlers are measured alternately."""
     environment = clean_environment() | stack.aws_variables | {
         "POWERTOOLS_SERVICE_NAME": "image-classification",
         "POWERTOOLS_METRICS_NAMESPACE": "ImageClassification",
@@ -73,7 +74,7 @@ def handlers(stack, events: dict[str, dict]) -> list[tuple]:
     }  # fmt: skip
 
     def measure(folder: Path, function: str) -> dict[str, float]:
-        command = [LOCAL / "venvs/lambda/bin/python", "benchmarks/handler.py", folder, function]
+        command: list[str | Path] = [LOCAL / "venvs/lambda/bin/python", "benchmarks/handler.py", folder, function]
         command += [json.dumps(events[function]), str(CALLS)]
         result = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
         if result.returncode:
@@ -93,17 +94,17 @@ def handlers(stack, events: dict[str, dict]) -> list[tuple]:
 
 
 def main() -> None:
-    with told(), lock(), deployed(redeploy=True) as (stack, outputs):
+    with report_errors(), lock(), deployed(redeploy=True) as (stack, outputs):
         key = "benchmark/seven.png"
         data = sorted((LOCAL / "data/digits/test/7").iterdir())[0].read_bytes()
         stack.client("s3").put_object(Bucket=outputs["ImageBucketName"], Key=key, Body=data)
         request = {"s3_bucket": outputs["ImageBucketName"], "s3_key": key}
         event = {name: json.loads((ROOT / f"events/{name}.json").read_text()) for name in FUNCTIONS}
         print(f"{platform.machine()}, Python {platform.python_version()}, medians\n")
-        print(f"one warm execution of {EXECUTIONS}, ms")
+        print(f"one warm execution, ms: median of {EXECUTIONS}")
         for name, value in executions(stack, outputs, request).items():
             print(f"  {name:9} {value:8.1f}")
-        print(f"\nhandlers, ms: {PROCESSES} processes each, in turn; warm is the median of {CALLS} calls")
+        print(f"\nhandlers, ms: {PROCESSES} processes each, alternating; warm is the median of {CALLS} calls")
         print(f"  {'function':17} {'':7} {'ours':>8} {'bare':>8} {'ours - bare':>12} {'ours / bare':>12}")
         for function, name, ours, bare in handlers(stack, event | {"retrieve_image": request}):
             print(f"  {function:17} {name:7} {ours:8.2f} {bare:8.2f} {ours - bare:12.2f} {ours / bare:12.2f}")

@@ -1,25 +1,26 @@
-"""make classify IMAGE=path [THRESHOLD=t]: a picture of your own through the workflow of the local stack."""
+"""make classify IMAGE=path [THRESHOLD=t]: classify an image of your own with the local stack's workflow."""
 
 import argparse
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
-from local.command import StackError, console, lock, told
+from local.command import StackError, console, lock, report_errors
 from local.deployment import deployed
 from local.emulator.processes import Stack
-from local.executions import explanation, finished
+from local.executions import error_message, finished
 
 SECONDS_TO_CLASSIFY = 120
 
 
 def classify(stack: Stack, outputs: dict[str, str], image: Path, threshold: float | None) -> None:
-    """Upload the picture beside the upload prefix, where nothing is triggered, and start an execution for it."""
+    """Upload the image outside the trigger's prefix, start an execution for it and print the result."""
     key = f"classify/{image.name}"
     stack.client("s3").upload_file(str(image), outputs["ImageBucketName"], key)
-    request = {"s3_bucket": outputs["ImageBucketName"], "s3_key": key}
+    request: dict[str, Any] = {"s3_bucket": outputs["ImageBucketName"], "s3_key": key}
     if threshold is not None:
         request["threshold"] = threshold
     states = stack.client("stepfunctions")
@@ -27,7 +28,7 @@ def classify(stack: Stack, outputs: dict[str, str], image: Path, threshold: floa
     started = states.start_execution(stateMachineArn=machine, input=json.dumps(request))
     outcome = finished(states, started["executionArn"], time.monotonic() + SECONDS_TO_CLASSIFY)
     if not outcome.result:
-        raise StackError(f"{outcome.error}: {explanation(outcome)}")
+        raise StackError(f"{outcome.error}: {error_message(outcome)}")
     result = outcome.result
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("label")
@@ -45,13 +46,13 @@ def main() -> None:
     parser.add_argument("image", type=Path)
     parser.add_argument("--threshold", default="")
     options = parser.parse_args()
-    with told(), lock():
+    with report_errors(), lock():
         if not options.image.is_file():
-            raise StackError(f"{str(options.image) or 'IMAGE'} is not a file: make classify IMAGE=path/to/picture.jpg")
+            raise StackError(f"{str(options.image) or 'IMAGE'} is not a file: make classify IMAGE=path/to/image.jpg")
         try:
             threshold = float(options.threshold) if options.threshold else None
         except ValueError:
-            raise StackError(f"THRESHOLD={options.threshold} is not a number: take one above 0 and up to 1") from None
+            raise StackError(f"THRESHOLD={options.threshold} is not a number: use one above 0 and at most 1") from None
         with deployed() as (stack, outputs):
             classify(stack, outputs, options.image, threshold)
 

@@ -1,4 +1,4 @@
-"""What the make commands share: the folders they work in, their words on the terminal, and how they end."""
+"""Shared by the make commands: folders, the console, the lock on .local, and error reporting."""
 
 import contextlib
 import fcntl
@@ -16,12 +16,12 @@ console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 
 
 class StackError(Exception):
-    """The local stack can't do what was asked; the message says why and what to do."""
+    """The command cannot go on; the message says why and what to do."""
 
 
 @contextlib.contextmanager
 def step(title: str) -> Iterator[None]:
-    """Say what is under way, and how long it took."""
+    """Print the title of a step while it runs, and its duration at the end."""
     started = time.monotonic()
     with console.status(f"{title} ..."):
         yield
@@ -30,25 +30,25 @@ def step(title: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def lock() -> Iterator[None]:
-    """One command at a time works in .local."""
+    """Allow only one command at a time to use .local; a second one raises StackError."""
     LOCAL.mkdir(exist_ok=True)
     with (LOCAL / "lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise StackError("Another make command is using the local stack: wait for it to end.") from None
+            raise StackError("Another make command is using the local stack: wait until it has finished.") from None
         yield
 
 
-def interruptible() -> None:
-    """Let SIGTERM, as Ctrl-C does, run the clean-up."""
+def exit_on_sigterm() -> None:
+    """Run the clean-up on SIGTERM too, as Python does on Ctrl-C."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
 
 @contextlib.contextmanager
-def told() -> Iterator[None]:
-    """Print what goes wrong as a sentence, and leave with 1."""
-    interruptible()
+def report_errors() -> Iterator[None]:
+    """Print a StackError as one sentence, without a traceback, and exit with status 1."""
+    exit_on_sigterm()
     try:
         yield
     except StackError as error:

@@ -1,4 +1,4 @@
-"""template.yaml, deployed into the local stack as it is into AWS.  python -m local.deployment build|up|down"""
+"""Build template.yaml and deploy it to the local stack with the SAM CLI: python -m local.deployment build|up|down"""
 
 import argparse
 import contextlib
@@ -8,17 +8,17 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from local.command import LOCAL, ROOT, StackError, console, lock, step, told
+from local.command import LOCAL, ROOT, StackError, console, lock, report_errors, step
 from local.emulator.processes import REGION, Stack, clean_environment, running, start, stop, tail
 
-BUILD = LOCAL / "sam/build"  # as samconfig.toml has it
+BUILD = LOCAL / "sam/build"  # must match samconfig.toml
 STACK_NAME = "image-classification"
 MODEL_BUCKET = "models"  # outside the stack, as on AWS
 OUTPUTS = LOCAL / "outputs.json"
 
 
 def sam(stack: Stack | None, *arguments: str) -> None:
-    """Run the SAM CLI; without a stack, with no credentials at all."""
+    """Run the SAM CLI against the stack, or without any credentials if there is none."""
     environment = clean_environment() | {
         "SAM_CLI_TELEMETRY": "0",
         "SAM_CLI_POLL_DELAY": "0.1",
@@ -29,10 +29,10 @@ def sam(stack: Stack | None, *arguments: str) -> None:
     }
     if stack:
         environment |= stack.aws_variables
-    # sam build packs with the Python of the functions' runtime that it finds on PATH.
+    # sam build packages the functions with the runtime's Python, which it looks up on PATH.
     environment["PATH"] = f"{LOCAL / 'venvs/lambda/bin'}:{environment['PATH']}"
     config = ["--config-file", str(ROOT / "samconfig.toml"), "--config-env", "local"]
-    command = [LOCAL / "venvs/sam/bin/sam", *arguments, *config]
+    command: list[str | Path] = [LOCAL / "venvs/sam/bin/sam", *arguments, *config]
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     log = LOCAL / "logs" / f"sam-{arguments[0]}.log"
     log.parent.mkdir(exist_ok=True)
@@ -42,24 +42,22 @@ def sam(stack: Stack | None, *arguments: str) -> None:
 
 
 def architecture() -> str:
-    """This machine's, as Lambda calls it."""
+    """This machine's processor architecture, by Lambda's name."""
     machine = platform.machine()
     if machine not in ("x86_64", "aarch64"):
-        raise StackError(
-            f"Lambda has no runtime for {machine} processors: the functions can't be built for this machine."
-        )
+        raise StackError(f"Lambda does not support {machine} processors: the functions cannot be built here.")
     return {"aarch64": "arm64"}.get(machine, machine)
 
 
 def build() -> None:
-    """sam build, for this machine, into a folder of its own; compiled, as `make build` does for AWS."""
+    """Run `sam build` for this machine's architecture and compile the result, as `make build` does for AWS."""
     with step("Building the functions with sam build"):
         sam(None, "build", "--parameter-overrides", f"Architecture={architecture()}")
         subprocess.run([LOCAL / "venvs/lambda/bin/python", ROOT / "tools/compile.py", BUILD], check=True)
 
 
 def upload_model(stack: Stack, archive: Path) -> str:
-    """Put model.tar.gz, in its folder that is named by its content, into the emulated S3: its URL."""
+    """Upload model.tar.gz to the emulated S3, under its folder named after the content hash; return its s3:// URL."""
     s3 = stack.client("s3")
     s3.create_bucket(Bucket=MODEL_BUCKET)
     key = f"models/{archive.parent.name}/{archive.name}"
@@ -68,7 +66,7 @@ def upload_model(stack: Stack, archive: Path) -> str:
 
 
 def deploy(stack: Stack, stack_name: str = STACK_NAME, build: Path = BUILD, **parameters: str) -> dict[str, str]:
-    """sam deploy what was built: the outputs of the CloudFormation stack."""
+    """Run `sam deploy` on the built functions; return the CloudFormation stack's outputs."""
     overrides = [f'{key}="{value}"' for key, value in ({"Architecture": architecture()} | parameters).items()]
     template = ["--template-file", str(build / "template.yaml")]
     sam(stack, "deploy", "--stack-name", stack_name, *template, "--parameter-overrides", *overrides)
@@ -77,7 +75,7 @@ def deploy(stack: Stack, stack_name: str = STACK_NAME, build: Path = BUILD, **pa
 
 
 def model_archive() -> Path:
-    """What `make package-model` made."""
+    """The path of the archive that `make package-model` built."""
     try:
         return ROOT / (LOCAL / "package/archive.txt").read_text().strip()
     except OSError:
@@ -85,7 +83,7 @@ def model_archive() -> Path:
 
 
 def up(directory: Path = LOCAL / "stack") -> tuple[Stack, dict[str, str]]:
-    """Start the stack, unless it runs, and deploy the current template and model: the stack and its outputs."""
+    """Start the stack if necessary and deploy the current template and model; return the stack and its outputs."""
     stack = running(directory)
     started = stack is None
     stack = stack or start(directory)
@@ -117,7 +115,7 @@ def write_files(stack: Stack, outputs: dict[str, str]) -> None:
 
 
 def down(directory: Path = LOCAL / "stack") -> bool:
-    """Stop the stack: whether there was one."""
+    """Stop the stack; return whether it was running."""
     stack = running(directory)
     if stack:
         stop(stack)
@@ -128,16 +126,16 @@ def down(directory: Path = LOCAL / "stack") -> bool:
 
 @contextlib.contextmanager
 def deployed(redeploy: bool = False) -> Iterator[tuple[Stack, dict[str, str]]]:
-    """The local stack and its outputs: the one that is up, or one that is started now and stopped at the end.
+    """The running local stack and its outputs, or a new stack that is stopped at the end.
 
-    redeploy: deploy the current template and model into a stack that is up, too.
+    redeploy: deploy the current template and model even if the stack is already running.
     """
     stack = running(LOCAL / "stack")
     if stack and OUTPUTS.exists() and not redeploy:
         yield stack, json.loads(OUTPUTS.read_text())
         return
     if not stack and not redeploy:
-        console.print("The local stack is not up (make up keeps it up): starting it for this command.")
+        console.print("Starting the local stack for this command only (make up keeps it running).")
     try:
         yield up()
     finally:
@@ -149,15 +147,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=["build", "up", "down"])
     command = parser.parse_args().command
-    with told(), lock():
+    with report_errors(), lock():
         if command == "build":
             return build()
         if command == "down":
             return console.print("The local stack is stopped." if down() else "The local stack was not running.")
         stack, outputs = up()
         console.print(f"\nThe local stack is up at {stack.url}.\n")
-        console.print("  source .local/env            then aws, sam and boto3 talk to it")
-        console.print("  make classify IMAGE=path     classify a picture of yours")
+        console.print("  source .local/env            point aws, sam and boto3 at it")
+        console.print("  make classify IMAGE=path     classify an image of your own")
         console.print("  make down                    stop it\n")
         console.print_json(data=outputs)
 

@@ -1,4 +1,4 @@
-"""Executions of the state machine: what became of an image, as the commands show it."""
+"""Executions of the state machine: wait for them and read their outcomes."""
 
 import dataclasses
 import json
@@ -6,12 +6,14 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from botocore.client import BaseClient
+
 NOT_ACCEPTED = "THRESHOLD_CONFIDENCE_NOT_MET"
 
 
 @dataclasses.dataclass
 class Outcome:
-    """One image's way through the workflow; label and confidence are there when the endpoint gave them."""
+    """How the execution for one image ended; label and confidence are None unless it was classified."""
 
     key: str
     status: str
@@ -25,13 +27,13 @@ class Outcome:
 
 
 def outcome(execution: dict[str, Any]) -> Outcome:
-    """The outcome of an execution that has ended, from DescribeExecution's answer."""
-    error, cause = execution.get("error"), execution.get("cause")
+    """The outcome of a finished execution, from the response of DescribeExecution."""
+    error = execution.get("error")
     result = None
     if execution["status"] == "SUCCEEDED":
         result = json.loads(execution["output"])
     elif error == NOT_ACCEPTED:
-        result = json.loads(cause)  # the Fail state's cause is the result
+        result = json.loads(execution["cause"])  # the Fail state's cause is the result
     return Outcome(
         key=object_key(json.loads(execution["input"])),
         status="SUCCEEDED" if execution["status"] == "SUCCEEDED" else "FAILED",
@@ -41,28 +43,28 @@ def outcome(execution: dict[str, Any]) -> Outcome:
         error=error or (None if result else execution["status"]),
         execution_arn=execution["executionArn"],
         result=result,
-        cause=cause,
+        cause=execution.get("cause"),
     )
 
 
-def object_key(execution_input: Any) -> str | None:
-    """The key in an execution's input, be it the upload's event or {s3_bucket, s3_key}."""
+def object_key(execution_input: Any) -> str:
+    """The key in an execution's input, an upload event or {s3_bucket, s3_key}; empty if there is none."""
     match execution_input:
         case {"detail": {"object": {"key": key}}} | {"s3_key": key}:
             return key
-    return None
+    return ""
 
 
-def explanation(outcome: Outcome) -> str:
-    """The error's own words."""
+def error_message(outcome: Outcome) -> str:
+    """The errorMessage of a Lambda error, or else the whole cause."""
     try:
-        return json.loads(outcome.cause)["errorMessage"]
+        return json.loads(outcome.cause or "")["errorMessage"]
     except (TypeError, ValueError, KeyError):
         return outcome.cause or ""
 
 
-def finished(states, arn: str, deadline: float) -> Outcome:
-    """Wait for an execution to end."""
+def finished(states: BaseClient, arn: str, deadline: float) -> Outcome:
+    """Wait until an execution has finished; TimeoutError after `deadline` (of time.monotonic())."""
     while (execution := states.describe_execution(executionArn=arn))["status"] == "RUNNING":
         if time.monotonic() > deadline:
             raise TimeoutError(f"{arn} is still running")
@@ -71,15 +73,15 @@ def finished(states, arn: str, deadline: float) -> Outcome:
 
 
 class Watch:
-    """The executions that uploads started, found by the object's key."""
+    """Finds the executions that uploads started, by a prefix of the object's key."""
 
-    def __init__(self, states, machine_arn: str, prefix: str):
+    def __init__(self, states: BaseClient, machine_arn: str, prefix: str) -> None:
         self.states, self.machine_arn, self.prefix = states, machine_arn, prefix
         self.known: set[str] = set()
         self.unfinished: list[str] = []
 
     def ended(self) -> Iterator[Outcome]:
-        """The outcomes of executions for keys under the prefix that have ended since the last call."""
+        """The outcomes of the executions that have finished since the last call."""
         for page in self.states.get_paginator("list_executions").paginate(stateMachineArn=self.machine_arn):
             for execution in page["executions"]:
                 if execution["executionArn"] not in self.known:
@@ -87,7 +89,7 @@ class Watch:
                     self.unfinished.append(execution["executionArn"])
         for arn in list(self.unfinished):
             execution = self.states.describe_execution(executionArn=arn)
-            if not (object_key(json.loads(execution["input"])) or "").startswith(self.prefix):
+            if not object_key(json.loads(execution["input"])).startswith(self.prefix):
                 self.unfinished.remove(arn)
             elif execution["status"] != "RUNNING":
                 self.unfinished.remove(arn)

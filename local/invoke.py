@@ -1,10 +1,10 @@
-"""One function in Docker, by `sam local invoke`, with the local stack behind it.
+"""Run one function in Docker with `sam local invoke`, connected to the local stack.
 
     make invoke FUNCTION=ClassifyImageFunction EVENT=events/classify_image.json
 
-`sam local` gives a container the variables of the template, and no others: the functions get the addresses of the local
-stack from a copy of the built template that has them. The stack listens on 127.0.0.1, where no container can reach it:
-while the function runs, what a container sends to the address of Docker's bridge is passed on.
+`sam local` passes only the template's environment variables to a container, so a copy of the built template adds the
+addresses of the local stack. The stack listens on 127.0.0.1, which containers cannot reach: while the function runs,
+forwarders on the address of Docker's bridge connect the two.
 """
 
 import argparse
@@ -25,33 +25,33 @@ from pathlib import Path
 
 import yaml
 
-from local.command import LOCAL, ROOT, StackError, console, lock, told
+from local.command import LOCAL, ROOT, StackError, console, lock, report_errors
 from local.deployment import BUILD, architecture, deployed
 from local.emulator.processes import Stack, clean_environment
 
 SAM = LOCAL / "venvs/sam/bin/sam"
-MAKE_IMAGE = ROOT / "tools/lambda_image.sh"
+BASE_IMAGE_SCRIPT = ROOT / "tools/lambda_image.sh"
 SAMPLE = ROOT / "events/classify_image.json"
 
 
 def docker_problem() -> str | None:
-    """Why no container can be started here, and what to do about it."""
+    """Why Docker cannot start containers here and what to do about it, or None."""
     if not shutil.which("docker"):
         return "Docker is not installed. On Debian and Ubuntu: apt-get install docker.io"
     if subprocess.run(["docker", "info"], capture_output=True).returncode:
-        return "Docker's engine does not answer: systemctl start docker (or dockerd), as a user who may use it"
+        return "Docker's engine does not respond: run systemctl start docker (or dockerd), as a user with access to it"
     return None
 
 
-def make_image() -> None:
-    """The base image of the functions' runtime."""
-    made = subprocess.run([MAKE_IMAGE], stdout=sys.stderr, stderr=subprocess.PIPE, text=True)
-    if made.returncode:
-        raise StackError(f"There is no base image for the functions:\n{made.stderr.strip()}")
+def build_base_image() -> None:
+    """Pull or build the base image of the functions' runtime; StackError if neither works."""
+    result = subprocess.run([BASE_IMAGE_SCRIPT], stdout=sys.stderr, stderr=subprocess.PIPE, text=True)
+    if result.returncode:
+        raise StackError(f"The functions' base image cannot be built:\n{result.stderr.strip()}")
 
 
 def bridge_address() -> str:
-    """This machine's address in the network of the containers."""
+    """This machine's address on Docker's bridge network."""
     form = "{{range .IPAM.Config}}{{json .}}\n{{end}}"
     inspect = ["docker", "network", "inspect", "bridge", "--format", form]
     networks = subprocess.run(inspect, capture_output=True, text=True, check=True).stdout.splitlines()
@@ -60,17 +60,19 @@ def bridge_address() -> str:
 
 
 class Forwarder(socketserver.ThreadingTCPServer):
-    """Passes on what is sent to a port of `address`, that the system chooses, to a port of 127.0.0.1."""
+    """Forwards connections from a free port of `address` to `port` of 127.0.0.1."""
 
     daemon_threads = True
 
-    def __init__(self, address: str, port: int):
+    def __init__(self, address: str, port: int) -> None:
         super().__init__((address, 0), ForwarderHandler)
         self.url = "http://{}:{}".format(*self.server_address)
         self.port = port
 
 
 class ForwarderHandler(socketserver.BaseRequestHandler):
+    server: Forwarder
+
     def handle(self) -> None:
         with socket.create_connection(("127.0.0.1", self.server.port)) as service:
             back = threading.Thread(target=self.copy, args=(service, self.request))
@@ -79,7 +81,7 @@ class ForwarderHandler(socketserver.BaseRequestHandler):
             back.join()
 
     def copy(self, source: socket.socket, target: socket.socket) -> None:
-        with contextlib.suppress(OSError):  # either side may hang up
+        with contextlib.suppress(OSError):  # either side can hang up
             while data := source.recv(65536):
                 target.sendall(data)
         with contextlib.suppress(OSError):
@@ -87,8 +89,8 @@ class ForwarderHandler(socketserver.BaseRequestHandler):
 
 
 @contextlib.contextmanager
-def reachable(stack: Stack) -> Iterator[dict[str, str]]:
-    """Let containers reach the stack: the variables that tell them where it is."""
+def forwarded(stack: Stack) -> Iterator[dict[str, str]]:
+    """Let containers reach the stack; yields the environment variables with its addresses."""
     address = bridge_address()
     with contextlib.ExitStack() as servers:
         urls = {}
@@ -97,8 +99,8 @@ def reachable(stack: Stack) -> Iterator[dict[str, str]]:
                 server = servers.enter_context(Forwarder(address, stack.ports[name]))
             except OSError as error:
                 raise StackError(
-                    f"Docker's bridge is not on this machine ({address}: {error}): the local stack needs a Docker "
-                    "engine on the same Linux, not one in a virtual machine or without root."
+                    f"Docker's bridge is not on this machine ({address}: {error}): use a Docker engine on the same "
+                    "Linux, neither in a virtual machine nor rootless."
                 ) from None
             threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
             servers.callback(server.shutdown)
@@ -113,7 +115,7 @@ def reachable(stack: Stack) -> Iterator[dict[str, str]]:
 
 
 def template_with(variables: dict[str, str], directory: Path) -> Path:
-    """A copy of the built template whose functions have these variables too."""
+    """Write a copy of the built template that adds these environment variables to every function."""
     template = yaml.safe_load((BUILD / "template.yaml").read_text())
     template["Globals"]["Function"]["Environment"]["Variables"] |= variables
     for resource in template["Resources"].values():
@@ -125,19 +127,19 @@ def template_with(variables: dict[str, str], directory: Path) -> Path:
 
 
 def environment(stack: Stack, variables: dict[str, str]) -> dict[str, str]:
-    """SAM's own, which goes before the template's values: so it has the addresses of the containers too."""
+    """The environment of the SAM CLI, which overrides the template's values, hence the containers' variables."""
     return clean_environment() | stack.aws_variables | variables
 
 
-def command(what: str, template: Path, *arguments: str) -> list[str]:
-    """`sam local invoke` or `sam local start-lambda`, for this machine's processor."""
+def sam_command(subcommand: str, template: Path, *arguments: str) -> list[str]:
+    """`sam local invoke` or `sam local start-lambda`, for this machine's architecture."""
     overrides = f"Architecture={architecture()}"
     options = ["--config-env", "local", "--template", str(template), "--parameter-overrides", overrides]
-    return [str(SAM), "local", what, *arguments, "--skip-pull-image", *options]
+    return [str(SAM), "local", subcommand, *arguments, "--skip-pull-image", *options]
 
 
 def upload_sample(stack: Stack) -> None:
-    """The picture of events/ where events/ says that it lies."""
+    """Upload the image of events/classify_image.json to the bucket and key that the events name."""
     event = json.loads(SAMPLE.read_text())
     s3 = stack.client("s3")
     s3.create_bucket(Bucket=event["s3_bucket"])
@@ -145,32 +147,32 @@ def upload_sample(stack: Stack) -> None:
 
 
 def invoke(stack: Stack, function: str, event: str) -> int:
-    with tempfile.TemporaryDirectory() as directory, reachable(stack) as variables:
-        line = command("invoke", template_with(variables, Path(directory)), function, "--event", event)
-        console.print(f"$ sam {shlex.join(line[1:])}", markup=False, soft_wrap=True)
-        return subprocess.run(line, env=environment(stack, variables)).returncode
+    with tempfile.TemporaryDirectory() as directory, forwarded(stack) as variables:
+        command = sam_command("invoke", template_with(variables, Path(directory)), function, "--event", event)
+        console.print(f"$ sam {shlex.join(command[1:])}", markup=False, soft_wrap=True)
+        return subprocess.run(command, env=environment(stack, variables)).returncode
 
 
 def check(function: str, event: str) -> None:
-    """Raise StackError for a function that the template has not, or an event that is no file."""
+    """StackError if the template has no such function or the event is not a file."""
     resources = yaml.safe_load((BUILD / "template.yaml").read_text())["Resources"]
     names = [name for name, resource in resources.items() if resource["Type"] == "AWS::Serverless::Function"]
     if function not in names:
-        raise StackError(f"FUNCTION={function} is none of {', '.join(names)}")
+        raise StackError(f"FUNCTION={function} is not in the template: choose one of {', '.join(names)}")
     if not Path(event).is_file():
         raise StackError(f"EVENT={event} is not a file; events/ has one for each function")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("function", help="of template.yaml: ClassifyImageFunction")
-    parser.add_argument("event", help="a file: events/classify_image.json")
+    parser.add_argument("function", help="logical ID in template.yaml, such as ClassifyImageFunction")
+    parser.add_argument("event", help="JSON file, such as events/classify_image.json")
     options = parser.parse_args()
-    with told(), lock():
+    with report_errors(), lock():
         check(options.function, options.event)
         if problem := docker_problem():
             raise StackError(problem)
-        make_image()
+        build_base_image()
         with deployed() as (stack, _):
             upload_sample(stack)
             return invoke(stack, options.function, options.event)

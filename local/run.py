@@ -1,7 +1,7 @@
-"""make run: real images through the whole workflow, on this machine.
+"""make run: classify real images with the whole workflow on this machine.
 
-Starts the local stack (or takes the one that `make up` started), uploads images, lets the upload trigger start the
-executions, shows what became of each image, writes .local/run.json and .local/report.html, and stops what it started.
+Starts the local stack unless `make up` has, uploads images so that the upload trigger starts an execution for each,
+prints the outcome of each image, writes .local/run.json and .local/report.html, and stops the stack if it started it.
 """
 
 import os
@@ -12,40 +12,40 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from endpoint import inference
-from local.command import LOCAL, ROOT, StackError, console, lock, told
+from local.command import LOCAL, ROOT, StackError, console, lock, report_errors
 from local.deployment import deployed
 from local.emulator.processes import Stack
-from local.executions import NOT_ACCEPTED, Outcome, Watch, explanation
+from local.executions import NOT_ACCEPTED, Outcome, Watch, error_message
 from local.report import record, render
 
 MODEL, DIGITS = LOCAL / "model", LOCAL / "data/digits"
 PER_CLASS = 2  # test images of each class
-AMBIGUOUS, WELL_BELOW = 4, 0.70  # validation images whose confidence is well below the threshold
+AMBIGUOUS, WELL_BELOW = 4, 0.70  # at most 4 validation images with a confidence well below the threshold
 NOT_AN_IMAGE = b"This is a text file. Its name says that it is an image.\n"
-AT_A_TIME = 4  # images under way: a first image starts three functions, and a laptop has few cores
+CONCURRENT = 4  # images: each cold start launches three functions, and a laptop has few cores
 SECONDS_FOR_AN_IMAGE = 120
 
 
 def test_images() -> dict[str, bytes]:
-    """The first images of each class of the test set, which neither training nor the choice of a model has seen."""
+    """The first test images of each class, used neither to train nor to choose the model."""
     classes = sorted(path for path in (DIGITS / "test").iterdir() if path.is_dir())
     paths = [path for folder in classes for path in sorted(folder.iterdir())[:PER_CLASS]]
     return {f"test/{path.parent.name}/{path.name}": path.read_bytes() for path in paths}
 
 
 def ambiguous_images() -> dict[str, bytes]:
-    """The images of the validation set about which the model is least sure."""
+    """The validation images for which the model is least confident."""
     model = inference.model_fn(MODEL)
     paths = sorted((DIGITS / "validation").glob("*/*.png"))
     results = inference.classify([inference.preprocess(path.read_bytes(), model.size) for path in paths], model)
     confidences = [result["predictions"][0]["probability"] for result in results]
-    least = sorted(zip(confidences, paths, strict=True))[:AMBIGUOUS]
-    chosen = [path for confidence, path in least if confidence < WELL_BELOW]
+    lowest = sorted(zip(confidences, paths, strict=True))[:AMBIGUOUS]
+    chosen = [path for confidence, path in lowest if confidence < WELL_BELOW]
     return {f"ambiguous/{path.parent.name}/{path.name}": path.read_bytes() for path in chosen}
 
 
 def classify_all(stack: Stack, outputs: dict[str, str], run: str, images: dict[str, bytes]) -> list[Outcome]:
-    """Upload the images, a few at a time, and wait for the executions that the uploads start. Keys begin with `run`."""
+    """Upload the images (their keys begin with `run`), a few at a time, and wait for the executions they start."""
     s3 = stack.client("s3")
     watch = Watch(stack.client("stepfunctions"), outputs["ClassifyImageStateMachineArn"], run)
     waiting = list(images.items())
@@ -55,7 +55,7 @@ def classify_all(stack: Stack, outputs: dict[str, str], run: str, images: dict[s
     with Progress(*columns, console=console) as progress:
         bar = progress.add_task("", total=len(waiting))
         while len(outcomes) < len(images):
-            while waiting and len(started) - len(outcomes) < AT_A_TIME:
+            while waiting and len(started) - len(outcomes) < CONCURRENT:
                 key, data = waiting.pop(0)
                 started[key] = time.monotonic()
                 s3.put_object(Bucket=outputs["ImageBucketName"], Key=key, Body=data)
@@ -72,11 +72,12 @@ def classify_all(stack: Stack, outputs: dict[str, str], run: str, images: dict[s
 
 
 def show(outcomes: list[Outcome]) -> None:
+    """Print the table of outcomes."""
     prefix = os.path.commonpath([row.key for row in outcomes]) + "/"
     table = Table(box=None, pad_edge=False, header_style="bold", title=f"Uploaded under {prefix}", title_justify="left")
     for name in ("key", "status", "label", "confidence", "time", "error"):
-        justify = "right" if name in ("confidence", "time") else "left"
-        table.add_column(name, justify=justify, no_wrap=name != "error", overflow="fold")
+        number = name in ("confidence", "time")
+        table.add_column(name, justify="right" if number else "left", no_wrap=name != "error", overflow="fold")
     for row in outcomes:
         colour = {None: "green", NOT_ACCEPTED: "yellow"}.get(row.error, "red")
         table.add_row(
@@ -91,23 +92,21 @@ def show(outcomes: list[Outcome]) -> None:
 
 
 def summarise(outcomes: list[Outcome]) -> None:
-    """What happened, in numbers; StackError when an image failed that should not have."""
+    """Print the totals; StackError if an image failed that should not have."""
     accepted = [row for row in outcomes if row.error is None]
     review = [row for row in outcomes if row.error == NOT_ACCEPTED]
     failed = [row for row in outcomes if row not in accepted and row not in review]
-    right = sum(row.key.split("/")[-2] == row.label for row in accepted)
-    console.print(
-        f"\n{len(accepted)} accepted, {right} of them right; {len(review)} sent to review; {len(failed)} failed"
-    )
+    correct = sum(row.key.split("/")[-2] == row.label for row in accepted)
+    console.print(f"\n{len(accepted)} accepted ({correct} correct), {len(review)} sent to review, {len(failed)} failed")
     for row in failed:
-        console.print(f"  {row.error}: {explanation(row)}", markup=False, soft_wrap=True)
-    console.print(f"Written to {render.RECORD.relative_to(ROOT)}; look at {render.REPORT.relative_to(ROOT)}")
+        console.print(f"  {row.error}: {error_message(row)}", markup=False, soft_wrap=True)
+    console.print(f"Wrote {render.RECORD.relative_to(ROOT)} and {render.REPORT.relative_to(ROOT)}")
     if unexpected := [row for row in failed if row.error != "UnsupportedImageError"]:
         raise StackError(f"{len(unexpected)} images failed for technical reasons: see the errors above")
 
 
 def main() -> None:
-    with told(), lock():
+    with report_errors(), lock():
         images = test_images() | ambiguous_images() | {"not-an-image.png": NOT_AN_IMAGE}
         with deployed(redeploy=True) as (stack, outputs):
             since = datetime.now(UTC)

@@ -1,8 +1,8 @@
-"""How far the mix of labels that a model predicts is from the mix that it was trained on.
+"""Measure how far the labels that a model predicts have drifted from the mix that it was trained on.
 
-The population stability index is the sum over labels of (p - q) ln(p / q), with p and q a label's share in the two
-mixes: 0 when they are equal. By custom, below 0.1 is no change to speak of and above 0.25 a large one; but a few images
-differ from any mix by chance alone, and `by_chance` says by how much.
+The population stability index (PSI) is the sum over labels of (p - q) ln(p / q), where p and q are a label's shares of
+the two mixes; 0 means that they are equal. By convention, below 0.1 is negligible and above 0.25 large. Small samples
+differ from any mix by chance: `by_chance` gives the index to expect.
 """
 
 from collections.abc import Mapping
@@ -13,9 +13,9 @@ DRAWS = 2000
 
 
 def contributions(reference: Mapping[str, int], observed: Mapping[str, int]) -> dict[str, float]:
-    """Each label's part of the index, from its counts in the two mixes: the index is their sum.
+    """Each label's contribution to the index, from its counts in the two mixes; their sum is the index.
 
-    Half an image is added to every count: a label that one mix lacks would make the index infinite.
+    Half an image is added to every count, because a label missing from one mix would make the index infinite.
     """
     labels = sorted({*reference, *observed})
     counts = np.array([[mix.get(label, 0) for label in labels] for mix in (reference, observed)])
@@ -23,7 +23,7 @@ def contributions(reference: Mapping[str, int], observed: Mapping[str, int]) -> 
 
 
 def by_chance(reference: Mapping[str, int], images: int, quantile: float = 0.95, seed: int = 0) -> float:
-    """The index that so many images of the reference's own mix stay below, in this share of random draws."""
+    """A quantile of the index over random draws of `images` images from the reference mix itself."""
     counts = np.array(list(reference.values()))
     draws = np.random.default_rng(seed).multinomial(images, counts / counts.sum(), size=DRAWS)
     return float(np.quantile(_contributions(counts, draws).sum(axis=-1), quantile))

@@ -1,10 +1,10 @@
-"""What became of images, read from the prediction log: a log group of CloudWatch Logs, or files of JSON Lines.
+"""Read the prediction log, which has the outcome of every image, from CloudWatch Logs or from JSON Lines files.
 
-functions/prediction_log.py says what a line holds. The log group has other lines too (of the runtime, of metrics):
-they are passed over, and so is what is not JSON. The same calls work on AWS and on the local stack.
+functions/prediction_log.py documents a line. The log group also has lines of the runtime and of metrics: these and
+anything that is not JSON are skipped. The same calls work on AWS and on the local stack.
 
-    lines = outcomes.from_log_group(boto3.client("logs"), outputs["PredictionLogGroupName"], since=yesterday)
-    lines = outcomes.from_files(Path("exported").rglob("*.gz"))
+    lines = prediction_log.from_log_group(boto3.client("logs"), outputs["PredictionLogGroupName"], since=yesterday)
+    lines = prediction_log.from_files(Path("exported").rglob("*.gz"))
 """
 
 import gzip
@@ -14,22 +14,24 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from botocore.client import BaseClient
+
 MESSAGE = "prediction"
-FILTER = f'{{ $.message = "{MESSAGE}" }}'  # the emulator ignores it, so each line is looked at here as well
-TIME_FORMAT = "%Y-%m-%d %H:%M:%S,%f%z"  # Powertools Logger's
+FILTER = f'{{ $.message = "{MESSAGE}" }}'  # the emulator ignores it, so parsed() filters too
+TIME_FORMAT = "%Y-%m-%d %H:%M:%S,%f%z"  # of Powertools Logger
 
 
-def from_log_group(logs, name: str, since: datetime | None = None) -> list[dict[str, Any]]:
-    """The lines of a log group in the order of time, from the moment `since` on. `logs` is boto3's client."""
-    asked = {"logGroupName": name, "filterPattern": FILTER}
+def from_log_group(logs: BaseClient, name: str, since: datetime | None = None) -> list[dict[str, Any]]:
+    """The lines of a log group in chronological order, starting at `since`. `logs` is a boto3 client."""
+    query: dict[str, Any] = {"logGroupName": name, "filterPattern": FILTER}
     if since:
-        asked["startTime"] = int(since.timestamp() * 1000)
-    pages = logs.get_paginator("filter_log_events").paginate(**asked)
+        query["startTime"] = int(since.timestamp() * 1000)
+    pages = logs.get_paginator("filter_log_events").paginate(**query)
     return parsed(event["message"] for page in pages for event in page["events"])
 
 
 def from_files(paths: Iterable[Path]) -> list[dict[str, Any]]:
-    """The lines of files, .gz or not: JSON Lines, or an export of CloudWatch Logs, which puts the time before each."""
+    """The lines of files, plain or .gz: JSON Lines, or CloudWatch Logs exports, which put the time before each line."""
     lines = []
     for path in paths:
         opened = gzip.open if path.suffix == ".gz" else open
@@ -39,7 +41,7 @@ def from_files(paths: Iterable[Path]) -> list[dict[str, Any]]:
 
 
 def parsed(texts: Iterable[str]) -> list[dict[str, Any]]:
-    """Those of the texts that are lines of the prediction log."""
+    """The texts that are lines of the prediction log, parsed."""
     lines = []
     for text in texts:
         _time, brace, rest = text.partition("{")
@@ -53,5 +55,5 @@ def parsed(texts: Iterable[str]) -> list[dict[str, Any]]:
 
 
 def time_of(line: dict[str, Any]) -> datetime:
-    """When the line was written."""
+    """The time when the line was written."""
     return datetime.strptime(line["timestamp"], TIME_FORMAT)

@@ -1,8 +1,8 @@
-"""Compile the functions that sam build packed: python3.13 tools/compile.py .aws-sam/build
+"""Compile the functions that sam build packaged: python3.13 tools/compile.py .aws-sam/build
 
-Lambda's /var/task is read-only: without this, every cold start compiles every module again. The Python that runs this
-must be the functions' runtime. Each file is compiled for the place where Lambda has it, so that tracebacks name that,
-and the packages of all functions are the same bytes: sam deploy uploads them once.
+Lambda's /var/task is read-only: otherwise, every cold start would compile every module again. The Python that runs this
+must be the functions' runtime. The compiled files contain their paths on Lambda, so that tracebacks show those and the
+packages of all functions are identical: sam deploy uploads them once.
 """
 
 import compileall
@@ -12,7 +12,7 @@ from py_compile import PycInvalidationMode
 
 if __name__ == "__main__":
     for package in Path(sys.argv[1]).glob("*/"):
-        # By hash, since a zip file changes times; unchecked, since nothing changes the source on Lambda.
+        # By hash, because zip files change timestamps; unchecked, because the source never changes on Lambda.
         compiled = compileall.compile_dir(
             package,
             quiet=1,

@@ -1,17 +1,17 @@
-"""Set up what the project's commands need: python3 tools/install.py run|test|notebook|launch|sam|containers|bench|uv
+"""Install what the project's commands need: python3 tools/install.py run|test|notebook|launch|sam|containers|bench|uv
 
-Runs on any Python from 3.11, with the standard library alone, and makes
+Runs on Python 3.11 or later with only the standard library, and creates
 
-  .venv                        training, endpoint, tests: the Python that runs this, if PyTorch has a build for it
+  .venv                        training, endpoint, tests: on the current Python, if PyTorch supports it
   .local/venvs/emulator        the emulated AWS
   .local/venvs/sam             the SAM CLI
-  .local/venvs/lambda          Python 3.13 with AWS's Lambda runtime client: found, or fetched through uv
-  .local/venvs/sagemaker       SageMaker's SDK, which starts training jobs: about 1 GB, with `launch` only
-  .local/venvs/sklearn-serving Python 3.12 with the server of SageMaker's scikit-learn image, with `containers` only
-  .local/venvs/bench-serving   the servers that `make bench-endpoint` compares with, with `bench` only
-  .local/venvs/uv              for `make lock`, and to fetch a Python that is not here
+  .local/venvs/lambda          Python 3.13, found or downloaded with uv, with AWS's Lambda runtime client
+  .local/venvs/sagemaker       SageMaker's SDK, to start training jobs: about 1 GB, only for `launch`
+  .local/venvs/sklearn-serving Python 3.12, with the server of SageMaker's scikit-learn image, only for `containers`
+  .local/venvs/bench-serving   the servers for `make bench-endpoint` to compare, only for `bench`
+  .local/venvs/uv              for `make lock`, and to download a missing Python
 
-each from its file of exact, hashed pins in requirements/. What is up to date is left alone.
+each from its file of exact, hashed pins in requirements/. Environments that are up to date are left unchanged.
 """
 
 import concurrent.futures
@@ -25,6 +25,7 @@ import threading
 import time
 import tomllib
 from pathlib import Path
+from typing import Any
 
 COMMANDS = ("run", "test", "notebook", "launch", "sam", "containers", "bench", "uv")
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,11 +37,11 @@ PYTORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 
 
 class SetupError(Exception):
-    """The set-up can't go on; the message says what to do."""
+    """The installation cannot go on; the message says what to do."""
 
 
 def run(arguments: list[str | Path], log: Path) -> None:
-    """Run a command with its output in a log file; SetupError shows the log's end when it fails."""
+    """Run a command with its output in a log file; SetupError with the end of the log if it fails."""
     environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")}
     with log.open("ab") as output:
         output.write(f"\n$ {' '.join(map(str, arguments))}\n".encode())
@@ -51,13 +52,13 @@ def run(arguments: list[str | Path], log: Path) -> None:
     if code:
         end = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
         where = log.relative_to(ROOT)
-        raise SetupError(f"{end}\n\nThis failed; is there a network, and room on the disk? All of it: {where}")
+        raise SetupError(f"{end}\n\nThe command failed. Check the network and the free disk space. Full log: {where}")
 
 
 def install(name: str, python: str, venv: Path, requirements: str, torch: bool = False, sources: bool = False) -> None:
-    """Make the virtual environment and install the pinned packages, unless that was done already.
+    """Create the virtual environment and install the pinned packages, unless it is up to date.
 
-    sources: some packages are published as sources only; they are built with what requirements/build.txt pins.
+    sources: some packages are published only as sources; they are built with the pins of requirements/build.txt.
     """
     lock = ROOT / "requirements" / requirements
     stamp = venv / f".installed-{requirements}"
@@ -68,9 +69,9 @@ def install(name: str, python: str, venv: Path, requirements: str, torch: bool =
     log.parent.mkdir(parents=True, exist_ok=True)
     log.unlink(missing_ok=True)
     if not (venv / "bin" / "python").exists() or not any(venv.glob(".installed-*")):
-        shutil.rmtree(venv, ignore_errors=True)  # half made, by a set-up that was interrupted
+        shutil.rmtree(venv, ignore_errors=True)  # incomplete, from an interrupted installation
         run([python, "-m", "venv", venv], log)
-    pip = [venv / "bin" / "python", "-m", "pip", "install", "--disable-pip-version-check", "--no-input"]
+    pip: list[str | Path] = [venv / "bin/python", "-m", "pip", "install", "--disable-pip-version-check", "--no-input"]
     pinned = [*pip, "--require-hashes", "--no-deps"]
     if sources:
         run([*pinned, "--only-binary=:all:", "-r", ROOT / "requirements/build.txt"], log)
@@ -82,14 +83,14 @@ def install(name: str, python: str, venv: Path, requirements: str, torch: bool =
 
 
 def torch_requirement() -> str:
-    """torch==x.y.z+cpu: the local version that only PyTorch's own index has, and that needs no CUDA."""
+    """torch==x.y.z+cpu: the build without CUDA, which only PyTorch's own index has."""
     groups = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]
     pin = next(pin for pin in groups["train"] if pin.startswith("torch=="))
     return f"{pin}+cpu"
 
 
 def works(python: str | Path, minor: str) -> bool:
-    """Whether this is a Python of that minor version which can make virtual environments."""
+    """Whether this is a Python of that minor version that can create virtual environments."""
     code = "import ensurepip, sys, venv; print('%d.%d' % sys.version_info[:2])"
     try:
         found = subprocess.run([python, "-c", code], capture_output=True, text=True, timeout=20, cwd="/")
@@ -99,7 +100,7 @@ def works(python: str | Path, minor: str) -> bool:
 
 
 def find_python(minor: str) -> str | None:
-    """A Python of that minor version: this one, on PATH, beside this one (pyenv, uv), or where pyenv and uv put it."""
+    """A Python of that minor version: the current one, on PATH, or installed by pyenv or uv; else None."""
     roots = [
         Path(sys.base_prefix).parent,
         Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv") / "versions",
@@ -111,30 +112,30 @@ def find_python(minor: str) -> str | None:
     return next((candidate for candidate in candidates if works(candidate, minor)), None)
 
 
-def fetch_python(minor: str, user: str) -> str:
-    """A Python through uv, into .local/python. `user`: what runs on it."""
-    uv = shutil.which("uv")
+def download_python(minor: str, purpose: str) -> str:
+    """Download a Python with uv to .local/python. `purpose` begins the error message: "The functions run"."""
+    uv: str | Path | None = shutil.which("uv")
     try:
         if not uv:
             install("uv", sys.executable, LOCAL / "venvs/uv", "uv.txt")
             uv = LOCAL / "venvs/uv/bin/uv"
-        print(f"Python {minor} is not here: fetching it with uv", flush=True)
+        print(f"Python {minor} was not found: downloading it with uv", flush=True)
         log = LOCAL / "logs/install-python.log"
         run([uv, "python", "install", minor, "--install-dir", LOCAL / "python", "--no-bin"], log)
     except SetupError as error:
         raise SetupError(
-            f"{error}\n\n{user} on Python {minor}, which was neither found nor fetched: install it (apt-get install "
-            f"python{minor}-venv, pyenv install {minor}, or uv python install {minor}) and run the command again."
+            f"{error}\n\n{purpose} on Python {minor}, which was not found and cannot be downloaded: install it "
+            f"(apt-get install python{minor}-venv, pyenv install {minor}, or uv python install {minor}) and try again."
         ) from None
     return find_python(minor) or ""
 
 
 def check_machine() -> None:
     if sys.platform != "linux":
-        raise SetupError("The local stack runs on Linux and WSL2: AWS's Lambda runtime client has no other builds.")
+        raise SetupError("The local stack needs Linux or WSL2: AWS's Lambda runtime client has no other builds.")
     if sys.version_info[:2] < OLDEST:
         version = platform.python_version()
-        raise SetupError(f"Python 3.11 or later is needed; this is {version}. Try: make PYTHON=python3.12 ...")
+        raise SetupError(f"Python 3.11 or later is required; this is {version}. Try: make PYTHON=python3.12 ...")
     try:
         import ensurepip  # noqa: F401
         import venv  # noqa: F401
@@ -142,11 +143,11 @@ def check_machine() -> None:
         raise SetupError("Python's venv is missing. On Debian and Ubuntu: apt-get install python3-venv") from None
 
 
-def install_all(environments: list[tuple]) -> None:
-    """Install side by side, and say every few seconds what is still under way."""
+def install_all(environments: list[tuple[Any, ...]]) -> None:
+    """Install in parallel, and print every few seconds what is still being installed."""
     started, running, lock = time.monotonic(), set(), threading.Lock()
 
-    def one(name: str, *arguments) -> None:
+    def install_one(name: str, *arguments: Any) -> None:
         with lock:
             running.add(name)
         install(name, *arguments)
@@ -154,7 +155,7 @@ def install_all(environments: list[tuple]) -> None:
             running.discard(name)
 
     with concurrent.futures.ThreadPoolExecutor(len(environments)) as pool:
-        futures = [pool.submit(one, *environment) for environment in environments]
+        futures = [pool.submit(install_one, *environment) for environment in environments]
         waiting = 3
         while pending := concurrent.futures.wait(futures, waiting, concurrent.futures.FIRST_EXCEPTION).not_done:
             if any(future.done() and future.exception() for future in futures):
@@ -167,28 +168,28 @@ def install_all(environments: list[tuple]) -> None:
         future.result()
 
 
-def main(what: str) -> None:
+def main(command: str) -> None:
     check_machine()
-    if what == "uv":
+    if command == "uv":
         return install_all([("uv", sys.executable, LOCAL / "venvs/uv", "uv.txt")])
-    if what == "launch":
+    if command == "launch":
         return install_all([("sagemaker", sys.executable, LOCAL / "venvs/sagemaker", "sagemaker.txt")])
-    if what == "containers":
-        python = find_python(SKLEARN_PYTHON) or fetch_python(SKLEARN_PYTHON, "SageMaker's scikit-learn image runs")
+    if command == "containers":
+        python = find_python(SKLEARN_PYTHON) or download_python(SKLEARN_PYTHON, "SageMaker's scikit-learn image runs")
         venv = LOCAL / "venvs/sklearn-serving"
         return install_all([("sklearn-serving", python, venv, "sklearn-serving.txt", False, True)])
-    if what == "bench":
+    if command == "bench":
         venv = LOCAL / "venvs/bench-serving"
         return install_all([("bench-serving", sys.executable, venv, "bench-serving.txt", True, True)])
-    lambda_python = find_python(LAMBDA_PYTHON) or fetch_python(LAMBDA_PYTHON, "The functions run")
+    lambda_python = find_python(LAMBDA_PYTHON) or download_python(LAMBDA_PYTHON, "The functions run")
     python = sys.executable if sys.version_info[:2] <= NEWEST else lambda_python
-    environments = [
+    environments: list[tuple[Any, ...]] = [
         ("sam", python, LOCAL / "venvs/sam", "sam.txt"),
-        ("lambda", lambda_python, LOCAL / "venvs/lambda", "lambda.txt"),  # sam build packs with it
+        ("lambda", lambda_python, LOCAL / "venvs/lambda", "lambda.txt"),  # sam build uses it
     ]
-    if what in ("run", "test", "notebook"):
+    if command in ("run", "test", "notebook"):
         environments += [
-            ("project", python, ROOT / ".venv", f"{what}.txt", True),
+            ("project", python, ROOT / ".venv", f"{command}.txt", True),
             ("emulator", python, LOCAL / "venvs/emulator", "emulator.txt"),
         ]
     install_all(environments)
@@ -202,4 +203,4 @@ if __name__ == "__main__":
     except SetupError as error:
         sys.exit(f"\n{error}")
     except KeyboardInterrupt:
-        sys.exit("\ninterrupted; run the command again to go on")
+        sys.exit("\nInterrupted: run the command again to continue.")

@@ -1,7 +1,7 @@
-"""Print the CloudFormation template that SAM makes of template.yaml.  python tools/transform.py [PARAMETER=VALUE ...]
+"""Print template.yaml as SAM transforms it to CloudFormation: python tools/transform.py [PARAMETER=VALUE ...]
 
-For cfn-lint and the tests; it runs in the SAM CLI's environment. The definition of the state machine is put into it,
-which cfn-lint checks only there. What SAM makes depends on the parameters: CloudFormation's conditions stay in it.
+For cfn-lint and the tests; runs in the SAM CLI's environment. The state machine's definition is inlined, because
+cfn-lint checks only inline definitions. Parameters change what SAM generates; CloudFormation's conditions are kept.
 """
 
 import json
@@ -16,12 +16,13 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class NoManagedPolicies:
-    def load(self):
-        """The template names no managed policy that would have to be looked up."""
+    def load(self) -> dict[str, str]:
+        """No managed policies: the template names none that would have to be looked up."""
         return {}
 
 
 def transformed(parameters: dict[str, str]) -> str:
+    """The CloudFormation template for these parameters, as YAML."""
     template = yaml_parse((ROOT / "template.yaml").read_text())
     for resource in template["Resources"].values():
         if resource["Type"] == "AWS::Serverless::StateMachine":
@@ -32,5 +33,5 @@ def transformed(parameters: dict[str, str]) -> str:
 
 
 if __name__ == "__main__":
-    logging.disable(logging.WARNING)  # SAM tells of features of its own that are switched off
+    logging.disable(logging.WARNING)  # SAM warns about its own disabled features
     print(transformed(dict(argument.split("=", 1) for argument in sys.argv[1:])))

@@ -1,8 +1,8 @@
-"""The local stack's processes.
+"""Start, find and stop the processes of the local stack.
 
 xray_daemon.py     collects the functions' traces
-sagemaker_api.py   SageMaker's APIs; starts endpoint/server.py for each endpoint
-start.py           S3, EventBridge, Step Functions, Lambda, SQS, CloudFormation ...
+sagemaker_api.py   emulates SageMaker's APIs; starts endpoint/server.py for each endpoint
+start.py           emulates S3, EventBridge, Step Functions, Lambda, SQS, CloudFormation ...
 """
 
 import contextlib
@@ -19,8 +19,10 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import boto3
+from botocore.client import BaseClient
 
 from local.command import LOCAL, ROOT, StackError
 
@@ -28,12 +30,12 @@ REGION = "us-east-1"
 SECONDS_TO_START = 60
 MODULES = {"xray": "xray_daemon", "sagemaker": "sagemaker_api", "emulator": "start"}
 NO_PROXY = {"NO_PROXY": "127.0.0.1,localhost", "no_proxy": "127.0.0.1,localhost"}
-os.environ |= NO_PROXY  # everything here is on this machine, whatever proxy the user has
+os.environ |= NO_PROXY  # all addresses are local, so a proxy of the user's must not be used
 
 
 @dataclasses.dataclass
 class Stack:
-    """A running local stack: where its files are, its ports, and its processes by name."""
+    """A running local stack: the directory of its files, and its ports and process IDs by name."""
 
     directory: Path
     ports: dict[str, int]
@@ -45,7 +47,7 @@ class Stack:
 
     @property
     def aws_variables(self) -> dict[str, str]:
-        """What points any AWS client at this stack, and at nothing else."""
+        """Environment variables that point any AWS client at this stack and nowhere else."""
         sagemaker = f"http://127.0.0.1:{self.ports['sagemaker']}"
         return {
             "AWS_ENDPOINT_URL": self.url,
@@ -62,8 +64,8 @@ class Stack:
             **NO_PROXY,
         }
 
-    def client(self, service: str):
-        """A boto3 client of this stack, whatever AWS variables and files the user has."""
+    def client(self, service: str) -> BaseClient:
+        """A boto3 client for this stack, unaffected by the user's AWS variables and files."""
         with replaced_environment(clean_environment() | self.aws_variables):
             return boto3.Session().client(service)
 
@@ -72,7 +74,7 @@ class Stack:
 
 
 def clean_environment() -> dict[str, str]:
-    """The user's environment without what could lead an AWS client, SAM or a Python astray."""
+    """The user's environment without variables that would reconfigure AWS clients, SAM or Python."""
     foreign = ("AWS_", "SAM_CLI_", "SAMCLI_", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
     return {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
 
@@ -96,8 +98,8 @@ def free_port(kind: socket.SocketKind) -> int:
 
 
 def start(directory: Path, **variables: str) -> Stack:
-    """Start the processes, with their files in `directory`; `variables` go to the emulator and to the functions."""
-    shutil.rmtree(directory, ignore_errors=True)  # what an earlier one left
+    """Start the processes with their files in `directory`; `variables` are added to the emulator's environment."""
+    shutil.rmtree(directory, ignore_errors=True)  # left by an earlier stack
     (directory / "tmp").mkdir(parents=True)
     tcp, udp = socket.SOCK_STREAM, socket.SOCK_DGRAM
     stack = Stack(directory, {"emulator": free_port(tcp), "sagemaker": free_port(tcp), "xray": free_port(udp)})
@@ -107,7 +109,7 @@ def start(directory: Path, **variables: str) -> Stack:
     sagemaker = ["--port", stack.ports["sagemaker"], "--work-dir", directory / "sagemaker"]
     spawn(stack, "sagemaker", [sys.executable, *module("sagemaker"), *sagemaker], environment)
     emulator = {
-        "PATH": os.environ["PATH"],  # the functions inherit all of this, and must see nothing else of the user's
+        "PATH": os.environ["PATH"],  # the functions inherit this environment and must not see the user's
         "LANG": "C.UTF-8",
         "TZ": ":UTC",
         "HOME": str(directory / "tmp"),
@@ -119,7 +121,7 @@ def start(directory: Path, **variables: str) -> Stack:
         "IOT_MTLS_ENABLED": "0",
         "DOCKER_HOST": "unix:///nonexistent.sock",
         "TMPDIR": str(directory / "tmp"),
-        "AUTH": "true",  # a function may do what its role may
+        "AUTH": "true",  # enforce the functions' roles
         "LAMBDA_PYTHON": str(LOCAL / "venvs/lambda/bin/python"),
         "AWS_LAMBDA_LOG_FORMAT": "JSON",
         "AWS_XRAY_DAEMON_ADDRESS": f"127.0.0.1:{stack.ports['xray']}",
@@ -136,21 +138,21 @@ def start(directory: Path, **variables: str) -> Stack:
 
 
 def module(name: str) -> list[str]:
-    """How a Python runs a process of the stack, which is_running() then finds on its command line."""
+    """The Python arguments that run a process of the stack; is_running() looks for them on its command line."""
     return ["-m", f"local.emulator.{MODULES[name]}"]
 
 
-def spawn(stack: Stack, name: str, command: list, environment: dict[str, str]) -> None:
-    """Start a process that outlives a Ctrl-C in this terminal: stop() ends it."""
+def spawn(stack: Stack, name: str, command: list[Any], environment: dict[str, str]) -> None:
+    """Start a process in its own session, so that Ctrl-C in this terminal does not stop it; stop() does."""
     with (stack.directory / f"{name}.log").open("wb") as log:
-        streams = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
+        streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
         process = subprocess.Popen([*map(str, command)], cwd=ROOT, env=environment, start_new_session=True, **streams)
     stack.pids[name] = process.pid
     stack.save()
 
 
 def is_running(name: str, pid: int) -> bool:
-    """Whether the process is still there, and still ours."""
+    """Whether the process is still running and is ours, not another one with a reused process ID."""
     try:
         return "\0".join(module(name)) in Path(f"/proc/{pid}/cmdline").read_text()
     except OSError:
@@ -163,7 +165,7 @@ def wait_until_healthy(stack: Stack) -> None:
         for name, pid in stack.pids.items():
             if os.waitpid(pid, os.WNOHANG)[0]:
                 log = stack.directory / f"{name}.log"
-                raise StackError(f"{name} ended at its start:\n{tail(log)}")
+                raise StackError(f"{name} exited during startup:\n{tail(log)}")
         try:
             with urllib.request.urlopen(f"{stack.url}/_ministack/health", timeout=2):
                 return
@@ -179,12 +181,12 @@ def tail(path: Path, lines: int = 15) -> str:
 
 
 def stop(stack: Stack) -> None:
-    """End the processes and the functions that they started, and wait until they are gone."""
+    """Stop the processes and their functions, and wait until they have exited."""
     ours = [pid for name, pid in stack.pids.items() if is_running(name, pid)]
     for signal_number, patience in ((signal.SIGTERM, 5), (signal.SIGKILL, 5)):
         for pid in ours:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(pid, signal_number)  # each leads a group of its own: spawn()
+                os.killpg(pid, signal_number)  # each leads its own process group, see spawn()
         deadline = time.monotonic() + patience
         while any(has_members(pid) for pid in ours) and time.monotonic() < deadline:
             time.sleep(0.02)
@@ -192,7 +194,7 @@ def stop(stack: Stack) -> None:
 
 
 def has_members(group: int) -> bool:
-    """Whether a process of the group is left; our own children are cleared away first."""
+    """Whether the process group still has members, after reaping our own child."""
     with contextlib.suppress(ChildProcessError):
         os.waitpid(group, os.WNOHANG)
     try:
@@ -203,7 +205,7 @@ def has_members(group: int) -> bool:
 
 
 def running(directory: Path) -> Stack | None:
-    """The stack whose files are in `directory`, if it runs. What is left of one that died is ended."""
+    """The running stack in `directory`, or None; the remaining processes of a partly dead stack are stopped."""
     try:
         saved = json.loads((directory / "stack.json").read_text())
     except (OSError, ValueError):

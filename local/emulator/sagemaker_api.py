@@ -1,8 +1,8 @@
-"""SageMaker on this machine: its control API and its runtime API on one port; an endpoint is a real server process.
+"""Emulate SageMaker's control and runtime APIs on one port; each endpoint is a real server process.
 
-An endpoint fetches its model's archive from the emulated S3 and starts the model server on it, under the contract of
-https://docs.aws.amazon.com/sagemaker/latest/dg/your-algorithms-inference-code.html, in this Python's environment
-instead of a container. Usage: python -m local.emulator.sagemaker_api --port 4567 --work-dir .local/sagemaker
+An endpoint downloads its model archive from the emulated S3 and starts the model server on it, under the contract of
+https://docs.aws.amazon.com/sagemaker/latest/dg/your-algorithms-inference-code.html, in this Python environment instead
+of a container. Usage: python -m local.emulator.sagemaker_api --port 4567 --work-dir .local/sagemaker
 """
 
 import argparse
@@ -16,31 +16,35 @@ import sys
 import tarfile
 import threading
 import time
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import boto3
 import urllib3
 
 ACCOUNT, REGION = "000000000000", os.environ.get("AWS_DEFAULT_REGION", "us-east-1")
-KINDS = {"Model": "model", "EndpointConfig": "endpoint-config", "Endpoint": "endpoint"}  # and their names in ARNs
-SECONDS_TO_ANSWER = 60
-resources = {kind: {} for kind in KINDS}
-containers = {}  # what serves, by the endpoint's name
-processes = []
+KINDS = {"Model": "model", "EndpointConfig": "endpoint-config", "Endpoint": "endpoint"}  # the resource types in ARNs
+TIMEOUT = 60  # seconds, of startup and of an invocation
+resources: dict[str, dict[str, dict[str, Any]]] = {kind: {} for kind in KINDS}
+containers: dict[str, "Container"] = {}  # by endpoint name
+processes: list[subprocess.Popen[bytes]] = []
 http = urllib3.PoolManager(maxsize=32, retries=False)
 
 
 class ApiError(Exception):
-    def __init__(self, status, code, message, **members):
+    """An error response of the API, with its HTTP status, error code and message."""
+
+    def __init__(self, status: int, code: str, message: str, **members: Any) -> None:
         super().__init__(message)
         self.status, self.body = status, {"__type": code, "message": message, **members}
 
 
 class Container:
-    """A model server that runs on one version of a model."""
+    """A model server process for one version of a model."""
 
-    def __init__(self, endpoint_name, config):
+    def __init__(self, endpoint_name: str, config: dict[str, Any]) -> None:
         (variant,) = config["ProductionVariants"]
         self.variant = variant["VariantName"]
         serverless = variant.get("ServerlessConfig")
@@ -51,28 +55,28 @@ class Container:
         self.fetch(model["ModelDataUrl"])
         self.start(model.get("Environment", {}))
 
-    def fetch(self, url):
+    def fetch(self, url: str) -> None:
         self.directory.mkdir(parents=True)
         bucket, key = url.removeprefix("s3://").split("/", 1)
         boto3.client("s3", region_name=REGION).download_file(bucket, key, self.directory / "model.tar.gz")
         with tarfile.open(self.directory / "model.tar.gz") as archive:
             archive.extractall(self.directory / "model", filter="data")
 
-    def start(self, declared):
+    def start(self, environment: dict[str, str]) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = str(free.getsockname()[1])
         self.url = f"http://127.0.0.1:{port}"
         model_dir = str(self.directory / "model")
-        variables = {"SAGEMAKER_MODEL_SERVER_WORKERS": "1"}  # this machine has other things to do
-        variables |= {name: value.replace("/opt/ml/model", model_dir) for name, value in declared.items()}
-        variables.pop("PYTHONPATH", None)  # packages in the archive are for the container's Python
+        variables = {"SAGEMAKER_MODEL_SERVER_WORKERS": "1"}  # leaves cores for everything else on this machine
+        variables |= {name: value.replace("/opt/ml/model", model_dir) for name, value in environment.items()}
+        variables.pop("PYTHONPATH", None)  # the archive's packages are for the container's Python
         variables |= {"SM_MODEL_DIR": model_dir, "SAGEMAKER_BIND_TO_PORT": port}
         log = self.directory / "server.log"
         command = [sys.executable, options.server, "serve", "--host", "127.0.0.1"]
         with log.open("wb") as output:
             self.process = subprocess.Popen(command, env=os.environ | variables, stdout=output, stderr=output)
         processes.append(self.process)
-        deadline = time.monotonic() + SECONDS_TO_ANSWER
+        deadline = time.monotonic() + TIMEOUT
         while not self.is_healthy():
             if self.process.poll() is not None or time.monotonic() > deadline:
                 self.process.kill()
@@ -80,42 +84,42 @@ class Container:
                 raise RuntimeError(f"The primary container for {reason}. {log.read_text(errors='replace')[-800:]}")
             time.sleep(0.05)
 
-    def is_healthy(self):
+    def is_healthy(self) -> bool:
         try:
             return http.request("GET", f"{self.url}/ping", timeout=2).status == 200
         except urllib3.exceptions.HTTPError:
             return False
 
-    def invoke(self, body, headers):
+    def invoke(self, body: bytes, headers: Message) -> tuple[bytes, dict[str, str]]:
         """https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_runtime_InvokeEndpoint.html"""
         if len(body) > self.body_limit:
             raise ApiError(413, "413", f"HTTP content length exceeded {self.body_limit} bytes.")
         if not self.slots.acquire(blocking=False):
             raise ApiError(429, "ThrottlingException", "The endpoint's maximum concurrency is exceeded.")
-        headers = {name: headers[name] for name in ("Content-Type", "Accept") if name in headers}
+        passed = {name: headers[name] for name in ("Content-Type", "Accept") if name in headers}
         url = f"{self.url}/invocations"
         try:
-            answer = http.request("POST", url, body=body, headers=headers, timeout=SECONDS_TO_ANSWER)
-            status, message = answer.status, answer.data.decode(errors="replace")
+            response = http.request("POST", url, body=body, headers=passed, timeout=TIMEOUT)
+            status, message = response.status, response.data.decode(errors="replace")
         except urllib3.exceptions.ReadTimeoutError:
             status, message = 0, "Your invocation timed out while waiting for a response from container primary."
         except urllib3.exceptions.HTTPError as error:
-            raise ApiError(503, "ServiceUnavailable", f"The endpoint's container does not answer: {error}") from error
+            raise ApiError(503, "ServiceUnavailable", f"The endpoint's container does not respond: {error}") from error
         finally:
             self.slots.release()
         if not 200 <= status < 300:
             text = f'Received error ({status}) from primary with message "{message}".'
             raise ApiError(424, "ModelError", text, OriginalStatusCode=status, OriginalMessage=message)
-        content_type = answer.headers.get("Content-Type", "application/octet-stream")
-        return answer.data, {"Content-Type": content_type, "x-amzn-invoked-production-variant": self.variant}
+        content_type = response.headers.get("Content-Type", "application/octet-stream")
+        return response.data, {"Content-Type": content_type, "x-amzn-invoked-production-variant": self.variant}
 
 
-def deploy(endpoint, config_name):
-    """Start the configuration's container and switch to it; until then, what served before goes on serving."""
+def deploy(endpoint: dict[str, Any], config_name: str) -> None:
+    """Start the configuration's container and switch to it; the previous container serves until then."""
     name = endpoint["EndpointName"]
     try:
         container = Container(name, find("EndpointConfig", config_name))
-    except Exception as error:  # whatever went wrong is for DescribeEndpoint to tell
+    except Exception as error:  # DescribeEndpoint reports every failure
         endpoint |= {"EndpointStatus": "Failed", "FailureReason": str(error)}
         return
     old = containers.get(name)
@@ -124,18 +128,18 @@ def deploy(endpoint, config_name):
         endpoint |= {"EndpointStatus": "InService", "EndpointConfigName": config_name}
         endpoint.pop("FailureReason", None)
     else:
-        old = container  # deleted while it was starting
+        old = container  # the endpoint was deleted meanwhile
     if old:
         old.process.terminate()
 
 
-def find(kind, name):
+def find(kind: str, name: str) -> dict[str, Any]:
     if name not in resources[kind]:
         raise ApiError(400, "ValidationException", f'Could not find {KINDS[kind]} "{name}".')
     return resources[kind][name]
 
 
-def control(target, request):
+def control(target: str, request: dict[str, Any]) -> dict[str, Any]:
     """https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_Operations_Amazon_SageMaker_Service.html"""
     match = re.fullmatch(r"SageMaker\.(Create|Describe|Update|Delete)(Model|EndpointConfig|Endpoint)", target)
     if not match:
@@ -162,23 +166,23 @@ class Api(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
 
-    def do_POST(self):
+    def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
         try:
-            status, (answer, headers) = 200, self.dispatch(body)
+            status, (response, headers) = 200, self.dispatch(body)
         except ApiError as error:
-            status, answer = error.status, json.dumps(error.body).encode()
+            status, response = error.status, json.dumps(error.body).encode()
             headers = {"Content-Type": "application/json", "x-amzn-errortype": error.body["__type"]}
         self.send_response(status)
-        for name, value in {**headers, "Content-Length": str(len(answer))}.items():
+        for name, value in {**headers, "Content-Length": str(len(response))}.items():
             self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(answer)
+        self.wfile.write(response)
 
-    def dispatch(self, body):
+    def dispatch(self, body: bytes) -> tuple[bytes, dict[str, str]]:
         if target := self.headers["X-Amz-Target"]:
-            answer = json.dumps(control(target, json.loads(body)))
-            return answer.encode(), {"Content-Type": "application/x-amz-json-1.1"}
+            response = json.dumps(control(target, json.loads(body)))
+            return response.encode(), {"Content-Type": "application/x-amz-json-1.1"}
         name = self.path.split("/")[2]
         if name not in containers:
             raise ApiError(400, "ValidationError", f"Endpoint {name} of account {ACCOUNT} not found.")
@@ -189,7 +193,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--work-dir", type=Path, required=True)
-    parser.add_argument("--server", default="endpoint/server.py", help="the model server's program")
+    parser.add_argument("--server", default="endpoint/server.py", help="script of the model server")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     try:

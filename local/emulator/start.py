@@ -1,6 +1,6 @@
-"""Start ministack, the emulated AWS, with what the template needs and ministack lacks (adapter/).
+"""Start ministack, the AWS emulator, extended by adapter/ with what the template needs and ministack lacks.
 
-Its environment (GATEWAY_PORT, BIND_HOST ...) is ministack's own, set by the caller, and goes on to the functions.
+The caller sets ministack's environment variables (GATEWAY_PORT, BIND_HOST ...); the functions inherit them.
 """
 
 import importlib
@@ -8,11 +8,11 @@ import runpy
 import sys
 from importlib.metadata import version
 
-WRITTEN_FOR = "1.5.33"
+ADAPTED_VERSION = "1.5.33"
 
 if __name__ == "__main__":
-    if version("ministack") != WRITTEN_FOR:
-        sys.exit(f"local/emulator/adapter/ needs ministack {WRITTEN_FOR}, not {version('ministack')}; install that one")
+    if version("ministack") != ADAPTED_VERSION:
+        sys.exit(f"local/emulator/adapter/ requires ministack {ADAPTED_VERSION}; {version('ministack')} is installed")
     for service in ("aws_lambda", "cloudformation", "stepfunctions"):
         importlib.import_module(f"local.emulator.adapter.{service}")
     runpy.run_module("ministack", run_name="__main__")

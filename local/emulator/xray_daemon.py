@@ -1,4 +1,4 @@
-"""A stand-in for the X-Ray daemon: appends each segment that arrives over UDP to a file, one JSON line each.
+"""A substitute for the X-Ray daemon: appends each segment received over UDP to a file, as one line of JSON.
 
 Usage: python -m local.emulator.xray_daemon --port 2000 --output segments.jsonl
 """

@@ -1,45 +1,59 @@
-"""make dashboard: the stack's dashboard, drawn from what the local stack has collected, to .local/dashboard.png
+"""make dashboard: draw the stack's CloudWatch dashboard from the local stack's data, as .local/dashboard.png
 
-On AWS CloudWatch draws it. Here its own definition is read from the stack, and each widget drawn a minute a point: our
-metrics from the functions' log lines, executions from Step Functions, what is left from the emulator's CloudWatch. A
-widget that stays empty shows what the emulator does not emit.
+On AWS, CloudWatch draws it. Here, its definition is read from the stack and each widget drawn with one point a minute:
+the project's own metrics from the functions' log lines, executions from Step Functions, all others from the emulator's
+CloudWatch. An empty widget shows metrics that the emulator does not emit.
 """
 
 import argparse
 import json
 import re
+import statistics
 import time
 from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
+from botocore.client import BaseClient
 
-from local.command import LOCAL, ROOT, StackError, console, lock, told
+from local.command import LOCAL, ROOT, StackError, console, lock, report_errors
 from local.emulator.processes import running
+from monitoring.dashboard import expanded
 
 matplotlib.use("Agg")
 from matplotlib import dates, pyplot
+from matplotlib.axes import Axes
 
 MINUTE = 60
-INCH = 0.5  # a unit of the dashboard's grid
+UNIT = 0.5  # inches, of the dashboard's grid
+SEARCH = re.compile(r"SEARCH\('\{(\w+),(\w+),service\} MetricName=\"(\w+)\".*', '(\w+)'\)")
+STATISTICS: dict[str, Callable[[list[float]], float]] = {
+    "Sum": sum, "Average": statistics.fmean, "Maximum": max, "SampleCount": len,
+}  # fmt: skip
 EXECUTION_METRICS = {"SUCCEEDED": "ExecutionsSucceeded", "FAILED": "ExecutionsFailed", "ABORTED": "ExecutionsAborted"}
+
+
+Metric = tuple[str, str, frozenset[tuple[str, str]]]
+Widget = dict[str, Any]
 
 
 class Points:
     """Values by metric and minute: {(namespace, name, dimensions): {minute: [values]}}."""
 
-    def __init__(self):
-        self.values = defaultdict(lambda: defaultdict(list))
+    def __init__(self) -> None:
+        self.values: dict[Metric, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
 
-    def add(self, namespace, name, dimensions, seconds, value):
+    def add(self, namespace: str, name: str, dimensions: dict[str, str], seconds: float, value: float) -> None:
         minute = int(seconds // MINUTE) * MINUTE
         self.values[namespace, name, frozenset(dimensions.items())][minute].append(value)
 
 
-def collect_logged(points, logs, groups):
-    """Our metrics: CloudWatch reads them from log lines in its embedded metric format, and so is done here."""
+def collect_logged(points: Points, logs: BaseClient, groups: list[str]) -> None:
+    """Collect the project's own metrics from log lines in the embedded metric format, as CloudWatch does."""
     for group in groups:
         for page in logs.get_paginator("filter_log_events").paginate(logGroupName=group, filterPattern='"_aws"'):
             for event in page["events"]:
@@ -54,8 +68,8 @@ def collect_logged(points, logs, groups):
                             points.add(declared["Namespace"], metric["Name"], dimensions, seconds, value)
 
 
-def collect_executions(points, states, machine):
-    """What Step Functions would count."""
+def collect_executions(points: Points, states: BaseClient, machine: str) -> None:
+    """Collect the metrics that Step Functions emits on AWS."""
     dimensions = {"StateMachineArn": machine}
     for page in states.get_paginator("list_executions").paginate(stateMachineArn=machine):
         for row in page["executions"]:
@@ -67,31 +81,32 @@ def collect_executions(points, states, machine):
                 points.add("AWS/States", "ExecutionTime", dimensions, stopped, 1000 * (stopped - started))
 
 
-def collect_emulated(points, cloudwatch, namespace, name, dimensions):
-    """What the emulator's CloudWatch has of a metric, as one value a minute."""
+def collect_emulated(
+    points: Points, cloudwatch: BaseClient, namespace: str, name: str, dimensions: list[tuple[str, str]]
+) -> None:
+    """Collect a metric from the emulator's CloudWatch, as the average of each minute."""
     now = datetime.now(UTC)
-    answer = cloudwatch.get_metric_statistics(
+    response = cloudwatch.get_metric_statistics(
         Namespace=namespace, MetricName=name, Dimensions=[{"Name": key, "Value": value} for key, value in dimensions],
         StartTime=now - timedelta(hours=6), EndTime=now, Period=MINUTE, Statistics=["Average", "SampleCount"],
     )  # fmt: skip
-    for point in answer["Datapoints"]:
+    for point in response["Datapoints"]:
         for _ in range(int(point["SampleCount"])):
             points.add(namespace, name, dict(dimensions), point["Timestamp"].timestamp(), point["Average"])
 
 
-def statistic(name, values):
+def statistic(name: str, values: list[float]) -> float:
+    """A CloudWatch statistic of the values: Sum, Average, Maximum, SampleCount or a percentile such as p90."""
     if name.startswith("p"):
-        return np.percentile(values, float(name[1:]))
-    return {"Sum": sum, "Average": np.mean, "Maximum": max, "SampleCount": len}[name](values)
+        return float(np.percentile(values, float(name[1:])))
+    return STATISTICS[name](values)
 
 
-def lines(points, widget):
+def lines(points: Points, widget: Widget) -> Iterator[tuple[str, dict[int, float], bool]]:
     """The lines of a widget: (label, {minute: value}, whether on the right axis)."""
     for *metric, options in widget["metrics"]:
-        if "expression" in options:
-            namespace, dimension, name, stat = re.fullmatch(
-                r"SEARCH\('\{(\w+),(\w+),service\} MetricName=\"(\w+)\".*', '(\w+)'\)", options["expression"]
-            ).groups()
+        if match := SEARCH.fullmatch(options.get("expression", "")):
+            namespace, dimension, name, stat = match.groups()
             for (other, found, dimensions), values in sorted(points.values.items(), key=str):
                 if (other, found) == (namespace, name):
                     yield dict(dimensions)[dimension], reduced(values, stat), False
@@ -102,12 +117,13 @@ def lines(points, widget):
             yield options["label"], reduced(values, options["stat"]), options.get("yAxis") == "right"
 
 
-def reduced(values, stat):
+def reduced(values: dict[int, list[float]], stat: str) -> dict[int, float]:
+    """The statistic of each minute, in chronological order."""
     return {minute: statistic(stat, values[minute]) for minute in sorted(values)}
 
 
-def draw_numbers(axes, widget, points):
-    """A widget of single values: each over the whole time."""
+def draw_numbers(axes: Axes, widget: Widget, points: Points) -> None:
+    """Draw a widget of single values, each over the whole time."""
     axes.axis("off")
     metrics = widget["metrics"]
     for column, (namespace, name, key, value, options) in enumerate(metrics):
@@ -118,18 +134,18 @@ def draw_numbers(axes, widget, points):
         axes.text((column + 0.5) / len(metrics), 0.1, options["label"], ha="center", va="center", fontsize=7)
 
 
-def draw_lines(axes, widget, points, span):
-    right = None
-    drawn = False
+def draw_lines(axes: Axes, widget: Widget, points: Points, span: Iterable[datetime]) -> None:
+    """Draw a widget of lines; without any data it says that the emulator does not emit the metrics."""
+    sides, drawn = {False: axes}, False
     for label, values, on_the_right in lines(points, widget):
         if not values:
             continue
-        if on_the_right and right is None:
-            right = axes.twinx()
-            right.tick_params(labelsize=6)
+        if on_the_right not in sides:
+            sides[True] = axes.twinx()
+            sides[True].tick_params(labelsize=6)
         drawn = True
         times = [datetime.fromtimestamp(minute, UTC) for minute in values]
-        (right if on_the_right else axes).plot(times, list(values.values()), label=label, marker=".", linewidth=1)
+        sides[on_the_right].plot(times, list(values.values()), label=label, marker=".", linewidth=1)
     for line in widget.get("annotations", {}).get("horizontal", []):
         axes.axhline(line["value"], color="tab:red", linewidth=0.8, linestyle="--", label=line["label"])
     axes.set_xlim(*span)
@@ -144,25 +160,25 @@ def draw_lines(axes, widget, points, span):
         axes.text(0.5, 0.5, "not emitted here", ha="center", va="center", fontsize=7, transform=axes.transAxes)
 
 
-def draw(body, points, path):
-    """The dashboard as a picture, its widgets where the definition puts them."""
+def draw(body: dict[str, Any], points: Points, path: Path) -> None:
+    """Draw the dashboard, its widgets positioned as in the definition."""
     widgets = body["widgets"]
     height = max(widget["y"] + widget["height"] for widget in widgets)
-    figure = pyplot.figure(figsize=(24 * INCH, height * INCH * 0.72), dpi=80)
-    minutes = [minute for values in points.values.values() for minute in values] or [time.time()]
+    figure = pyplot.figure(figsize=(24 * UNIT, height * UNIT * 0.72), dpi=80)
+    minutes = [minute for values in points.values.values() for minute in values] or [int(time.time())]
     span = [datetime.fromtimestamp(edge, UTC) for edge in (min(minutes) - MINUTE, max(minutes) + MINUTE)]
     for widget in widgets:
         x, y, wide, high = (widget[name] for name in ("x", "y", "width", "height"))
         if widget["type"] == "text":
-            words = widget["properties"]["markdown"].lstrip("# ")
-            figure.text(0.01, 1 - (y + 0.7) / height, words, fontsize=11, weight="bold")
+            title = widget["properties"]["markdown"].lstrip("# ")
+            figure.text(0.01, 1 - (y + 0.7) / height, title, fontsize=11, weight="bold")
             continue
         box = [(x + 0.9) / 24, 1 - (y + high - 0.9) / height, (wide - 1.4) / 24, (high - 1.9) / height]
         axes = figure.add_axes(box)
         axes.set_title(widget["properties"]["title"], fontsize=8, loc="left")
         if widget["type"] == "log":
             axes.axis("off")
-            axes.text(0.5, 0.5, "a query of Logs Insights", ha="center", va="center", fontsize=7)
+            axes.text(0.5, 0.5, "a Logs Insights query", ha="center", va="center", fontsize=7)
         elif widget["properties"]["view"] == "singleValue":
             draw_numbers(axes, widget["properties"], points)
         else:
@@ -174,10 +190,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=LOCAL / "dashboard.png")
     output = parser.parse_args().output
-    with told(), lock():
+    with report_errors(), lock():
         stack = running(LOCAL / "stack")
         if not stack:
-            raise StackError("The local stack is not up: make up, then make run, which gives it something to show.")
+            raise StackError("The local stack is not running: run make up, then make run, which gives it data to show.")
         outputs = json.loads((LOCAL / "outputs.json").read_text())
         cloudwatch, logs = stack.client("cloudwatch"), stack.client("logs")
         body = json.loads(cloudwatch.get_dashboard(DashboardName=outputs["DashboardName"])["DashboardBody"])
@@ -186,7 +202,9 @@ def main() -> None:
         groups = [group["logGroupName"] for page in pages for group in page["logGroups"]]
         collect_logged(points, logs, groups)
         collect_executions(points, stack.client("stepfunctions"), outputs["ClassifyImageStateMachineArn"])
-        rows = [row for widget in body["widgets"] for row in widget["properties"].get("metrics", []) if len(row) > 1]
+        for widget in body["widgets"]:
+            widget["properties"]["metrics"] = expanded(widget["properties"].get("metrics", []))
+        rows = [row for widget in body["widgets"] for row in widget["properties"]["metrics"] if len(row) > 1]
         for namespace, name, *pairs, _options in rows:
             if namespace not in ("ImageClassification", "AWS/States"):
                 dimensions = list(zip(pairs[::2], pairs[1::2], strict=True))

@@ -1,16 +1,16 @@
-"""Where the states of a state machine stand in a picture of it, and the arrows between them.
+"""Lay out a state machine as a diagram: the positions of its states and the arrows between them.
 
-Rows by the longest way from the start, so that arrows lead down; the first way out of a state stays in its column and
-the others open columns to the right.
+A state's row is the length of the longest path to it, so that arrows point down. The first transition out of a state
+stays in its column; the others open new columns to the right.
 """
 
 from typing import Any
 
-WIDTH, HEIGHT, GAP_X, GAP_Y, MARGIN = 232, 52, 36, 38, 26  # of a box, between boxes, around it all
+WIDTH, HEIGHT, GAP_X, GAP_Y, MARGIN = 232, 52, 36, 38, 26  # of a box; between boxes; around the diagram
 
 
-def ways(state: dict[str, Any]) -> list[tuple[str, str]]:
-    """The states that can follow this one: (name, on what condition)."""
+def transitions(state: dict[str, Any]) -> list[tuple[str, str]]:
+    """The possible next states: (name, condition)."""
     found = [(choice["Next"], condition(choice)) for choice in state.get("Choices", [])]
     if "Default" in state:
         found.append((state["Default"], "otherwise"))
@@ -20,26 +20,26 @@ def ways(state: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def condition(choice: dict[str, Any]) -> str:
-    """A choice's JSONata without its delimiters, and without the words that all of them begin with."""
+    """A choice's JSONata without its delimiters and the common prefix `$states.input.`."""
     return str(choice.get("Condition", "")).strip("{}% ").removeprefix("$states.input.")
 
 
 def kind(state: dict[str, Any]) -> str:
-    """What a state does: lambda:invoke of its resource, or its type."""
+    """What a state does: the end of its resource, such as lambda:invoke, or its type."""
     return ":".join(state["Resource"].split(":")[-2:]) if "Resource" in state else state["Type"]
 
 
 def layout(definition: dict[str, Any]) -> dict[str, Any]:
-    """Where all of it stands: {width, height, box_width, start, boxes, arrows}.
+    """The diagram: {width, height, box_width, start, boxes, arrows}, all lengths in SVG units.
 
-    boxes   [{name, kind, x, y, ends}]; `ends` says that no state follows
+    boxes   [{name, kind, x, y, ends}]; `ends`: whether the state is terminal
     arrows  [{source, target, condition, points}]
-    start   the x of the first state's middle
+    start   the x of the first state's centre
     """
     states, start = definition["States"], definition["StartAt"]
     rows, columns = {start: 0}, {start: 0}
-    place(start, states, rows, columns, [start])
-    for name in states.keys() - rows.keys():  # that nothing leads to
+    assign_cells(start, states, rows, columns, [start])
+    for name in states.keys() - rows.keys():  # unreachable
         rows[name], columns[name] = max(rows.values()) + 1, 0
     centre = {name: MARGIN + columns[name] * (WIDTH + GAP_X) + WIDTH / 2 for name in states}
     top = {name: MARGIN + 16 + rows[name] * (HEIGHT + GAP_Y) for name in states}
@@ -49,36 +49,39 @@ def layout(definition: dict[str, Any]) -> dict[str, Any]:
             "kind": kind(state),
             "x": centre[name] - WIDTH / 2,
             "y": top[name],
-            "ends": not ways(state),
+            "ends": not transitions(state),
         }
         for name, state in states.items()
     ]
     arrows = []
     for name, state in states.items():
-        for target, words in ways(state):
+        for target, label in transitions(state):
             source_x, source_y, x, y = centre[name], top[name] + HEIGHT, centre[target], top[target]
             bend = y - GAP_Y / 2
             points = [(source_x, source_y), (source_x, bend), (x, bend), (x, y)]
-            if y <= source_y:  # back to an earlier state: around the right side
+            if y <= source_y:  # back to an earlier state, around the right side
                 side = centre[name] + WIDTH / 2 + GAP_X / 2
                 points = [(source_x + WIDTH / 2, source_y - HEIGHT / 2), (side, source_y - HEIGHT / 2)]
                 points += [(side, y + HEIGHT / 2), (x + WIDTH / 2, y + HEIGHT / 2)]
             elif source_x == x:
                 points = [(source_x, source_y), (x, y)]
-            arrows.append({"source": name, "target": target, "condition": words, "points": points})
+            arrows.append({"source": name, "target": target, "condition": label, "points": points})
     width = 2 * MARGIN + max(columns.values()) * (WIDTH + GAP_X) + WIDTH
     height = max(top.values()) + HEIGHT + MARGIN + 8
     size = {"width": width, "height": height, "box_width": WIDTH}
     return {**size, "start": centre[start], "boxes": boxes, "arrows": arrows}
 
 
-def place(name: str, states: dict, rows: dict[str, int], columns: dict[str, int], path: list[str]) -> None:
-    for target, _ in ways(states[name]):
+def assign_cells(
+    name: str, states: dict[str, Any], rows: dict[str, int], columns: dict[str, int], path: list[str]
+) -> None:
+    """Assign rows and columns to the states after `name`; `path` are the states before it, to detect loops."""
+    for target, _ in transitions(states[name]):
         if target in path:
             continue
         if target not in columns:
-            first = target == ways(states[name])[0][0]
+            first = target == transitions(states[name])[0][0]
             columns[target] = columns[name] if first else max(columns.values()) + 1
         if rows.get(target, -1) <= rows[name]:
             rows[target] = rows[name] + 1
-            place(target, states, rows, columns, [*path, target])
+            assign_cells(target, states, rows, columns, [*path, target])

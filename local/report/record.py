@@ -1,11 +1,11 @@
-"""The record of a run, .local/run.json: all that the report shows, collected while the local stack is up.
+"""The record of a run, .local/run.json: everything that the report shows, collected while the local stack is running.
 
 created, emulated, threshold, definition (the state machine's, as deployed), training (the model's metadata.json)
-executions: a list, in the order of the uploads, of
+executions: a list, in upload order, of objects with
     key, outcome, label, confidence, threshold, predictions, error, cause, seconds, execution_arn, started
-    truth         the label by the image's folder, where that is one of the model's labels
-    thumbnail     a data: URL; None for what is no image
-    states        [{name, start, seconds, tries, error}]: start in seconds since the execution's
+    truth         the name of the image's folder if it is one of the model's labels, else null
+    thumbnail     a data: URL; null if the file is not an image
+    states        [{name, start, seconds, tries, error}]: start in seconds since the execution's start
     traces        [{trace_id, function, segments: [{id, parent_id, name, start, seconds, error}]}]
     log           the execution's line in the prediction log
 """
@@ -20,23 +20,24 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from botocore.client import BaseClient
 from PIL import Image, ImageOps
 
 from endpoint import inference
 from local.command import LOCAL
 from local.emulator.processes import Stack
-from local.executions import NOT_ACCEPTED, Outcome, explanation
+from local.executions import NOT_ACCEPTED, Outcome, error_message
 from monitoring import prediction_log
 
 FUNCTIONS = ("RetrieveImage", "ClassifyImage", "CheckConfidence", "RecordOutcome")
-THUMBNAIL = 96  # pixels a side, at most
-SECONDS_FOR_THE_LOG = 1  # EventBridge tells RecordOutcome of an execution's end a little after it
+THUMBNAIL = 96  # maximum width and height in pixels
+SECONDS_FOR_THE_LOG = 1  # EventBridge invokes RecordOutcome shortly after an execution ends
 
 
 def collect(
     stack: Stack, outputs: dict[str, str], outcomes: list[Outcome], images: dict[str, bytes], since: datetime
 ) -> dict[str, Any]:
-    """The record of these outcomes; `images` are the uploaded bytes by key, `since` is when the uploads began."""
+    """The record of these outcomes; `images` are the uploaded bytes by key, `since` is the time of the first upload."""
     states, logs = stack.client("stepfunctions"), stack.client("logs")
     machine = states.describe_state_machine(stateMachineArn=outputs["ClassifyImageStateMachineArn"])
     training = json.loads((LOCAL / "model/metadata.json").read_text(encoding="utf-8"))
@@ -56,13 +57,13 @@ def collect(
                 **{name: getattr(row, name) for name in ("label", "confidence", "seconds", "error", "execution_arn")},
                 "threshold": result.get("threshold"),
                 "predictions": result.get("predictions", []),
-                "cause": explanation(row) if row.error != NOT_ACCEPTED else "",
+                "cause": error_message(row) if row.error != NOT_ACCEPTED else "",
                 "truth": folder if folder in training["labels"] else None,
                 "thumbnail": thumbnail(images[row.key]),
                 "started": history[0]["timestamp"].timestamp() if history else None,
                 "states": visits(history),
-                "traces": traces.get(row.execution_arn, []),
-                "log": log.get(row.execution_arn),
+                "traces": traces.get(row.execution_arn or "", []),
+                "log": log.get(row.execution_arn or ""),
             }
         )
     return {
@@ -75,7 +76,7 @@ def collect(
 
 
 def visits(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each state that an execution went through, from its history."""
+    """The states that an execution visited, from its history."""
     found: list[dict[str, Any]] = []
     for event in history:
         at = (event["timestamp"] - history[0]["timestamp"]).total_seconds()
@@ -88,13 +89,15 @@ def visits(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
             found[-1]["error"] = event["taskFailedEventDetails"].get("error")
         elif "stateExitedEventDetails" in event:
             found[-1] |= {"seconds": at - found[-1]["start"], "error": None}
-    if found and found[-1]["seconds"] is None:  # the state in which the execution failed is never left
+    if found and found[-1]["seconds"] is None:  # the state that failed has no exit event
         found[-1]["seconds"] = at - found[-1]["start"]
     return found
 
 
-def logged_predictions(logs, outputs: dict[str, str], arns: set[str], since: datetime) -> dict[str, dict[str, Any]]:
-    """The line of each execution, waited for a moment."""
+def logged_predictions(
+    logs: BaseClient, outputs: dict[str, str], arns: set[str], since: datetime
+) -> dict[str, dict[str, Any]]:
+    """The prediction log's line for each execution, by ARN; waits up to SECONDS_FOR_THE_LOG for missing ones."""
     deadline = time.monotonic() + SECONDS_FOR_THE_LOG
     while True:
         lines = prediction_log.from_log_group(logs, outputs["PredictionLogGroupName"], since)
@@ -104,11 +107,13 @@ def logged_predictions(logs, outputs: dict[str, str], arns: set[str], since: dat
         time.sleep(0.1)
 
 
-def owners_of_traces(logs, outputs: dict[str, str], outcomes: list[Outcome], since: datetime) -> dict[str, tuple]:
-    """(execution's ARN, function) by trace ID, and by the hash of the key.
+def owners_of_traces(
+    logs: BaseClient, outputs: dict[str, str], outcomes: list[Outcome], since: datetime
+) -> dict[str, tuple[str, str]]:
+    """(execution ARN, function) by trace ID and by `s3_key_hash`.
 
-    On AWS an execution has one trace. Here Step Functions sends no segments, so each invocation has a trace of its own:
-    what the function logged says to which execution it belongs, and where it failed before that, its annotation does.
+    On AWS an execution has one trace. The emulated Step Functions sends no segments, so each invocation has its own
+    trace: its log lines name the execution; if it failed before logging, the `s3_key_hash` annotation does.
     """
     functions = {outputs[f"{function}FunctionName"]: function for function in FUNCTIONS}
     owners = {
@@ -122,19 +127,21 @@ def owners_of_traces(logs, outputs: dict[str, str], outcomes: list[Outcome], sin
     return owners
 
 
-def function_log(logs, since: datetime) -> Iterator[dict[str, Any]]:
-    """The lines that functions logged themselves, in every log group."""
+def function_log(logs: BaseClient, since: datetime) -> Iterator[dict[str, Any]]:
+    """The structured lines that the functions logged, from every log group."""
     groups = [group for page in logs.get_paginator("describe_log_groups").paginate() for group in page["logGroups"]]
     for group in groups:
-        asked = {"logGroupName": group["logGroupName"], "startTime": int(since.timestamp() * 1000)}
-        for page in logs.get_paginator("filter_log_events").paginate(**asked):
+        query = {"logGroupName": group["logGroupName"], "startTime": int(since.timestamp() * 1000)}
+        for page in logs.get_paginator("filter_log_events").paginate(**query):
             for event in page["events"]:
                 if event["message"].startswith('{"level"'):
                     yield json.loads(event["message"])
 
 
-def traces_of(segments: Iterable[dict[str, Any]], owners: dict[str, tuple]) -> dict[str, list[dict[str, Any]]]:
-    """The traces of each execution by its ARN."""
+def traces_of(
+    segments: Iterable[dict[str, Any]], owners: dict[str, tuple[str, str]]
+) -> dict[str, list[dict[str, Any]]]:
+    """The traces of each execution, by its ARN."""
     traces: dict[str, list[dict[str, Any]]] = {}
     for segment in segments:
         traces.setdefault(segment["trace_id"], []).append(segment)
@@ -150,7 +157,7 @@ def traces_of(segments: Iterable[dict[str, Any]], owners: dict[str, tuple]) -> d
 
 
 def segments(path: Path, since: datetime) -> Iterator[dict[str, Any]]:
-    """The X-Ray segments that xray_daemon.py collected since then."""
+    """The complete X-Ray segments that xray_daemon.py has collected since `since`."""
     for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
             segment = json.loads(text)
@@ -161,6 +168,7 @@ def segments(path: Path, since: datetime) -> Iterator[dict[str, Any]]:
 
 
 def plain_segment(segment: dict[str, Any]) -> dict[str, Any]:
+    """The fields of an X-Ray segment that the report shows."""
     operation = segment.get("aws", {}).get("operation", "")
     return {
         "id": segment["id"],
@@ -173,7 +181,7 @@ def plain_segment(segment: dict[str, Any]) -> dict[str, Any]:
 
 
 def thumbnail(data: bytes) -> str | None:
-    """A small PNG of the image as a data: URL."""
+    """A small PNG of the image as a data: URL; None if it cannot be decoded."""
     try:
         with Image.open(io.BytesIO(data), formats=inference.FORMATS) as image:
             small = ImageOps.exif_transpose(image).convert("RGBA")

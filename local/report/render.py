@@ -1,7 +1,7 @@
-"""make report: .local/run.json, the record of the last run -> .local/report.html, one file that needs nothing else.
+"""make report: render .local/run.json, the record of the last run, as .local/report.html, one self-contained file.
 
-record.py says what a record holds; page/ has the template, the styles and the script. All that a run brought
-(keys, labels, causes) is untrusted text: the template escapes it, and the page's policy runs no script but its own.
+record.py documents the record; page/ has the template, the styles and the script. All data of a run (keys, labels,
+causes) is untrusted text: the template escapes it, and the page's Content Security Policy allows only its own script.
 """
 
 import base64
@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import shutil
 import statistics
 import subprocess
@@ -20,7 +21,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from local.command import LOCAL, ROOT, StackError, console, told
+from local.command import LOCAL, ROOT, StackError, console, report_errors
 from local.report import diagram
 from monitoring import drift
 
@@ -30,11 +31,12 @@ OUTCOMES = {"accepted": "accepted", "review": "for review", "error": "failed"}
 BINS = 20
 LABELS_SHOWN = 30
 PREDICTIONS_SHOWN, PREDICTIONS_IN_DETAIL = 3, 10
-PSI_SMALL, PSI_LARGE = 0.1, 0.25  # the customary marks
+PSI_SMALL, PSI_LARGE = 0.1, 0.25  # the conventional limits, see monitoring/drift.py
+WORD_BREAKS = r"(?<=[a-z])(?=[A-Z])|(?<=[/_:])(?=[^/_:\s])|(?<=\.)(?=[^./\s]+[./_])"  # as in page.js
 
 
 def render(record: dict[str, Any]) -> str:
-    """The page of a record."""
+    """The HTML page for a record."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(PAGE),
         autoescape=True,
@@ -42,7 +44,7 @@ def render(record: dict[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"seconds": seconds, "share": share}
+    environment.filters |= {"seconds": seconds, "share": share, "breakable": breakable}
     script = (PAGE / "page.js").read_text(encoding="utf-8")
     executions = [view(index, execution) for index, execution in enumerate(record["executions"])]
     return environment.get_template("page.html").render(
@@ -67,6 +69,11 @@ def render(record: dict[str, Any]) -> str:
     )
 
 
+def breakable(name: str) -> Markup:
+    """The escaped name with <wbr> where it can wrap: in CamelCase, after / _ and :, and after inner dots."""
+    return Markup("<wbr>").join(re.split(WORD_BREAKS, name))
+
+
 def seconds(value: float | None) -> str:
     if value is None:
         return ""
@@ -78,7 +85,7 @@ def share(part: int, whole: int) -> str:
 
 
 def view(index: int, execution: dict[str, Any]) -> dict[str, Any]:
-    """An execution with what the page says of it: its name, whether it is right, the rows of its waterfall."""
+    """An execution with its display name, whether its label is right, and the rows of its waterfall."""
     truth, label = execution["truth"], execution["label"]
     return execution | {
         "index": index,
@@ -89,13 +96,13 @@ def view(index: int, execution: dict[str, Any]) -> dict[str, Any]:
 
 
 def short_name(key: str) -> str:
-    """The key without the folder of uploads and of the run."""
+    """The key without the upload prefix and the run's folder."""
     parts = key.split("/", 2)
     return parts[-1] if len(parts) == 3 and all(parts) else key
 
 
 def waterfall(execution: dict[str, Any]) -> list[list[Any]]:
-    """[depth, kind, name, start, seconds, error] of the execution, its states and the segments under them, in order."""
+    """Rows [depth, kind, name, start, seconds, error] for the execution, its states and their trace segments."""
     if not execution["states"]:
         return []
     rows = [[0, "execution", "Execution", 0.0, execution["seconds"], execution["error"]]]
@@ -103,23 +110,23 @@ def waterfall(execution: dict[str, Any]) -> list[list[Any]]:
     for state in execution["states"]:
         tries = f" ({state['tries']} tries)" if state["tries"] > 1 else ""
         rows.append([1, "state", state["name"] + tries, state["start"], state["seconds"], state["error"]])
-        mine = [trace for trace in traces if belongs(trace, state, execution["started"])]
-        for trace in sorted(mine, key=first):
+        invoked = [trace for trace in traces if invoked_by(trace, state, execution["started"])]
+        for trace in sorted(invoked, key=start_of):
             traces.remove(trace)
             rows += segment_rows(trace, 2, execution["started"])
-    for trace in sorted(traces, key=first):  # RecordOutcome's, after the end
+    for trace in sorted(traces, key=start_of):  # of RecordOutcome, after the execution
         rows += segment_rows(trace, 1, execution["started"])
     return [[*row[:3], *(value and round(value, 4) for value in row[3:5]), row[5]] for row in rows]
 
 
-def first(trace: dict[str, Any]) -> float:
+def start_of(trace: dict[str, Any]) -> float:
     return min((segment["start"] for segment in trace["segments"]), default=0)
 
 
-def belongs(trace: dict[str, Any], state: dict[str, Any], started: float) -> bool:
-    """Whether the state invoked this: one name for both, and within its time."""
+def invoked_by(trace: dict[str, Any], state: dict[str, Any], started: float) -> bool:
+    """Whether the state invoked the traced function: they have the same name and the trace starts during the state."""
     begin = started + state["start"]
-    return trace["function"] == state["name"] and begin <= first(trace) <= begin + (state["seconds"] or 0)
+    return trace["function"] == state["name"] and begin <= start_of(trace) <= begin + (state["seconds"] or 0)
 
 
 def segment_rows(trace: dict[str, Any], depth: int, started: float) -> list[list[Any]]:
@@ -143,7 +150,7 @@ def segment_rows(trace: dict[str, Any], depth: int, started: float) -> list[list
 
 
 def details(execution: dict[str, Any]) -> dict[str, Any]:
-    """What the script shows of the execution that is chosen."""
+    """What the script shows when the execution is selected."""
     names = ("key", "name", "outcome", "label", "truth", "confidence", "threshold", "error", "cause")
     path = [[state["name"], state["seconds"], state["error"]] for state in execution["states"]]
     predictions = execution["predictions"][:PREDICTIONS_IN_DETAIL]
@@ -151,24 +158,25 @@ def details(execution: dict[str, Any]) -> dict[str, Any]:
         "predictions": predictions,
         "path": path,
         "traces": [[trace["function"], trace["trace_id"]] for trace in execution["traces"]],
-        "took": seconds(execution["seconds"]),
+        "duration": seconds(execution["seconds"]),
     }
 
 
 def by_outcome(executions: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """Accepted and other images, those nearest to their threshold first; what has no confidence comes last."""
+    """The executions of each outcome, nearest to their threshold first, those without a confidence last."""
 
-    def distance(execution):
+    def distance(execution: dict[str, Any]) -> float:
         confidence, threshold = execution["confidence"], execution["threshold"]
         return abs(confidence - threshold) if confidence is not None and threshold is not None else 2
 
-    found = {outcome: [] for outcome in OUTCOMES}
+    found: dict[str, list[dict[str, Any]]] = {outcome: [] for outcome in OUTCOMES}
     for execution in sorted(executions, key=distance):
         found[execution["outcome"]].append(execution)
     return found
 
 
-def summary(executions: list[dict[str, Any]]) -> dict[str, int]:
+def summary(executions: list[dict[str, Any]]) -> dict[str, Any]:
+    """The counts of outcomes and of right labels, and the median and slowest time in seconds."""
     counts = collections.Counter(execution["outcome"] for execution in executions)
     known = [execution for execution in executions if execution["right"] is not None]
     accepted = [execution for execution in known if execution["outcome"] == "accepted"]
@@ -190,7 +198,7 @@ def summary(executions: list[dict[str, Any]]) -> dict[str, int]:
 
 
 def model(training: dict[str, Any] | None) -> dict[str, Any] | None:
-    """The facts of the model that the summary names."""
+    """The facts about the model that the summary shows."""
     if not training:
         return None
     accuracy = {name: figures["accuracy"] for name, figures in training["figures"].items() if name != "train"}
@@ -204,14 +212,14 @@ def model(training: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def machine(definition: dict[str, Any], executions: list[dict[str, Any]]) -> dict[str, Any]:
-    """The drawing of the state machine, and the figures of each state over all executions."""
+    """The diagram of the state machine, the figures of each state and how often each transition was taken."""
     visits = collections.defaultdict(list)
-    taken = collections.Counter()
+    transitions: collections.Counter[tuple[str, str]] = collections.Counter()
     for execution in executions:
         for state in execution["states"]:
             visits[state["name"]].append(state)
         names = [state["name"] for state in execution["states"]]
-        taken.update(itertools.pairwise(names))
+        transitions.update(itertools.pairwise(names))
     figures = []
     for name in definition["States"]:
         times = [state["seconds"] for state in visits[name] if state["seconds"] is not None]
@@ -225,17 +233,17 @@ def machine(definition: dict[str, Any], executions: list[dict[str, Any]]) -> dic
                 "retried": sum(state["tries"] > 1 for state in visits[name]),
             }
         )
-    return {"drawing": diagram.layout(definition), "figures": figures, "taken": taken}
+    return {"diagram": diagram.layout(definition), "figures": figures, "transitions": transitions}
 
 
 def threshold(executions: list[dict[str, Any]]) -> float | None:
-    """The threshold of most executions."""
+    """The most frequent threshold."""
     counts = collections.Counter(row["threshold"] for row in executions if row["threshold"] is not None)
     return counts.most_common(1)[0][0] if counts else None
 
 
-def dots(executions: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """The dots of the two charts of confidence, x and y from 0 to 1: over time, and sorted. Failures have y None."""
+def dots(executions: list[dict[str, Any]]) -> dict[str, Any]:
+    """The dots of the two confidence charts (over time, and sorted), x and y from 0 to 1; y is None for failures."""
     timed = [row for row in executions if row["started"] is not None]
     begin = min((row["started"] for row in timed), default=0)
     span = max((row["started"] for row in timed), default=0) - begin
@@ -246,65 +254,65 @@ def dots(executions: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
 
 
 def dot(execution: dict[str, Any], x: float) -> dict[str, Any]:
-    named = {name: execution[name] for name in ("index", "name", "outcome", "right", "label")}
-    return named | {"x": round(x, 4), "y": execution["confidence"]}
+    fields = {name: execution[name] for name in ("index", "name", "outcome", "right", "label")}
+    return fields | {"x": round(x, 4), "y": execution["confidence"]}
 
 
 def histogram(executions: list[dict[str, Any]]) -> dict[str, Any]:
-    """How many confidences are in each of the bins from 0 to 1, by outcome."""
+    """The number of confidences in each bin from 0 to 1, by outcome."""
     bins = [dict.fromkeys(OUTCOMES, 0) for _ in range(BINS)]
     for execution in executions:
         if execution["confidence"] is not None:
             bins[min(int(execution["confidence"] * BINS), BINS - 1)][execution["outcome"]] += 1
-    return {"bins": bins, "most": max(sum(counts.values()) for counts in bins)}
+    return {"bins": bins, "highest": max(sum(counts.values()) for counts in bins)}
 
 
 def mix(training: dict[str, Any] | None, executions: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The predicted labels beside those of the training data, with the population stability index."""
+    """The mix of predicted labels beside that of the training data, with the population stability index."""
     predicted = collections.Counter(row["label"] for row in executions if row["label"] is not None)
     if not training or not predicted:
         return None
     reference, images = training["images"]["train"], predicted.total()
-    parts = drift.contributions(reference, predicted)
-    index, chance = sum(parts.values()), drift.by_chance(reference, images)
+    contributions = drift.contributions(reference, predicted)
+    index, chance = sum(contributions.values()), drift.by_chance(reference, images)
     labels = [
         {
             "label": label,
             "training": reference.get(label, 0) / sum(reference.values()),
             "predicted": predicted[label] / images,
             "count": predicted[label],
-            "part": part,
+            "contribution": contribution,
         }
-        for label, part in parts.items()
+        for label, contribution in contributions.items()
     ]
     if len(labels) > LABELS_SHOWN:
-        labels = sorted(labels, key=lambda row: -row["part"])[:LABELS_SHOWN]
+        labels = sorted(labels, key=lambda row: -row["contribution"])[:LABELS_SHOWN]
     return {
         "labels": labels,
-        "hidden": len(parts) - len(labels),
+        "hidden": len(contributions) - len(labels),
         "images": images,
         "index": index,
         "chance": chance,
-        "widest": max(max(row["training"], row["predicted"]) for row in labels),
+        "largest": max(max(row["training"], row["predicted"]) for row in labels),
         "verdict": verdict(index, chance),
     }
 
 
 def verdict(index: float, chance: float) -> str:
-    """What the index says, in words."""
+    """The index in words."""
     if index <= chance:
         if chance > PSI_LARGE:
-            return "Chance alone explains it: with so few images the index can tell nothing."
+            return "Chance alone explains it: with so few images, the index is inconclusive."
         return "Chance alone explains it."
     if index < PSI_SMALL:
-        return "More than chance, and still no change to speak of."
+        return "More than chance, but a negligible change."
     if index < PSI_LARGE:
         return "More than chance: a moderate change."
-    return "More than chance: a large change. These images are not mixed as the training data was."
+    return "More than chance: a large change. The mix of these images differs from the training data's."
 
 
 def errors(executions: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The technical failures by their error and the state in which it happened."""
+    """The technical failures, grouped by error and by the state that failed."""
     groups = collections.defaultdict(list)
     for execution in executions:
         if execution["outcome"] == "error":
@@ -315,23 +323,23 @@ def errors(executions: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def write(record: dict[str, Any]) -> None:
-    """Keep the record, and render it."""
+    """Write the record and its page to .local."""
     RECORD.write_text(json.dumps(record) + "\n", encoding="utf-8")
     REPORT.write_text(render(record), encoding="utf-8")
 
 
 def main() -> None:
-    with told():
+    with report_errors():
         try:
             record = json.loads(RECORD.read_text(encoding="utf-8"))
         except OSError:
-            raise StackError("There is no run to report on: make run first.") from None
+            raise StackError("There is no run to report on: run make run first.") from None
         REPORT.write_text(render(record), encoding="utf-8")
         console.print(REPORT.relative_to(ROOT), soft_wrap=True)
         has_desktop = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
         if has_desktop and sys.stdout.isatty() and (opener := shutil.which("xdg-open")):
-            streams = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
-            subprocess.Popen([opener, REPORT], start_new_session=True, **streams)
+            streams: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+            subprocess.Popen([opener, str(REPORT)], start_new_session=True, **streams)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Each piece of local/emulator/ against the AWS document that it stands for.
+"""Check each part of local/emulator/ against AWS's documentation of the behaviour that it emulates.
 
 Every test fails on the plain emulator: EMULATOR=plain pytest tests/conformance
 """
@@ -14,7 +14,7 @@ from resources import execute, function, machine  # noqa: F401
 @pytest.fixture(scope="session")
 def emulator(tmp_path_factory):
     if not Path(EMULATOR_PYTHON).exists():
-        pytest.skip("needs the emulator: make up, once")
+        pytest.skip("needs the emulator: run make up once")
     emulator = Emulator(tmp_path_factory.mktemp("emulator"))
     yield emulator
     emulator.stop()
@@ -27,13 +27,13 @@ def client(emulator):
 
 @pytest.fixture
 def role():
-    """The role of functions and state machines."""
+    """The role of the functions and state machines."""
     return ROLE
 
 
 @pytest.fixture
 def wait_scale():
-    """What a second of a retry's delay takes."""
+    """The real duration of one second of a retry's delay."""
     return WAIT_SCALE
 
 

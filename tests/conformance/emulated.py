@@ -1,4 +1,4 @@
-"""An emulated AWS with nothing deployed, and what the tests of its conduct share."""
+"""An emulated AWS with nothing deployed, for the conformance tests."""
 
 import os
 import signal
@@ -22,31 +22,31 @@ WAIT_SCALE = 0.02  # a retry's delay of 50 seconds takes one here
 SECONDS_TO_END = 15
 ROLE = "arn:aws:iam::000000000000:role/conformance"
 
-# The contract of a SageMaker container, and nothing more: what it is sent decides what it does.
+# A minimal SageMaker container; the request's body selects its behaviour.
 MODEL_SERVER = """
 import http.server, json, os, sys, time
 
 class Server(http.server.BaseHTTPRequestHandler):
-    def answer(self, status, body):
+    def respond(self, status, body):
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.end_headers()
         self.wfile.write(body)
 
     def do_GET(self):
-        self.answer(200, b"")
+        self.respond(200, b"")
 
     def do_POST(self):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         if body == b"slow":
             time.sleep(1)
         if body == b"fail":
-            self.answer(500, b"no such label")
+            self.respond(500, b"no such label")
         elif body == b"die":
             os._exit(1)
         else:
             weights = open(os.environ["SM_MODEL_DIR"] + "/weights.txt").read()
-            self.answer(200, json.dumps({"weights": weights, "environment": dict(os.environ)}).encode())
+            self.respond(200, json.dumps({"weights": weights, "environment": dict(os.environ)}).encode())
 
 if open(os.environ["SM_MODEL_DIR"] + "/weights.txt").read() == "broken":
     sys.exit("these weights are broken")
@@ -63,7 +63,7 @@ def is_up(url):
 
 
 class Emulator:
-    """The emulator's processes, and clients for it."""
+    """The emulator's processes, and clients for them."""
 
     def __init__(self, directory):
         self.port, self.sagemaker_port = free_port(socket.SOCK_STREAM), free_port(socket.SOCK_STREAM)

@@ -1,4 +1,4 @@
-"""Functions and state machines that a test makes and runs, emulated or on AWS."""
+"""Fixtures that create and run functions and state machines, emulated or on AWS."""
 
 import io
 import json
@@ -10,23 +10,23 @@ import pytest
 
 
 def eventually(probe, seconds=10):
-    """The first true answer of probe, or its last one when the time is over."""
+    """The first true result of `probe`, or its last result after `seconds`."""
     deadline = time.monotonic() + seconds
-    while not (answer := probe()) and time.monotonic() < deadline:
+    while not (result := probe()) and time.monotonic() < deadline:
         time.sleep(0.05)
-    return answer
+    return result
 
 
 @pytest.fixture
 def function(client, role):
-    """Create a function from its source; returns its ARN."""
+    """Create a function from source code; returns its ARN."""
     created = []
 
     def create(source, **settings):
         archive = io.BytesIO()
         with zipfile.ZipFile(archive, "w") as file:
             file.writestr("app.py", source)
-        answer = client("lambda").create_function(
+        response = client("lambda").create_function(
             FunctionName=f"conformance-{uuid.uuid4().hex[:8]}",
             Runtime="python3.13",
             Handler="app.handler",
@@ -35,7 +35,7 @@ def function(client, role):
             Timeout=10,
             **settings,
         )
-        created.append(answer["FunctionArn"])
+        created.append(response["FunctionArn"])
         client("lambda").get_waiter("function_active_v2").wait(FunctionName=created[-1])
         return created[-1]
 
@@ -52,10 +52,10 @@ def machine(client, role):
     def create(states, start=None, settings=None, **top_level):
         definition = {"QueryLanguage": "JSONata", "StartAt": start or next(iter(states)), "States": states, **top_level}
         name = f"conformance-{uuid.uuid4().hex[:8]}"
-        answer = client("stepfunctions").create_state_machine(
+        response = client("stepfunctions").create_state_machine(
             name=name, definition=json.dumps(definition), roleArn=role, **settings or {}
         )
-        created.append(answer["stateMachineArn"])
+        created.append(response["stateMachineArn"])
         return created[-1]
 
     yield create
@@ -65,14 +65,14 @@ def machine(client, role):
 
 @pytest.fixture
 def execute(client, seconds_to_end):
-    """Run a machine to its end; returns DescribeExecution's answer."""
+    """Run a state machine until it ends; returns the response of DescribeExecution."""
 
     def run(arn, value=None):
         states = client("stepfunctions")
         text = json.dumps(value or {}, ensure_ascii=False)
         execution = states.start_execution(stateMachineArn=arn, input=text)["executionArn"]
         return eventually(
-            lambda: (answer := states.describe_execution(executionArn=execution))["status"] != "RUNNING" and answer,
+            lambda: (response := states.describe_execution(executionArn=execution))["status"] != "RUNNING" and response,
             seconds_to_end,
         )
 
@@ -91,7 +91,7 @@ def invoke_task(function_arn, **fields):
 
 
 def failing_task(**fields):
-    """Sends to a queue that does not exist."""
+    """A task that fails: it sends to a queue that does not exist."""
     arguments = {"QueueUrl": "http://localhost/000000000000/none", "MessageBody": "{% $string($states.input) %}"}
     return {
         "Type": "Task", "Resource": "arn:aws:states:::sqs:sendMessage", "Arguments": arguments, "End": True, **fields

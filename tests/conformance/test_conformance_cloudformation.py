@@ -1,4 +1,4 @@
-"""CloudFormation, as AWS documents it: what is recorded here, and not acted on."""
+"""CloudFormation, as AWS documents it: resources that the emulator only records."""
 
 import json
 
@@ -6,7 +6,7 @@ from emulated import deploy
 
 
 def test_a_stack_with_scaling_deploys(client):
-    """Recorded, and not acted on: the target and the policy of an endpoint that scales.
+    """Only recorded, without effect: the scalable target and the scaling policy of an endpoint.
 
     https://docs.aws.amazon.com/AWSCloudFormation/latest/TemplateReference/AWS_ApplicationAutoScaling.html
     """
@@ -18,8 +18,8 @@ def test_a_stack_with_scaling_deploys(client):
     }
     policy = {"PolicyName": "p", "PolicyType": "TargetTrackingScaling", "ScalingTargetId": {"Ref": "ScalableTarget"}}
 
-    def template(most):
-        resources = {"ScalableTarget": target | {"MaxCapacity": most}, "ScalingPolicy": policy}
+    def template(maximum):
+        resources = {"ScalableTarget": target | {"MaxCapacity": maximum}, "ScalingPolicy": policy}
         typed = {
             name: {"Type": f"AWS::ApplicationAutoScaling::{name}", "Properties": properties}
             for name, properties in resources.items()
@@ -32,7 +32,7 @@ def test_a_stack_with_scaling_deploys(client):
 
 
 def test_a_stack_with_composite_alarms_and_saved_queries_deploys(client):
-    """Recorded, and not acted on: alarms on alarms and on several metrics, queries of Logs Insights.
+    """Only recorded, without effect: composite alarms, alarms on several metrics, Logs Insights queries.
 
     https://docs.aws.amazon.com/AWSCloudFormation/latest/TemplateReference/aws-resource-cloudwatch-compositealarm.html
     https://docs.aws.amazon.com/AWSCloudFormation/latest/TemplateReference/aws-resource-cloudwatch-alarm.html, Metrics

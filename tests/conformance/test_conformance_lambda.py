@@ -7,8 +7,8 @@ from datetime import UTC, datetime, timedelta
 from resources import eventually, invoke_task
 
 
-def test_the_name_of_an_exception_is_the_error_that_a_retry_names(client, function, machine, execute):
-    """Error: the name of the exception's class. Processes serve more events after one.
+def test_a_retry_matches_the_class_name_of_an_exception(client, function, machine, execute):
+    """The error is the name of the exception's class, and the process survives it.
 
     https://docs.aws.amazon.com/lambda/latest/dg/python-exceptions.html
     https://docs.aws.amazon.com/step-functions/latest/dg/concepts-error-handling.html
@@ -38,19 +38,19 @@ def test_simultaneous_cold_starts_each_get_a_process(client, function):
         "    return 'awslambdaric' in sys.modules, process\n"
     )  # fmt: skip
     with ThreadPoolExecutor(6) as pool:
-        answers = pool.map(lambda _: json.load(client("lambda").invoke(FunctionName=arn)["Payload"]), range(6))
-    clients, processes = zip(*answers, strict=True)
-    assert set(clients) == {True} and len(set(processes)) == 6
+        results = pool.map(lambda _: json.load(client("lambda").invoke(FunctionName=arn)["Payload"]), range(6))
+    on_awslambdaric, processes = zip(*results, strict=True)
+    assert set(on_awslambdaric) == {True} and len(set(processes)) == 6
 
 
-def test_a_throttled_function_is_a_too_many_requests_exception(client, function, machine, execute):
+def test_a_throttled_invocation_fails_with_too_many_requests_exception(client, function, machine, execute):
     """https://docs.aws.amazon.com/step-functions/latest/dg/sfn-best-practices.html, transient Lambda errors"""
     arn = function("def handler(event, context): return event")
     client("lambda").put_function_concurrency(FunctionName=arn, ReservedConcurrentExecutions=0)
     assert execute(machine({"Throttled": invoke_task(arn)}))["error"] == "Lambda.TooManyRequestsException"
 
 
-def test_what_is_reserved_for_a_function_holds_for_its_versions(client, function, machine, execute):
+def test_reserved_concurrency_applies_to_every_version_of_a_function(client, function, machine, execute):
     """https://docs.aws.amazon.com/lambda/latest/dg/configuration-concurrency.html, shared by versions"""
     arn = function("def handler(event, context): return event")
     version = client("lambda").publish_version(FunctionName=arn)["FunctionArn"]
@@ -59,7 +59,7 @@ def test_what_is_reserved_for_a_function_holds_for_its_versions(client, function
     assert execute(machine({"Throttled": invoke_task(version)}))["error"] == "Lambda.TooManyRequestsException"
 
 
-def test_what_a_state_machine_invokes_is_counted(client, function, machine, execute, seconds_to_end):
+def test_invocations_by_a_state_machine_are_counted(client, function, machine, execute, seconds_to_end):
     """https://docs.aws.amazon.com/lambda/latest/dg/monitoring-metrics-types.html, Invocations and Errors"""
     arn = function("def handler(event, context): return 1 / event['divisor']")
     task = machine({"Divide": invoke_task(arn)})

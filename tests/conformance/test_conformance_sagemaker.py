@@ -51,7 +51,7 @@ def endpoint_template(model_data_url, name):
     )
 
 
-def ask(client, name, body=b"{}"):
+def invoke(client, name, body=b"{}"):
     return client("sagemaker-runtime").invoke_endpoint(
         EndpointName=name, Body=body, ContentType="application/json", Accept="application/json"
     )
@@ -63,8 +63,8 @@ def endpoint(emulator):
     return "served"
 
 
-def test_a_deployed_endpoint_serves_its_model_and_follows_its_updates(client):
-    """Model and EndpointConfig are replaced, the endpoint is updated and keeps its name; Ref is the ARN.
+def test_a_deployed_endpoint_serves_its_model_and_can_be_updated(client):
+    """An update replaces Model and EndpointConfig, while the endpoint keeps its name; Ref returns the ARN.
 
     https://docs.aws.amazon.com/AWSCloudFormation/latest/TemplateReference/aws-resource-sagemaker-endpoint.html
     https://docs.aws.amazon.com/AWSCloudFormation/latest/TemplateReference/aws-resource-sagemaker-model.html
@@ -73,21 +73,21 @@ def test_a_deployed_endpoint_serves_its_model_and_follows_its_updates(client):
     assert first["EndpointRef"] == "arn:aws:sagemaker:us-east-1:000000000000:endpoint/digits"
     assert first["ModelRef"].startswith("arn:aws:sagemaker:us-east-1:000000000000:model/")
     assert first["EndpointName"] == "digits"
-    assert json.load(ask(client, "digits")["Body"])["weights"] == "old"
+    assert json.load(invoke(client, "digits")["Body"])["weights"] == "old"
     second = deploy(client, "stack", endpoint_template(upload_model(client, "new"), "digits"), "update")
     assert first["EndpointRef"] == second["EndpointRef"] and first["ModelRef"] != second["ModelRef"]
-    assert json.load(ask(client, "digits")["Body"])["weights"] == "new"
+    assert json.load(invoke(client, "digits")["Body"])["weights"] == "new"
     described = client("sagemaker").describe_endpoint(EndpointName="digits")
     assert (described["EndpointStatus"], described["EndpointConfigName"]) == ("InService", second["EndpointConfigName"])
     with pytest.raises(ClientError, match="Could not find"):
         client("sagemaker").describe_endpoint_config(EndpointConfigName=first["EndpointConfigName"])
     client("cloudformation").delete_stack(StackName="stack")
     with pytest.raises(ClientError, match="Endpoint digits of account 000000000000 not found"):
-        eventually(lambda: not ask(client, "digits"))
+        eventually(lambda: not invoke(client, "digits"))
 
 
 @pytest.mark.parametrize("weights, reason", [("broken", "these weights are broken"), ("missing", "Not Found")])
-def test_a_model_that_does_not_start_fails_the_stack_and_says_why(client, weights, reason):
+def test_a_model_that_does_not_start_fails_the_stack_with_the_reason(client, weights, reason):
     """https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_DescribeEndpoint.html, FailureReason"""
     url = upload_model(client, weights) if weights == "broken" else "s3://models/missing/model.tar.gz"
     with pytest.raises(WaiterError):
@@ -97,34 +97,34 @@ def test_a_model_that_does_not_start_fails_the_stack_and_says_why(client, weight
     assert reason in reasons[-1]
 
 
-def test_a_container_gets_the_documented_variables(client, endpoint):
+def test_a_container_gets_the_documented_environment_variables(client, endpoint):
     """https://docs.aws.amazon.com/sagemaker/latest/dg/your-algorithms-inference-code.html"""
-    answer = ask(client, endpoint)
-    environment = json.load(answer["Body"])["environment"]
+    response = invoke(client, endpoint)
+    environment = json.load(response["Body"])["environment"]
     assert environment["SAGEMAKER_SUBMIT_DIRECTORY"] == environment["SM_MODEL_DIR"] + "/code"
     assert environment.get("PYTHONPATH") != "/opt/ml/model/lib"
-    assert (answer["InvokedProductionVariant"], answer["ContentType"]) == ("AllTraffic", "application/json")
+    assert (response["InvokedProductionVariant"], response["ContentType"]) == ("AllTraffic", "application/json")
 
 
 def error_of(client, endpoint, body):
     with pytest.raises(ClientError) as error:
-        ask(client, endpoint, body)
-    answer = error.value.response
-    return answer["ResponseMetadata"]["HTTPStatusCode"], answer["Error"]["Code"], answer
+        invoke(client, endpoint, body)
+    response = error.value.response
+    return response["ResponseMetadata"]["HTTPStatusCode"], response["Error"]["Code"], response
 
 
-def test_the_runtime_answers_with_the_documented_errors(client, endpoint):
+def test_the_runtime_api_returns_the_documented_errors(client, endpoint):
     """https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_runtime_InvokeEndpoint.html#API_runtime_InvokeEndpoint_Errors
     https://docs.aws.amazon.com/sagemaker/latest/dg/serverless-endpoints.html, 4 MB and the maximum concurrency
     """
-    status, code, answer = error_of(client, endpoint, b"fail")
-    assert (status, code, answer["OriginalStatusCode"], answer["OriginalMessage"]) == (
+    status, code, response = error_of(client, endpoint, b"fail")
+    assert (status, code, response["OriginalStatusCode"], response["OriginalMessage"]) == (
         424, "ModelError", 500, "no such label",
     )  # fmt: skip
     assert error_of(client, "absent", b"{}")[:2] == (400, "ValidationError")
     assert error_of(client, endpoint, b"x" * 4_194_305)[:2] == (413, "413")
     with ThreadPoolExecutor() as pool:
-        slow = pool.submit(ask, client, endpoint, b"slow")
+        slow = pool.submit(invoke, client, endpoint, b"slow")
         time.sleep(0.3)
         assert error_of(client, endpoint, b"{}")[:2] == (429, "ThrottlingException")
         assert slow.result()["ContentType"] == "application/json"

@@ -20,14 +20,14 @@ def test_max_delay_seconds_limits_the_delay_of_a_retry(client, machine, execute,
     assert 15 <= first < 25 and 20 <= second < 30
 
 
-def test_full_jitter_draws_the_delay_of_a_retry(client, machine, execute, wait_scale):
+def test_full_jitter_randomises_the_delay_of_a_retry(client, machine, execute, wait_scale):
     """https://docs.aws.amazon.com/step-functions/latest/dg/concepts-error-handling.html, JitterStrategy"""
     retry = {"ErrorEquals": ["States.ALL"], "IntervalSeconds": 20, "BackoffRate": 1, "JitterStrategy": "FULL"}
     execution = execute(machine({"Task": failing_task(Retry=[retry | {"MaxAttempts": 4}])}))
     assert sum(delays_between_attempts(client, execution, wait_scale)) < 76  # 80 without jitter
 
 
-def test_the_output_of_a_state_is_limited(machine, execute):
+def test_the_output_of_a_state_has_a_maximum_size(machine, execute):
     """https://docs.aws.amazon.com/step-functions/latest/dg/service-quotas.html, 256 KiB as a UTF-8 encoded string"""
     arn = machine({"Repeat": {"Type": "Pass", "Output": "{% $states.input.text & $states.input.more %}", "End": True}})
     text = "é" * 65_000  # two bytes each
@@ -38,7 +38,7 @@ def test_the_output_of_a_state_is_limited(machine, execute):
     assert execute(twice, {"text": "x" * 140_000})["error"] == "States.DataLimitExceeded"
 
 
-def test_the_input_of_a_task_is_limited_and_states_all_does_not_catch_it(machine, execute):
+def test_the_input_of_a_task_has_a_maximum_size_and_states_all_does_not_catch_the_error(machine, execute):
     """https://docs.aws.amazon.com/step-functions/latest/dg/concepts-error-handling.html, States.DataLimitExceeded"""
     task = failing_task(Catch=[{"ErrorEquals": ["States.ALL"], "Next": "Caught"}])
     task["Arguments"]["MessageBody"] = "{% $states.input.text & $states.input.text %}"
@@ -59,7 +59,7 @@ def test_an_execution_is_logged_without_its_data(client, machine, execute):
         "Pass": {"Type": "Pass", "Next": "Reject"},
         "Reject": {"Type": "Fail", "Error": "REJECTED", "Cause": "{% $states.input.text %}"},
     }
-    execution = execute(machine(states, settings={"loggingConfiguration": logging}), {"text": "a picture"})
+    execution = execute(machine(states, settings={"loggingConfiguration": logging}), {"text": "an image"})
 
     def logged():
         events = client("logs").filter_log_events(logGroupName=group)["events"]
@@ -69,4 +69,4 @@ def test_an_execution_is_logged_without_its_data(client, machine, execute):
     assert [event["type"] for event in events] == expected
     assert {event["execution_arn"] for event in events} == {execution["executionArn"]}
     assert events[-1]["details"] == {"error": "REJECTED"}
-    assert "a picture" not in json.dumps(events)
+    assert "an image" not in json.dumps(events)

@@ -1,4 +1,4 @@
-"""The functions in Docker, through the SAM CLI, with the local stack's S3 and endpoint behind them."""
+"""Run the functions in Docker with the SAM CLI, connected to the local stack's S3 and endpoint."""
 
 import json
 import os
@@ -29,35 +29,35 @@ SECONDS_TO_START = 60
 
 @dataclass
 class Invocation:
-    """What a function returned, or its error, and what it and SAM wrote."""
+    """The result or error of a function, and the output of the function and of SAM."""
 
     payload: Any
     log: str
 
     @property
     def lines(self) -> list[dict[str, Any]]:
-        """The log's lines of JSON, by which CloudWatch knows their level and fields."""
+        """The structured lines of the log, which CloudWatch parses for their level and fields."""
         return [json.loads(line) for line in self.log.splitlines() if line.startswith("{")]
 
 
 class SamLocal:
-    """`sam local`, on the template whose functions know the local stack."""
+    """`sam local` on the template copy that has the local stack's addresses."""
 
     def __init__(self, template: Path, environment: dict[str, str]):
         self.template, self.environment = template, environment
 
     def invoke(self, function: str, event: Path) -> Invocation:
-        """`sam local invoke`: a container for this one event."""
-        line = invoke.command("invoke", self.template, function, "--event", str(event))
+        """`sam local invoke`: a container for a single event."""
+        command = invoke.sam_command("invoke", self.template, function, "--event", str(event))
         result = subprocess.run(
-            line, cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=SECONDS_TO_INVOKE
+            command, cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=SECONDS_TO_INVOKE
         )
         assert result.returncode == 0, result.stderr
         return Invocation(json.loads(result.stdout), result.stderr)
 
 
 class Functions:
-    """`sam local start-lambda`: containers that stay, asked as Lambda is asked."""
+    """`sam local start-lambda`: warm containers behind the Lambda API."""
 
     def __init__(self, sam: SamLocal, log: Path):
         self.log = log
@@ -65,9 +65,9 @@ class Functions:
         options = ["--port", str(port), "--warm-containers", "LAZY", "--no-watch"]
         with log.open("wb") as output:
             self.process = subprocess.Popen(
-                invoke.command("start-lambda", sam.template, *options),
+                invoke.sam_command("start-lambda", sam.template, *options),
                 cwd=ROOT, env=sam.environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which a shell's `&` takes away
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's `&` ignores SIGINT
             )  # fmt: skip
         self.url = f"http://127.0.0.1:{port}"
         self.client = boto3.client(
@@ -80,7 +80,7 @@ class Functions:
         while True:
             try:
                 urllib.request.urlopen(self.url, timeout=2)
-            except urllib.error.HTTPError:  # it answers: there is no such path
+            except urllib.error.HTTPError:  # it responds, although the path does not exist
                 return
             except OSError:
                 assert self.process.poll() is None, self.log.read_text()
@@ -89,12 +89,12 @@ class Functions:
 
     def invoke(self, function: str, event: Any) -> Invocation:
         before = self.log.stat().st_size
-        answer = self.client.invoke(FunctionName=function, Payload=json.dumps(event))
-        payload = json.loads(answer["Payload"].read())
+        response = self.client.invoke(FunctionName=function, Payload=json.dumps(event))
+        payload = json.loads(response["Payload"].read())
         return Invocation(payload, self.log.read_bytes()[before:].decode())
 
     def stop(self) -> None:
-        """End it as Ctrl-C does, which ends its containers; and any that is left."""
+        """Stop it like Ctrl-C, which stops its containers; then remove any container that is left."""
         self.process.send_signal(signal.SIGINT)
         try:
             self.process.wait(30)
@@ -106,17 +106,17 @@ class Functions:
 
 @pytest.fixture(scope="session")
 def docker():
-    """Docker, its engine, and the image that the functions run in."""
+    """A running Docker engine and the base image of the functions."""
     if problem := invoke.docker_problem():
         if os.environ.get("CI") == "true":
             pytest.fail(problem)
         pytest.skip(problem)
-    invoke.make_image()
+    invoke.build_base_image()
 
 
 @pytest.fixture(scope="session")
 def stack(docker, tmp_path_factory):
-    """The local stack, with template.yaml deployed and the picture of events/ uploaded."""
+    """The local stack, with template.yaml deployed and the image of events/ uploaded."""
     stack = processes.start(tmp_path_factory.mktemp("stack"))
     try:
         model = upload_model(stack, model_archive())
@@ -129,7 +129,7 @@ def stack(docker, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def sam(stack, tmp_path_factory):
-    with invoke.reachable(stack) as variables:
+    with invoke.forwarded(stack) as variables:
         template = invoke.template_with(variables, tmp_path_factory.mktemp("template"))
         yield SamLocal(template, invoke.environment(stack, variables))
 

@@ -1,4 +1,4 @@
-"""Every event of events/ through `sam local`, in Docker: what a function returns, and what it writes."""
+"""Every event of events/ with `sam local` in Docker: the functions' results and logs."""
 
 import json
 
@@ -15,7 +15,7 @@ def event(name):
 
 
 def retrieved():
-    """What RetrieveImage returns, to which its state adds the endpoint to ask."""
+    """The result of RetrieveImage; its state adds the endpoint."""
     return {name: value for name, value in event("classify_image").items() if name != "endpoint"}
 
 
@@ -28,14 +28,14 @@ def image_data():
     return event("classify_image")["image"]["data"]
 
 
-def test_retrieve_image_reads_the_object_and_makes_the_next_event(sam, image_data):
+def test_retrieve_image_reads_the_object_and_returns_the_next_event(sam, image_data):
     invocation = sam.invoke("RetrieveImageFunction", EVENTS / "retrieve_image.json")
     assert invocation.payload == retrieved()
     assert "image retrieved" in messages(invocation)
     assert image_data not in invocation.log
 
 
-def test_classify_image_asks_the_endpoint(functions, image_data):
+def test_classify_image_invokes_the_endpoint(functions, image_data):
     invocation = functions.invoke("ClassifyImageFunction", event("classify_image"))
     assert invocation.payload["predictions"][0]["label"] == "7"
     assert invocation.payload["endpoint"] == {"name": "image-classification", "variant": "AllTraffic"}
@@ -44,7 +44,7 @@ def test_classify_image_asks_the_endpoint(functions, image_data):
     assert image_data not in invocation.log
 
 
-def test_check_confidence_decides(functions):
+def test_check_confidence_returns_its_decision(functions):
     invocation = functions.invoke("CheckConfidenceFunction", event("check_confidence"))
     assert invocation.payload == event("check_confidence") | DECISION
     assert "confidence checked" in messages(invocation)
@@ -55,13 +55,13 @@ def test_check_confidence_decides(functions):
     [
         (event("retrieve_image") | {"s3_key": "nowhere.png"}, "ImageNotFoundError"),
         (event("retrieve_image") | {"threshold": 2}, "InvalidInputError"),
-        (event("s3_object_created"), "InvalidInputError"),  # the state machine takes it apart, not the function
+        (event("s3_object_created"), "InvalidInputError"),  # the state machine unpacks it, not the function
         ({}, "InvalidInputError"),
     ],
 )
-def test_an_error_of_a_function_has_its_name(functions, request_, error):
+def test_a_failed_function_returns_the_name_of_its_error(functions, request_, error):
     assert functions.invoke("RetrieveImageFunction", request_).payload["errorType"] == error
 
 
-def test_the_input_of_an_execution_is_the_first_functions_too(functions):
+def test_retrieve_image_accepts_the_input_of_an_execution(functions):
     assert functions.invoke("RetrieveImageFunction", event("classify_image_execution")).payload == retrieved()

@@ -1,12 +1,15 @@
-"""What the template uses and ministack lacks, one module per AWS service. Importing a module puts it in place."""
+"""What the template uses and ministack lacks, one module per AWS service. Importing a module installs its overrides."""
 
 import functools
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
 
 
-def replaces(module, name):
-    """Put the decorated function in the place of a private one of ministack's, which is its first argument.
+def override(module: ModuleType, name: str) -> Callable[[Callable[..., Any]], None]:
+    """Replace a private function of ministack with the decorated one, which gets the original as its first argument.
 
-    If another version of ministack no longer has that name, the AttributeError stops the start.
+    If another version of ministack no longer has that name, the AttributeError stops the emulator's startup.
     """
-    stock = getattr(module, name)
-    return lambda function: setattr(module, name, functools.partial(function, stock))
+    original = getattr(module, name)
+    return lambda function: setattr(module, name, functools.partial(function, original))

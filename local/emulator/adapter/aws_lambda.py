@@ -1,57 +1,66 @@
-"""Lambda: functions run under AWS's own runtime client, throttling has its name, every invocation is counted.
+"""Lambda: run functions under AWS's runtime client, name throttling errors as AWS does, count every invocation.
 
-ministack runs custom runtimes as AWS does (Runtime API, one process for many events) but Python in a worker of its
-own, where every exception is a Runtime.HandlerError. So a Python function becomes a custom runtime on awslambdaric.
-Its environment is this process's, which processes.py keeps small, and what the template declares.
+ministack runs custom runtimes as AWS does (Runtime API, one process for many events), but Python functions in its own
+worker, which turns every exception into Runtime.HandlerError. So Python functions run as a custom runtime on
+awslambdaric. Their environment is this process's, which processes.py keeps small, plus the template's variables.
 """
 
 import http.server
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from ministack.core import lambda_runtime
 from ministack.services import lambda_svc
 
-from local.emulator.adapter import replaces
+from local.emulator.adapter import override
 
 BOOTSTRAP = '#!/bin/sh\nexec "$LAMBDA_PYTHON" -m awslambdaric "$_HANDLER"\n'
 
-# Every function of the template is a Python function.
+# Every function in the template is a Python function.
 lambda_svc._execute_function_warm = lambda_svc._execute_function_provided_warm
 lambda_runtime._worker_class_for = lambda _config: lambda_runtime.ProvidedWorker
 
-# The Runtime API answers in two writes; with Nagle's algorithm the second waits 40 ms for an acknowledgement.
+# The Runtime API sends a response in two writes; with Nagle's algorithm the second waits 40 ms for an acknowledgement.
 http.server.BaseHTTPRequestHandler.disable_nagle_algorithm = True
 
 
-@replaces(lambda_svc, "_provided_runtime_code_dir")
-def code_dir(stock, code_zip):
-    directory = stock(code_zip)
+@override(lambda_svc, "_provided_runtime_code_dir")
+def code_dir(original: Callable[[bytes], str], code_zip: bytes) -> str:
+    """Add the bootstrap of a custom runtime to the function's package."""
+    directory = original(code_zip)
     bootstrap = Path(directory, "bootstrap")
-    with lambda_svc._provided_code_lock:  # under which functions are started too: none reads half a file
+    with lambda_svc._provided_code_lock:  # also held while functions start, so none reads a partial file
         if not bootstrap.exists():
             bootstrap.write_text(BOOTSTRAP)
             bootstrap.chmod(0o755)
     return directory
 
 
-@replaces(lambda_svc, "_reserved_concurrency")
-def reserved_concurrency(stock, _function, config):
-    """A function's versions share what is reserved for it; a version's own record says nothing of it."""
-    return stock(lambda_svc._functions.get(config["FunctionName"]), config)
+@override(lambda_svc, "_reserved_concurrency")
+def reserved_concurrency(original: Callable[..., Any], _function: Any, config: dict[str, Any]) -> int | None:
+    """Apply the reserved concurrency of a function to its versions, whose own records lack it."""
+    return original(lambda_svc._functions.get(config["FunctionName"]), config)
 
 
-@replaces(lambda_svc, "_throttle_response")
-def throttle(stock, *args, **kwargs):
-    """A throttled invocation, with the error name that Step Functions gives it."""
-    response = stock(*args, **kwargs)
+@override(lambda_svc, "_throttle_response")
+def throttle(original: Callable[..., dict[str, Any]], *args: Any, **kwargs: Any) -> dict[str, Any]:
+    """Give throttled invocations the error name that Step Functions uses."""
+    response = original(*args, **kwargs)
     response["body"]["errorType"] = "Lambda.TooManyRequestsException"
     return response
 
 
-@replaces(lambda_svc, "_emit_lambda_logs")
-def emit_logs(stock, function, request_id, log_text, error, duration_ms, **more):
-    """https://docs.aws.amazon.com/lambda/latest/dg/monitoring-metrics-types.html: all invocations, not only Invoke's"""
-    stock(function, request_id, log_text, error, duration_ms, **more)
+@override(lambda_svc, "_emit_lambda_logs")
+def emit_logs(
+    original: Callable[..., None], function: dict[str, Any], request_id: str, log_text: str, error: bool,
+    duration_ms: float, **options: Any,
+) -> None:  # fmt: skip
+    """Count every invocation, not only those through the Invoke API.
+
+    https://docs.aws.amazon.com/lambda/latest/dg/monitoring-metrics-types.html
+    """
+    original(function, request_id, log_text, error, duration_ms, **options)
     name = (function.get("config") or function)["FunctionName"]
     count_invocation(name, duration_ms, error, throttle=False)
 
@@ -59,7 +68,8 @@ def emit_logs(stock, function, request_id, log_text, error, duration_ms, **more)
 count_invocation = lambda_svc._emit_lambda_metrics
 
 
-@replaces(lambda_svc, "_emit_lambda_metrics")
-def emit_metrics(stock, name, duration_ms, error, throttle):
+@override(lambda_svc, "_emit_lambda_metrics")
+def emit_metrics(original: Callable[..., None], name: str, duration_ms: float, error: bool, throttle: bool) -> None:
+    """Count only throttles here: emit_logs counts the other invocations."""
     if throttle:
-        stock(name, duration_ms, error, throttle)
+        original(name, duration_ms, error, throttle)

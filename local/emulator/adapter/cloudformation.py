@@ -1,64 +1,71 @@
-"""CloudFormation: AWS::SageMaker::Model, EndpointConfig and Endpoint, made through SageMaker's API (sagemaker_api.py).
+"""CloudFormation: create AWS::SageMaker::Model, EndpointConfig and Endpoint through SageMaker's API (sagemaker_api.py).
 
 https://docs.aws.amazon.com/AWSCloudFormation/latest/TemplateReference/AWS_SageMaker.html
 
-Scaling of endpoints, composite alarms, alarms on several metrics and saved queries are recorded, and not acted on.
+Endpoint scaling, composite alarms, alarms on several metrics and saved queries are only recorded: they have no effect.
 """
 
 import uuid
+from collections.abc import Callable
+from typing import Any
 
 import botocore.session
 from botocore import xform_name
+from botocore.client import BaseClient
 from botocore.config import Config
 from botocore.exceptions import WaiterError
 from ministack.core.responses import get_region
 from ministack.services.cloudformation import provisioners, stacks
 
-from local.emulator.adapter import replaces
+from local.emulator.adapter import override
+
+Result = tuple[str, dict[str, Any]]  # a resource's physical ID and its attributes
 
 
-def sagemaker():
-    # A template's numbers may be strings, which CloudFormation takes and botocore's validation does not.
+def sagemaker() -> BaseClient:
+    # A template's numbers can be strings, which CloudFormation accepts and botocore's validation rejects.
     config = Config(parameter_validation=False)
     return botocore.session.get_session().create_client("sagemaker", region_name=get_region(), config=config)
 
 
-def call(operation, properties):
-    """Call an operation of the API with those of the properties that it takes."""
+def call(operation: str, properties: dict[str, Any]) -> dict[str, Any]:
+    """Call an API operation with those properties that are among its parameters."""
     client = sagemaker()
     members = client.meta.service_model.operation_model(operation).input_shape.members
     return getattr(client, xform_name(operation))(**{key: properties[key] for key in members if key in properties})
 
 
-def handlers(kind):
-    """A resource whose every change is a replacement under a new name; the engine then deletes the old one."""
+def handlers(kind: str) -> dict[str, Any]:
+    """The handlers of a resource type that is always replaced under a new name; the engine then deletes the old one."""
     name_property = f"{kind}Name"
 
-    def create(logical_id, properties, _stack_name):
+    def create(logical_id: str, properties: dict[str, Any], _stack_name: str) -> Result:
         name = properties.get(name_property) or f"{logical_id[:50]}-{uuid.uuid4().hex[:12]}"
-        answer = call(f"Create{kind}", properties | {name_property: name})
-        return answer[f"{kind}Arn"], {name_property: name}
+        response = call(f"Create{kind}", properties | {name_property: name})
+        return response[f"{kind}Arn"], {name_property: name}
 
-    def update(_arn, _old, properties, stack_name, logical_id):
+    def update(_arn: str, _old: Any, properties: dict[str, Any], stack_name: str, logical_id: str) -> Result:
         return create(logical_id, properties, stack_name)
 
-    def delete(arn, _properties):
+    def delete(arn: str, _properties: Any) -> None:
         call(f"Delete{kind}", {name_property: arn.split("/")[-1]})
 
     return {"create": create, "update": update, "update_with_logical_id": True, "delete": delete}
 
 
-def create_endpoint(logical_id, properties, stack_name):
+def create_endpoint(logical_id: str, properties: dict[str, Any], stack_name: str) -> Result:
     arn, attributes = ENDPOINT["create"](logical_id, properties, stack_name)
     try:
         wait_for(attributes["EndpointName"])
     except ValueError:
-        ENDPOINT["delete"](arn, properties)  # the stack's rollback cannot: it has no physical id yet
+        ENDPOINT["delete"](arn, properties)  # the rollback cannot: the resource has no physical ID yet
         raise
     return arn, attributes
 
 
-def update_endpoint(arn, old, properties, stack_name, logical_id):
+def update_endpoint(
+    arn: str, old: dict[str, Any], properties: dict[str, Any], stack_name: str, logical_id: str
+) -> Result:
     name = arn.split("/")[-1]
     if properties.get("EndpointName") != old.get("EndpointName"):
         return create_endpoint(logical_id, properties, stack_name)
@@ -67,8 +74,8 @@ def update_endpoint(arn, old, properties, stack_name, logical_id):
     return arn, {"EndpointName": name}
 
 
-def wait_for(name):
-    """Wait for InService; what went wrong becomes the resource's status reason."""
+def wait_for(name: str) -> None:
+    """Wait until the endpoint is InService; the ValueError of a failure becomes the resource's status reason."""
     options = {"Delay": 0.5, "MaxAttempts": 240}
     try:
         sagemaker().get_waiter("endpoint_in_service").wait(EndpointName=name, WaiterConfig=options)
@@ -76,11 +83,11 @@ def wait_for(name):
         raise ValueError(error.last_response.get("FailureReason", error)) from None
 
 
-def recorded(logical_id, _properties, stack_name):
+def recorded(logical_id: str, _properties: Any, stack_name: str) -> Result:
     return f"{stack_name}-{logical_id}", {}
 
 
-RECORDED = {
+RECORDED: dict[str, Callable[..., Any]] = {
     "create": recorded,
     "update": lambda physical_id, *_: (physical_id, {}),
     "delete": lambda _physical_id, _properties: None,
@@ -89,11 +96,14 @@ ENDPOINT = handlers("Endpoint")
 ALARM = provisioners._RESOURCE_HANDLERS["AWS::CloudWatch::Alarm"]
 
 
-def create_alarm(logical_id, properties, stack_name):
-    return (recorded if "Metrics" in properties else ALARM["create"])(logical_id, properties, stack_name)
+def create_alarm(logical_id: str, properties: dict[str, Any], stack_name: str) -> Result:
+    create = RECORDED["create"] if "Metrics" in properties else ALARM["create"]
+    return create(logical_id, properties, stack_name)
 
 
-def update_alarm(physical_id, old, properties, stack_name, *more):
+def update_alarm(
+    physical_id: str, old: dict[str, Any], properties: dict[str, Any], stack_name: str, *more: Any
+) -> Result:
     update = RECORDED["update"] if "Metrics" in properties else ALARM["update"]
     return update(physical_id, old, properties, stack_name, *more)
 
@@ -110,7 +120,7 @@ provisioners._RESOURCE_HANDLERS |= {  # private: the table of resource types
 }
 
 
-@replaces(stacks, "_runs_on_worker_thread")
-def runs_on_worker_thread(stock, resource_type):
-    """An endpoint takes its time, and fetches its model from the S3 that this very process serves."""
-    return resource_type == "AWS::SageMaker::Endpoint" or stock(resource_type)
+@override(stacks, "_runs_on_worker_thread")
+def runs_on_worker_thread(original: Callable[[str], bool], resource_type: str) -> bool:
+    """Create endpoints on a thread: each waits for sagemaker_api.py to fetch the model from this process's S3."""
+    return resource_type == "AWS::SageMaker::Endpoint" or original(resource_type)

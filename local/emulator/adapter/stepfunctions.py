@@ -1,4 +1,4 @@
-"""Step Functions: retry delays, the limit of a payload, and the logs of executions.
+"""Step Functions: retry delays, the payload size limit and execution logs.
 
 https://docs.aws.amazon.com/step-functions/latest/dg/concepts-error-handling.html
 https://docs.aws.amazon.com/step-functions/latest/dg/cw-logs.html
@@ -9,22 +9,26 @@ import queue
 import random
 import threading
 import time
+from collections.abc import Callable
+from typing import Any
 
 import botocore.session
 from botocore.exceptions import ClientError
 from ministack.services import stepfunctions as service
 
-from local.emulator.adapter import replaces
+from local.emulator.adapter import override
 
 PAYLOAD_LIMIT = 262_144  # bytes
 EXECUTION_DATA = ("input", "output", "parameters", "cause")
-log_queue = queue.SimpleQueue()
+log_queue: queue.SimpleQueue[tuple[str, str, dict[str, Any]]] = queue.SimpleQueue()
 
 
-@replaces(service, "_find_matching_retrier")
-def find_retrier(stock, retriers, error, counts):
-    """The retrier, its next delay worked out with MaxDelaySeconds and JitterStrategy."""
-    retrier, index = stock(retriers, error, counts)
+@override(service, "_find_matching_retrier")
+def find_retrier(
+    original: Callable[..., tuple[dict[str, Any] | None, int]], retriers: list[Any], error: str, counts: dict[int, int]
+) -> tuple[dict[str, Any] | None, int]:
+    """Compute the retrier's next delay with MaxDelaySeconds and JitterStrategy."""
+    retrier, index = original(retriers, error, counts)
     if retrier:
         delay = retrier.get("IntervalSeconds", 1) * retrier.get("BackoffRate", 2.0) ** counts.get(index, 0)
         delay = min(delay, retrier.get("MaxDelaySeconds", delay))
@@ -33,41 +37,43 @@ def find_retrier(stock, retriers, error, counts):
     return retrier, index
 
 
-@replaces(service, "_error_matches")
-def error_matches(stock, names, error):
-    """Neither States.ALL nor States.TaskFailed catches the payload limit, which is terminal."""
-    return error in names if error == "States.DataLimitExceeded" else stock(names, error)
+@override(service, "_error_matches")
+def error_matches(original: Callable[[list[str], str], bool], names: list[str], error: str) -> bool:
+    """Match States.DataLimitExceeded by its name only: States.ALL and States.TaskFailed do not catch it."""
+    return error in names if error == "States.DataLimitExceeded" else original(names, error)
 
 
-def check_size(value):
+def check_size(value: Any) -> None:
     if len(json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()) > PAYLOAD_LIMIT:
         raise service._ExecutionError("States.DataLimitExceeded", f"The payload exceeds {PAYLOAD_LIMIT} bytes.")
 
 
-@replaces(service, "_invoke_resource")
-def invoke(stock, resource, data):
+@override(service, "_invoke_resource")
+def invoke(original: Callable[[str, Any], Any], resource: str, data: Any) -> Any:
     check_size(data)
-    result = stock(resource, data)
+    result = original(resource, data)
     check_size(result)
     return result
 
 
-@replaces(service, "_add_event")
-def add_event(stock, execution, event_type, details=None):
+@override(service, "_add_event")
+def add_event(
+    original: Callable[..., dict[str, Any]], execution: dict[str, Any], event_type: str, details: Any = None
+) -> dict[str, Any]:
     if event_type.endswith("StateExited"):
         check_size(json.loads(details["stateExitedEventDetails"]["output"]))
-    event = stock(execution, event_type, details)
+    event = original(execution, event_type, details)
     log(execution, event)
     return event
 
 
-def log(execution, event):
+def log(execution: dict[str, Any], event: dict[str, Any]) -> None:
     machine = service._state_machines[execution["stateMachineArn"]]
-    # Keys in PascalCase from CloudFormation, in camelCase from CreateStateMachine.
+    # The keys are in PascalCase from CloudFormation and in camelCase from CreateStateMachine.
     config = {key.lower(): value for key, value in machine["loggingConfiguration"].items()}
     if config["level"] != "ALL":  # the only level that the template uses
         return
-    details = next((value for key, value in event.items() if key.endswith("EventDetails")), {})
+    details: dict[str, Any] = next((value for key, value in event.items() if key.endswith("EventDetails")), {})
     if not config.get("includeexecutiondata"):
         details = {key: value for key, value in details.items() if key not in EXECUTION_DATA}
     now = int(time.time() * 1000)
@@ -78,17 +84,17 @@ def log(execution, event):
     log_queue.put((group_arn, machine["name"], {"timestamp": now, "message": json.dumps(message)}))
 
 
-def deliver_logs():
-    """Put the queued events through the API of CloudWatch Logs; as on AWS, executions do not wait for their logs."""
-    session, known = botocore.session.get_session(), set()
+def deliver_logs() -> None:
+    """Send the queued events to the CloudWatch Logs API; as on AWS, executions do not wait for their logs."""
+    session, created = botocore.session.get_session(), set()
     while True:
         group_arn, machine, event = log_queue.get()
         stream = {"logGroupName": group_arn.split(":")[6], "logStreamName": f"states/{machine}"}
         logs = session.create_client("logs", region_name=group_arn.split(":")[3])
         try:
-            if group_arn + machine not in known:
+            if group_arn + machine not in created:
                 logs.create_log_stream(**stream)
-                known.add(group_arn + machine)
+                created.add(group_arn + machine)
             logs.put_log_events(**stream, logEvents=[event])
         except ClientError as error:
             service.logger.warning("No execution log for %s: %s", machine, error)

@@ -1,12 +1,12 @@
 "use strict";
-// Shows the execution that #execution-<n> names, and sorts and filters the table. Everything is set as text, never as HTML.
+// Shows the execution named by #execution-<n>; sorts and filters the table. All data is inserted as text, never as HTML.
 const executions = JSON.parse(document.getElementById("details").textContent);
 const byId = (id) => document.getElementById(id);
 const all = (selector, root = document) => [...root.querySelectorAll(selector)];
 const rows = all(".sortable tbody tr");
 for (const row of rows) {
   row.dataset.execution = row.id.slice("execution-".length);
-  row.removeAttribute("id"); // where the links lead without this script
+  row.removeAttribute("id"); // the target of the links when this script does not run
 }
 const titleOfAll = byId("execution-title").textContent;
 
@@ -20,10 +20,14 @@ function element(name, properties = {}, ...children) {
   return made;
 }
 
+// As breakable() in render.py: the text with the places where a name can wrap.
+const WORD_BREAKS = /(?<=[a-z])(?=[A-Z])|(?<=[/_:])(?=[^/_:\s])|(?<=\.)(?=[^./\s]+[./_])/;
+const breakable = (text) => text.split(WORD_BREAKS).flatMap((part, at) => (at ? [element("wbr"), part] : [part]));
+
 const time = (seconds) =>
   seconds === null ? "" : seconds < 1 ? `${(seconds * 1000).toFixed(0)} ms` : `${seconds.toFixed(2)} s`;
 
-const numbers = new Set(["probability", "begins after", "takes"]);
+const numbers = new Set(["probability", "start", "duration"]);
 const head = (...names) =>
   element("thead", {}, element("tr", {}, ...names.map((name) => element("th", { scope: "col", class: numbers.has(name) ? "n" : "" }, name))));
 
@@ -32,35 +36,35 @@ function drawPath(chosen) {
   const steps = new Set(visits.slice(1).map(([name], at) => `${visits[at][0]} ${name}`));
   for (const state of all(".drawing .state")) {
     const figure = state.querySelector(".figure");
-    const mine = visits.filter(([name]) => name === state.dataset.state);
+    const visited = visits.filter(([name]) => name === state.dataset.state);
     state.dataset.on ??= state.classList.contains("on");
     state.dataset.error ??= state.classList.contains("error");
-    state.classList.toggle("on", chosen ? mine.length > 0 : state.dataset.on === "true");
-    state.classList.toggle("error", chosen ? mine.some(([, , error]) => error) : state.dataset.error === "true");
-    figure.textContent = chosen ? mine.map(([, seconds]) => time(seconds)).join(" + ") : figure.dataset.all;
+    state.classList.toggle("on", chosen ? visited.length > 0 : state.dataset.on === "true");
+    state.classList.toggle("error", chosen ? visited.some(([, , error]) => error) : state.dataset.error === "true");
+    figure.textContent = chosen ? visited.map(([, seconds]) => time(seconds)).join(" + ") : figure.dataset.all;
   }
-  for (const way of all(".drawing .way")) {
-    way.dataset.on ??= way.classList.contains("on");
-    const taken = chosen ? steps.has(`${way.dataset.from} ${way.dataset.to}`) : way.dataset.on === "true";
-    way.classList.toggle("on", taken);
+  for (const transition of all(".drawing .transition")) {
+    const { dataset, classList } = transition;
+    dataset.on ??= classList.contains("on");
+    classList.toggle("on", chosen ? steps.has(`${dataset.from} ${dataset.to}`) : dataset.on === "true");
   }
 }
 
-function picture(chosen, index) {
+function result(chosen, index) {
   const image = document.querySelector(`.card[href="#execution-${index}"] img`);
   const verdicts = { accepted: "accepted", review: "sent to review", error: "failed" };
   const shown = image
     ? element("img", { src: image.src, alt: `The image ${chosen.name}` })
     : element("span", { class: "no-image" }, "no image");
-  const words = element("div");
+  const text = element("div");
   const decision = chosen.label === null ? chosen.error ?? "no result" : `${chosen.label}, confidence ${chosen.confidence.toFixed(3)}`;
-  words.append(element("p", { class: `verdict ${chosen.outcome}` }, `${decision}: ${verdicts[chosen.outcome]}`));
-  const right = chosen.truth === null || chosen.label === null ? "" : chosen.truth === chosen.label ? "The label is right. " : `The label is wrong: it is ${chosen.truth}. `;
+  text.append(element("p", { class: `verdict ${chosen.outcome}` }, ...breakable(`${decision}: ${verdicts[chosen.outcome]}`)));
+  const right = chosen.truth === null || chosen.label === null ? "" : chosen.truth === chosen.label ? "The label is correct. " : `The label is wrong: it should be ${chosen.truth}. `;
   const threshold = chosen.threshold === null ? "" : `Threshold ${chosen.threshold}. `;
-  words.append(element("p", {}, `${right}${threshold}${chosen.took ? `It took ${chosen.took}.` : ""}`));
-  if (chosen.cause) words.append(element("p", {}, `Cause: ${chosen.cause}`));
-  words.append(element("p", { class: "mono" }, chosen.key));
-  return element("div", { class: "picture" }, shown, words);
+  text.append(element("p", {}, `${right}${threshold}${chosen.duration ? `Duration ${chosen.duration}.` : ""}`));
+  if (chosen.cause) text.append(element("p", {}, ...breakable(`Cause: ${chosen.cause}`)));
+  text.append(element("p", { class: "mono" }, ...breakable(chosen.key)));
+  return element("div", { class: "result" }, shown, text);
 }
 
 function probabilities(chosen) {
@@ -68,7 +72,7 @@ function probabilities(chosen) {
   const rows = chosen.predictions.map(({ label, probability }) => {
     const bars = element("div", { class: "bars", "aria-hidden": "true" }, element("i", { "--p": probability }));
     if (chosen.threshold !== null) bars.style.setProperty("--t", chosen.threshold);
-    return element("tr", {}, element("th", { scope: "row" }, label), element("td", { class: "n" }, probability.toFixed(3)), element("td", { class: chosen.outcome }, bars));
+    return element("tr", {}, element("th", { scope: "row" }, ...breakable(label)), element("td", { class: "n" }, probability.toFixed(3)), element("td", { class: chosen.outcome }, bars));
   });
   const table = element("table", { class: "probabilities" }, element("caption", {}, "Probability of each label"), head("label", "probability", chosen.threshold === null ? "" : "with the threshold"));
   table.append(element("tbody", {}, ...rows));
@@ -84,22 +88,22 @@ function waterfall(chosen) {
     const review = kind === "execution" && chosen.outcome === "review";
     return element(
       "tr", { class: `${kind}${review ? " for-review" : error ? " failed" : ""}` },
-      element("th", { scope: "row", "--depth": depth }, name + failed),
+      element("th", { scope: "row", "--depth": depth }, ...breakable(name + failed)),
       element("td", { class: "n" }, time(start)), element("td", { class: "n" }, time(seconds)),
       element("td", { "aria-hidden": "true" }, element("div", { class: "span" }, bar)),
     );
   });
   const table = element("table", { class: "waterfall" });
-  table.append(element("caption", {}, "States of the execution, and in them what the functions traced. Calls to AWS are those of the functions."));
-  table.append(head("what", "begins after", "takes", "time"), element("tbody", {}, ...rows));
+  table.append(element("caption", {}, "The states of the execution, with the segments that the functions traced. Calls to AWS are made by the functions."));
+  table.append(head("step", "start", "duration", "timeline"), element("tbody", {}, ...rows));
   return element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Waterfall" }, table);
 }
 
 function ids(chosen) {
   const list = element("dl", { class: "ids" });
-  list.append(element("dt", {}, "execution"), element("dd", { class: "mono" }, chosen.execution_arn ?? "none was found"));
+  list.append(element("dt", {}, "execution"), element("dd", { class: "mono" }, ...breakable(chosen.execution_arn ?? "not found")));
   for (const [name, id] of chosen.traces) list.append(element("dt", {}, `trace of ${name}`), element("dd", { class: "mono" }, id));
-  if (!chosen.traces.length) list.append(element("dt", {}, "trace"), element("dd", {}, "none was collected"));
+  if (!chosen.traces.length) list.append(element("dt", {}, "trace"), element("dd", {}, "not collected"));
   return list;
 }
 
@@ -110,7 +114,7 @@ function choose(index) {
     marked.removeAttribute("aria-current");
     marked.classList.remove("chosen");
   }
-  byId("execution-title").textContent = chosen ? `Through the state machine: ${chosen.name}` : titleOfAll;
+  byId("execution-title").replaceChildren(...breakable(chosen ? `State machine: ${chosen.name}` : titleOfAll));
   byId("all-states").hidden = Boolean(chosen);
   byId("chosen").hidden = byId("trace").hidden = byId("clear").hidden = byId("to-image").hidden = !chosen;
   byId("previous").disabled = !chosen || index === 0;
@@ -119,13 +123,13 @@ function choose(index) {
   for (const card of all(`.card[href="#execution-${index}"]`)) card.setAttribute("aria-current", "true");
   rows.find((row) => row.dataset.execution === String(index)).setAttribute("aria-current", "true");
   for (const dot of all(`.dot[data-execution="${index}"]`)) dot.classList.add("chosen");
-  byId("chosen").replaceChildren(picture(chosen, index), ...[probabilities(chosen)].filter(Boolean));
+  byId("chosen").replaceChildren(result(chosen, index), ...[probabilities(chosen)].filter(Boolean));
   const log = chosen.log
-    ? [element("pre", { class: "mono" }, JSON.stringify(chosen.log, null, 2))]
-    : [element("p", {}, "There is none of this execution.")];
+    ? [element("pre", { class: "mono" }, ...breakable(JSON.stringify(chosen.log, null, 2)))]
+    : [element("p", {}, "There is no line for this execution.")];
   byId("trace").replaceChildren(
     element("h3", {}, "Waterfall"), waterfall(chosen), ids(chosen),
-    element("details", {}, element("summary", {}, "Its line in the prediction log"), ...log),
+    element("details", {}, element("summary", {}, "Line in the prediction log"), ...log),
   );
 }
 
@@ -175,7 +179,7 @@ all(".sortable thead th").forEach((header, column) => {
     const compare = new Intl.Collator("en", { numeric: !header.classList.contains("n") }).compare;
     rows.sort((a, b) => {
       const [x, y] = [value(a, column), value(b, column)];
-      if (x === "" || y === "") return (x === "") - (y === ""); // empty ones last, either way
+      if (x === "" || y === "") return (x === "") - (y === ""); // empty values last in both directions
       return direction * (header.classList.contains("n") ? x - y : compare(x, y));
     });
     rows[0]?.parentNode.append(...rows);
