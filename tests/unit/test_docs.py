@@ -1,6 +1,7 @@
 """The docs against code, template and Makefile."""
 
 import re
+import tomllib
 
 import pytest
 
@@ -13,6 +14,10 @@ MONITORING = (ROOT / "docs/monitoring.md").read_text()
 DECISIONS = (ROOT / "docs/decisions.md").read_text()
 LOCAL_STACK = (ROOT / "docs/local-stack.md").read_text()
 MAKEFILE = (ROOT / "Makefile").read_text()
+DOCUMENTS = sorted(
+    str(path.relative_to(ROOT)) for pattern in ("*.md", "docs/*.md", "benchmarks/*.md") for path in ROOT.glob(pattern)
+)
+ROOMS = "benchmarks|docs|endpoint|events|functions|local|monitoring|requirements|statemachine|tests|tools|training"
 CONFORMANCE = "".join(path.read_text() for path in (ROOT / "tests/conformance").glob("test_*.py"))
 
 
@@ -42,10 +47,43 @@ def test_every_path_of_the_readmes_tree_exists():
     assert [path for path in paths if not (ROOT / path).exists()] == []
 
 
-@pytest.mark.parametrize("name", ["README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])
-def test_every_linked_file_exists(name):
-    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", (ROOT / name).read_text())
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_every_linked_file_and_every_path_exists(name):
+    text = (ROOT / name).read_text()
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", text)
     assert [link for link in links if not ((ROOT / name).parent / link).exists()] == []
+    paths = re.findall(rf"(?<![\w/.-])(?:\.ci|\.github|{ROOMS})/[\w./-]*", text)
+    modules = [
+        module.replace(".", "/") for module in re.findall(r"python -m ((?:local|training|benchmarks)[\w.]+)", text)
+    ]
+    missing = [path for path in paths if not (ROOT / path.rstrip(".")).exists()]
+    assert missing + [module for module in modules if not (ROOT / f"{module}.py").exists()] == []
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_every_anchor_of_a_link_is_a_heading(name):
+    for target, anchor in re.findall(r"\]\(((?!https?:)[^)#]*)#([^)]+)\)", (ROOT / name).read_text()):
+        text = ((ROOT / name).parent / target if target else ROOT / name).read_text()
+        headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+        assert anchor in [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_lines_are_under_120_characters_except_in_code_blocks(name):
+    prose = re.sub(r"```.*?```", "", (ROOT / name).read_text(), flags=re.DOTALL)
+    assert [line for line in prose.splitlines() if len(line) >= 120] == []
+
+
+def test_the_front_door_is_short():
+    lines = {name: len((ROOT / name).read_text().splitlines()) for name in ("README.md", "CONTRIBUTING.md")}
+    assert lines["README.md"] <= 150
+    assert lines["CONTRIBUTING.md"] <= 60
+
+
+def test_the_version_is_the_changelogs_newest():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    released = re.findall(r"^## \[(\d[\d.]*)\] - \d{4}-\d\d-\d\d$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert released[0] == project["version"]
 
 
 def test_the_documented_parameters_are_the_templates():
