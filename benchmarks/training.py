@@ -1,10 +1,10 @@
-"""Accuracy, calibration and time of training on pictures that it has not seen, over several seeds.
+"""Accuracy and calibration on unseen images, and duration of the training, over several seeds.
 
     .venv/bin/python -m benchmarks.training DIR [--seeds 5] [--unseen 0.2]
 
-DIR is a folder of class folders. For each seed, a part of every class is put aside, `training/train.py` gets the rest
-as its only channel and no option but the seed, and the model it leaves is asked for what was put aside through
-`endpoint/inference.py`. What is put aside plays no part in the training, in no choice of epoch and in no temperature.
+DIR is a folder of class folders. For each seed, a fraction of every class is held out, and `training/train.py` gets the
+rest as its only channel, with no option except the seed. Its model then classifies the held-out images through
+`endpoint/inference.py`. They are not used in training: neither for the weights nor to choose the epoch or temperature.
 """
 
 import argparse
@@ -26,68 +26,66 @@ from training.data import list_images, load, stratified_split
 ROOT = Path(__file__).parents[1]
 
 
-def put_aside(folder, part, seed, work):
-    """Copy a folder of class folders to work/train and, `part` of each class, to work/unseen."""
+def hold_out(folder: Path, fraction: float, seed: int, work: Path) -> None:
+    """Split a folder of class folders: copy `fraction` of each class to work/unseen and the rest to work/train."""
     classes = list_images(folder)
     paths = [path for each in classes.values() for path in each]
     names = np.array([label for label, each in classes.items() for _ in each])
-    for name, chosen in zip(("train", "unseen"), stratified_split(names, [part], seed), strict=True):
+    for name, chosen in zip(("train", "unseen"), stratified_split(names, [fraction], seed), strict=True):
         for index in chosen:
             target = work / name / names[index] / paths[index].name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(paths[index], target)
 
 
-def train(work, seed):
-    """Returns the seconds on the clock and of the processors."""
+def train(work: Path, seed: int) -> tuple[float, float]:
+    """Train on work/train. Returns wall-clock and CPU seconds."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SM_")} | {
         "SM_CHANNEL_TRAIN": str(work / "train"),
         "SM_MODEL_DIR": str(work / "model"),
         "SM_OUTPUT_DATA_DIR": str(work / "output"),
     }
-    started, before = time.perf_counter(), processor_seconds()
-    command = [sys.executable, ROOT / "training/train.py", "--seed", str(seed)]
+    started, before = time.perf_counter(), cpu_seconds()
+    command = [sys.executable, str(ROOT / "training/train.py"), "--seed", str(seed)]
     subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
-    return time.perf_counter() - started, processor_seconds() - before
+    return time.perf_counter() - started, cpu_seconds() - before
 
 
-def processor_seconds():
+def cpu_seconds() -> float:
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
 
 
-def ask(work):
-    """Confidences and right, of the pictures that were put aside."""
+def classify(work: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Classify work/unseen. Returns confidences [N] and right [N]."""
     model = inference.model_fn(work / "model")
     unseen = load(list_images(work / "unseen"), model.size, model.labels)
-    answers = [inference.classify([pixels], model)[0]["predictions"][0] for pixels in unseen.images]
-    right = [answer["label"] == unseen.labels[target] for answer, target in zip(answers, unseen.targets, strict=True)]
-    return np.array([answer["probability"] for answer in answers]), np.array(right)
+    best = [inference.classify([pixels], model)[0]["predictions"][0] for pixels in unseen.images]
+    right = [each["label"] == unseen.labels[target] for each, target in zip(best, unseen.targets, strict=True)]
+    return np.array([each["probability"] for each in best]), np.array(right)
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--unseen", type=float, default=0.2, help="part of each class")
+    parser.add_argument("--unseen", type=float, default=0.2, help="held-out fraction of each class [%(default)s]")
     args = parser.parse_args()
 
-    print(
-        "| seed | unseen | accuracy | calibration error | at 0.75: accepted | right of these | seconds | CPU seconds |"
-    )
+    print("| seed | unseen | accuracy | calibration error | at 0.75: accepted | accuracy | seconds | CPU seconds |")
     print("|---|---|---|---|---|---|---|---|", flush=True)
     accuracies = []
     for seed in range(args.seeds):
         with tempfile.TemporaryDirectory() as folder:
-            put_aside(args.folder, args.unseen, seed, Path(folder))
-            seconds, processor = train(Path(folder), seed)
-            confidences, right = ask(Path(folder))
+            hold_out(args.folder, args.unseen, seed, Path(folder))
+            seconds, cpu = train(Path(folder), seed)
+            confidences, right = classify(Path(folder))
         accuracies.append(right.mean())
         error = calibration.expected_calibration_error(confidences, right)
         gate = calibration.accepted(confidences, right, 0.75)
         print(
             f"| {seed} | {len(right):,} | {right.mean():.4f} | {error:.4f} | {gate['coverage']:.3f} | "
-            f"{gate['accuracy'] or float('nan'):.4f} | {seconds:.0f} | {processor:.0f} |",
+            f"{gate['accuracy'] or float('nan'):.4f} | {seconds:.0f} | {cpu:.0f} |",
             flush=True,
         )
     print(f"\nmean {np.mean(accuracies):.4f}, lowest {min(accuracies):.4f}, highest {max(accuracies):.4f}", end="")

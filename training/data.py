@@ -1,27 +1,31 @@
-"""Folders of class folders to arrays: DIR/<label>/<picture>.
+"""Read folders of class folders, DIR/<label>/<image>, into arrays.
 
-A picture becomes numbers through the endpoint's own `preprocess`: the model is trained on what it sees in service.
+Images are decoded and resized by the endpoint's own `preprocess`, so that training and inference see the same pixels.
 """
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-if not Path(__file__).with_name("inference.py").exists():  # SageMaker has it staged beside this file
+if not Path(__file__).with_name("inference.py").exists():  # in a SageMaker job it is in this folder
     sys.path.append(str(Path(__file__).parents[1] / "endpoint"))
 from inference import DECODE_ERRORS, UnsupportedImageError, preprocess
 
-SMALLEST_SIDE, LARGEST_SIDE = 16, 64
-UNREADABLE = 0.1  # part of the files above which the folder is taken for a mistake
-SMALL_SIDE = 32  # pixels; smaller pictures make do with a smaller network and a shorter training
-COLOUR = 0.02  # mean distance of a pixel's channels from grey above which a picture counts as coloured
+Classes = dict[str, list[Path]]  # the files of each label
+Skipped = list[tuple[Path, str]]  # files with the reason
+
+MIN_SIDE, MAX_SIDE = 16, 64  # pixels
+MAX_UNREADABLE = 0.1  # fraction of the files; with more, it is probably the wrong folder
+SMALL_SIDE = 32  # pixels; smaller images need only a smaller network and a shorter training
+COLOUR = 0.02  # mean distance of the channels from grey; above it, an image counts as coloured
 
 
 class DataError(Exception):
-    """The data cannot be trained on; the message says which folder or file and why."""
+    """The data is unsuitable for training; the message names the folder or file and the reason."""
 
 
 class MissingFolderError(DataError):
@@ -56,25 +60,24 @@ class Dataset:
     targets: np.ndarray
     labels: list[str]
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.targets)
 
     @property
-    def small(self):
+    def small(self) -> bool:
         return max(self.images.shape[2:]) < SMALL_SIDE
 
-    def subset(self, indexes):
+    def subset(self, indexes: np.ndarray) -> "Dataset":
         return Dataset(self.images[indexes], self.targets[indexes], self.labels)
 
-    def counts(self):
+    def counts(self) -> dict[str, int]:
         """Images per label."""
         counts = np.bincount(self.targets, minlength=len(self.labels))
         return {label: int(count) for label, count in zip(self.labels, counts, strict=True)}
 
 
-def list_images(folder, fewest=2):
-    """The pictures of a folder of `fewest` or more class folders as {label: [path, ...]}, sorted; hidden files are
-    passed over.
+def list_images(folder: Path, min_classes: int = 2) -> Classes:
+    """List the files of each class folder, sorted, as {label: [path, ...]}. Hidden files and empty classes are skipped.
 
     Raises MissingFolderError, TooFewClassesError, ClassNameError.
     """
@@ -83,103 +86,104 @@ def list_images(folder, fewest=2):
         raise MissingFolderError(f"{folder} is not a folder")
     classes = {path.name: _visible(path) for path in _visible(folder) if path.is_dir()}
     filled = {label: paths for label, paths in classes.items() if paths}
-    if len(filled) < fewest:
-        needed = "two or more folders" if fewest == 2 else "a folder"
+    if len(filled) < min_classes:
+        needed = "at least two folders" if min_classes == 2 else "a folder"
         raise TooFewClassesError(f"{folder} needs {needed} of images, one for each class; has {len(filled)}")
     for label in filled:
-        if label != label.encode(errors="replace").decode():  # bytes that are no UTF-8
-            raise ClassNameError(f"{folder}: rename the folder {label!r}, which is no text and can't be a label")
+        if label != label.encode(errors="replace").decode():  # bytes that are not UTF-8
+            raise ClassNameError(f"{folder}: rename the folder {label!r}: a label must be valid UTF-8")
     return filled
 
 
-def read(classes, size):
-    """The pictures of `list_images` as ({label: [(path, pixels), ...]}, [(path, reason it cannot be read), ...]).
+def read(classes: Classes, size: tuple[int, int]) -> tuple[dict[str, list[tuple[Path, np.ndarray]]], Skipped]:
+    """Read the files of `list_images`. Returns {label: [(path, pixels), ...]} and the unreadable [(path, reason), ...].
 
-    pixels: what `preprocess` makes of the file at `size` (height, width).
-    Raises UnreadableImageError when more than one file in ten is no image, ClassTooSmallError when a class has none.
+    pixels: the output of `preprocess` at `size` (height, width).
+    Raises UnreadableImageError if more than one file in ten is unreadable, ClassTooSmallError if a whole class is.
     """
-    pictures, unreadable = {label: [] for label in classes}, []
+    images: dict[str, list[tuple[Path, np.ndarray]]] = {label: [] for label in classes}
+    unreadable = []
     for label, paths in classes.items():
         for path in paths:
             try:
-                pictures[label].append((path, preprocess(path.read_bytes(), size)))
+                images[label].append((path, preprocess(path.read_bytes(), size)))
             except (UnsupportedImageError, OSError) as error:
                 unreadable.append((path, str(error)))
     count = sum(map(len, classes.values()))
-    if len(unreadable) > UNREADABLE * count:
+    if len(unreadable) > MAX_UNREADABLE * count:
         path, reason = unreadable[0]
-        raise UnreadableImageError(f"{path}: {reason} ({len(unreadable):,} of {count:,} files cannot be read)")
-    if empty := [label for label in classes if not pictures[label]]:
-        raise ClassTooSmallError(f"class {empty[0]} has no image that can be read")
-    return pictures, unreadable
+        raise UnreadableImageError(f"{path}: {reason} ({len(unreadable):,} of {count:,} files are unreadable)")
+    if empty := [label for label in classes if not images[label]]:
+        raise ClassTooSmallError(f"class {empty[0]} has no readable image")
+    return images, unreadable
 
 
-def report(what, files):
-    """Say which files, of [(path, reason)]."""
+def print_skipped(kind: str, files: Skipped) -> None:
+    """List skipped files; nothing if there are none."""
     if files:
-        print(f"{len(files):,} of the files {what}:")
+        print(f"Skipped {kind} files: {len(files):,}")
         for path, reason in files:
             print(f"  {path}: {reason}")
 
 
-def choose_size(classes):
-    """A square (height, width) for these pictures: their median shorter side, in multiples of 8 from 16 to 64."""
+def choose_size(classes: Classes) -> tuple[int, int]:
+    """A square (height, width): the median shorter side of the images, rounded to a multiple of 8 from 16 to 64."""
     sides = [_shorter_side(path) for paths in classes.values() for path in paths]
-    side = np.median([side for side in sides if side] or [SMALLEST_SIDE])
-    side = int(np.clip(8 * round(side / 8), SMALLEST_SIDE, LARGEST_SIDE))
+    median = np.median([side for side in sides if side] or [MIN_SIDE])
+    side = int(np.clip(8 * round(median / 8), MIN_SIDE, MAX_SIDE))
     return side, side
 
 
-def load(classes, size, labels=None):
-    """Read the pictures of `list_images` at `size` (height, width); those that cannot be read are listed and left out.
+def load(classes: Classes, size: tuple[int, int], labels: list[str] | None = None) -> Dataset:
+    """Read the files of `list_images` at `size` (height, width). Unreadable files are printed and skipped.
 
-    labels: the model's labels, where these pictures test a model that has them already; else the classes' own.
+    labels: for validation and test data, the labels of the training data; by default the classes' own.
     Raises UnknownClassError, UnreadableImageError, ClassTooSmallError.
     """
     labels = labels or list(classes)
     if unknown := sorted(set(classes) - set(labels)):
         raise UnknownClassError(f"{', '.join(unknown)}: not among the classes of the training data")
-    pictures, unreadable = read(classes, size)
-    report("cannot be read and are left out", unreadable)
-    images = [pixels for pairs in pictures.values() for _, pixels in pairs]
-    targets = [labels.index(label) for label, pairs in pictures.items() for _ in pairs]
-    return Dataset(np.stack(images), np.array(targets, dtype=np.int64), labels)
+    images, unreadable = read(classes, size)
+    print_skipped("unreadable", unreadable)
+    pixels = np.stack([each for pairs in images.values() for _, each in pairs])
+    targets = [labels.index(label) for label, pairs in images.items() for _ in pairs]
+    return Dataset(pixels, np.array(targets, dtype=np.int64), labels)
 
 
-def are_photographs(dataset):
-    """Whether most pictures have colour, as photographs do; scans, X-rays and drawings in ink have none."""
+def are_photographs(dataset: Dataset) -> bool:
+    """Whether most images have colour, as photographs do; scans, X-rays and ink drawings have none."""
     grey = dataset.images.mean(1, keepdims=True)
     return bool(np.median(np.abs(dataset.images - grey).mean((1, 2, 3))) > COLOUR)
 
 
-def stratified_split(targets, fractions, seed):
-    """Divide indexes at random into len(fractions) + 1 sorted arrays, each with its share of every class.
+def stratified_split(targets: np.ndarray, fractions: Sequence[float], seed: int) -> list[np.ndarray]:
+    """Split indexes at random into len(fractions) + 1 sorted arrays, with the same mix of classes in each.
 
-    The first array holds what the fractions leave. Every part gets at least one of each class.
+    The first array holds what the fractions leave over. Every array gets at least one index of each class.
     Raises ClassTooSmallError.
     """
     random = np.random.default_rng(seed)
-    parts = [[] for _ in range(len(fractions) + 1)]
+    parts: list[list[int]] = [[] for _ in range(len(fractions) + 1)]
     for target in np.unique(targets):
         indexes = random.permutation(np.flatnonzero(targets == target))
         if len(indexes) < len(parts):
-            raise ClassTooSmallError(f"class {target} has {len(indexes)} of the {len(parts)} images a split needs")
+            raise ClassTooSmallError(f"class {target} has {len(indexes)} images, a split needs at least {len(parts)}")
         start = 0
         for number, (part, fraction) in enumerate(zip(parts[1:], fractions, strict=True), 1):
             count = max(1, round(fraction * len(indexes)))
-            count = min(count, len(indexes) - start - (len(parts) - number))  # one is left for each other part
+            count = min(count, len(indexes) - start - (len(parts) - number))  # leaves one for each remaining part
             part.extend(indexes[start : start + count])
             start += count
         parts[0].extend(indexes[start:])
     return [np.sort(part) for part in parts]
 
 
-def _visible(folder):
+def _visible(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
-def _shorter_side(path):
-    """0 for what is no image."""
+def _shorter_side(path: Path) -> int:
+    """The shorter side in pixels; 0 if the file is not an image."""
     try:
         with Image.open(path) as image:  # reads the header only
             return min(image.size)

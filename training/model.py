@@ -1,41 +1,54 @@
-"""The network: a small wide residual network for pictures of any size.
+"""The network: a small wide residual network for images of any size.
 
-WRN-16 of Zagoruyko and Komodakis, 2016; the shortcuts that halve a picture take means, as He and others have it, 2018.
-It looks at pixels or at gradients: histograms of their directions, as Dalal and Triggs have them, 2005. Where pictures
-are few, what needs not be learnt helps, and the two kinds make different mistakes.
+WRN-16 (Zagoruyko and Komodakis, 2016), with average pooling in the shortcuts that halve the resolution (He and others,
+2018). Its input is either pixels or gradients: histograms of gradient directions (Dalal and Triggs, 2005). With few
+images, features that need no learning help, and networks of the two kinds make different mistakes.
 """
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 
 BLOCKS = 2  # in each of three groups
-LARGE_SIDE = (
-    40  # pictures of more pixels a side are halved by the first layer, or training would take four times as long
-)
+LARGE_SIDE = 40  # pixels; above it, the first layer halves the image, or training would take four times as long
 DIRECTIONS = 9  # of gradients, over half a turn
-FAINT = 0.1  # added to the gradients around, so that noise in flat parts is not blown up
+FAINT = 0.1  # added to the gradients in the neighbourhood, so that noise in flat areas is not amplified
 
 
 class Classifier(nn.Module):
-    """Pictures to logits.
+    """Images to logits.
 
-    In: float32 [N, 3, height, width], RGB, 0 to 1. Out: float32 [N, classes].
-    Normalisation is a part of it, so that whoever calls the model need not know `mean` and `std` (each [3]).
+    Input: float32 [N, 3, height, width], RGB, 0 to 1. Output: float32 [N, classes].
+    Normalisation is part of the model, so that callers need not know `mean` and `std` (each [3]).
     """
 
-    def __init__(self, classes, mean, std, size=(32, 32), width=32, dropout=0.0, gradients=False):
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(
+        self,
+        classes: int,
+        mean: Any,
+        std: Any,
+        size: tuple[int, ...] = (32, 32),
+        width: int = 32,
+        dropout: float = 0.0,
+        gradients: bool = False,
+    ) -> None:
         super().__init__()
         self.register_buffer("mean", torch.as_tensor(mean, dtype=torch.float32).reshape(1, 3, 1, 1))
         self.register_buffer("std", torch.as_tensor(std, dtype=torch.float32).reshape(1, 3, 1, 1))
         self.gradients = gradients
         stride = 2 if max(size) > LARGE_SIDE else 1
+        layers: list[nn.Module]
         if gradients:
-            seen = DIRECTIONS + 3
-            layers = [Gradients(), nn.BatchNorm2d(seen, affine=False), convolution(seen, width, stride)]
-            channels, width = width, 2 * width  # at half the resolution, twice as many cost the same
+            inputs = DIRECTIONS + 3
+            layers = [Gradients(), nn.BatchNorm2d(inputs, affine=False), convolution(inputs, width, stride)]
+            channels, width = width, 2 * width  # at half the resolution, twice the channels cost the same
         else:
             channels = width // 2
             layers = [convolution(3, channels, stride)]
@@ -51,18 +64,24 @@ class Classifier(nn.Module):
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
 
-    def forward(self, pixels):
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         return self.head(self.features(pixels if self.gradients else (pixels - self.mean) / self.std))
 
 
 class Gradients(nn.Module):
-    """Pictures to the directions and strengths of their gradients, and their colours, at half the resolution.
+    """Images to histograms of gradient directions, weighted by strength, and colours, at half the resolution.
 
-    In: [N, 3, height, width], 0 to 1. Out: [N, DIRECTIONS + 3, height / 2, width / 2], about 0 to 1. Of the three
-    colours' gradients the strongest counts; strength is relative to what is around, so that light matters little.
+    Input: [N, 3, height, width], 0 to 1. Output: [N, DIRECTIONS + 3, height / 2, width / 2], about 0 to 1. Each pixel
+    uses the strongest gradient of its three colours. Strength is relative to the neighbourhood, so that lighting
+    matters little.
     """
 
-    def __init__(self):
+    cosine: torch.Tensor
+    sine: torch.Tensor
+    halve: torch.Tensor
+    around: torch.Tensor
+
+    def __init__(self) -> None:
         super().__init__()
         angles = torch.arange(DIRECTIONS) * math.pi / DIRECTIONS
         self.register_buffer("cosine", torch.cos(angles).reshape(1, -1, 1, 1))
@@ -70,36 +89,33 @@ class Gradients(nn.Module):
         self.register_buffer("halve", bell([1.0, 3, 3, 1]).repeat(DIRECTIONS, 1, 1, 1))
         self.register_buffer("around", bell([1.0, 2, 3, 4, 3, 2, 1]))
 
-    def forward(self, pixels):
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         pixels = pixels.float()
-        framed = functional.pad(pixels, (1, 1, 1, 1), mode="replicate")
-        across, down = (
-            framed[..., 1:-1, 2:] - framed[..., 1:-1, :-2],
-            framed[..., 2:, 1:-1] - framed[..., :-2, 1:-1],
-        )
+        padded = functional.pad(pixels, (1, 1, 1, 1), mode="replicate")
+        across = padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]
+        down = padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]
         strongest = (across.square() + down.square()).argmax(1, keepdim=True)
         across, down = across.gather(1, strongest), down.gather(1, strongest)
         strength = (across.square() + down.square()).sqrt()
-        alike = ((across * self.cosine + down * self.sine) / strength.clamp(min=1e-4)).square()  # where it is flat, 0
-        # the eighth power of the cosine: a gradient counts for its own direction, and a little for the next
-        histogram = functional.conv2d(
-            alike.square().square() * strength, self.halve, stride=2, padding=1, groups=DIRECTIONS
-        )
+        alignment = ((across * self.cosine + down * self.sine) / strength.clamp(min=1e-4)).square()  # 0 in flat areas
+        # The eighth power of the cosine: a gradient counts towards its own direction, and a little towards the next.
+        weighted = alignment.square().square() * strength
+        histogram = functional.conv2d(weighted, self.halve, stride=2, padding=1, groups=DIRECTIONS)
         near = functional.conv2d(histogram.sum(1, keepdim=True), self.around, padding=3)
         return torch.cat([histogram / (near + FAINT), functional.avg_pool2d(pixels, 2)], 1)
 
 
-def bell(weights):
-    """A filter [1, 1, side, side] that takes a weighted mean."""
-    weights = torch.tensor(weights)
-    square = weights[:, None] * weights[None]
+def bell(weights: list[float]) -> torch.Tensor:
+    """A smoothing filter, [1, 1, side, side], whose rows and columns have these weights and whose sum is 1."""
+    row = torch.tensor(weights)
+    square = row[:, None] * row[None]
     return (square / square.sum())[None, None]
 
 
 class Block(nn.Module):
-    """Two convolutions beside a shortcut, each after its normalisation and ReLU."""
+    """A residual block: two convolutions, each after batch normalisation and ReLU, plus a shortcut."""
 
-    def __init__(self, channels_in, channels_out, stride):
+    def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
         super().__init__()
         self.before = nn.Sequential(nn.BatchNorm2d(channels_in), nn.ReLU())
         self.convolutions = nn.Sequential(
@@ -110,41 +126,41 @@ class Block(nn.Module):
         )
         self.shortcut = None
         if channels_in != channels_out or stride != 1:
-            # of an odd side, the convolution makes the larger half, and so must this
+            # ceil_mode, because the convolution rounds up when it halves an odd side.
             halve = nn.AvgPool2d(stride, ceil_mode=True, count_include_pad=False) if stride > 1 else nn.Identity()
             self.shortcut = nn.Sequential(halve, nn.Conv2d(channels_in, channels_out, 1, bias=False))
 
-    def forward(self, pixels):
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         inside = self.before(pixels)
         return self.convolutions(inside) + (pixels if self.shortcut is None else self.shortcut(inside))
 
 
-def convolution(channels_in, channels_out, stride=1):
+def convolution(channels_in: int, channels_out: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(channels_in, channels_out, 3, stride, padding=1, bias=False)
 
 
 class Average(nn.Module):
-    """The mean logits of several models, each with its weight; if `mirrored`, of each picture and its mirror image."""
+    """The weighted sum of several models' logits, by default their mean; if `mirrored`, also over the mirror image."""
 
-    def __init__(self, models, mirrored, weights=None):
+    def __init__(self, models: Sequence[nn.Module], mirrored: bool, weights: list[float] | None = None) -> None:
         super().__init__()
         self.models = nn.ModuleList(models)
         self.mirrored = mirrored
         self.weights = weights or [1 / len(models)] * len(models)
 
-    def forward(self, pixels):
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         views = [pixels, pixels.flip(3)] if self.mirrored else [pixels]
-        weighed = zip(self.weights, self.models, strict=True)
-        return sum(weight * model(view) for weight, model in weighed for view in views) / len(views)
+        weighted = zip(self.weights, self.models, strict=True)
+        return sum(weight * model(view) for weight, model in weighted for view in views) / len(views)
 
 
 class Probabilities(nn.Module):
-    """What is exported: the classifier, its temperature and softmax."""
+    """The exported model: the classifier, its temperature and softmax."""
 
-    def __init__(self, classifier, temperature=1.0):
+    def __init__(self, classifier: nn.Module, temperature: float = 1.0) -> None:
         super().__init__()
         self.classifier = classifier
         self.temperature = temperature
 
-    def forward(self, pixels):
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         return torch.softmax(self.classifier(pixels) / self.temperature, dim=1)

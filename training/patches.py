@@ -1,29 +1,37 @@
-"""A second opinion where pictures are few: patches against a dictionary of patches, and a linear classifier.
+"""A second model for small sets of images: patches encoded by a dictionary of patches, and a linear classifier.
 
 Coates and Ng, "The importance of encoding versus training with sparse coding and vector quantization", 2011. It needs
-no gradients and makes other mistakes than a network does: alone it is worse, and together they are better than either.
+no gradient descent and makes different mistakes from a network's: alone it is worse, but the average of both is better
+than either.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-SIDE = 6  # of a patch
-GRID = 4  # cells a side in which features are averaged
-SAMPLED = 200_000  # patches, from which whitening and dictionary are made
+SIDE = 6  # pixels, of a patch
+GRID = 4  # cells per side; features are averaged over each cell
+SAMPLED = 200_000  # patches from which whitening and dictionary are computed
 ROUNDS = 10  # of k-means
-WHITENING = 0.1  # added to the variances, so that noise is not blown up
-CONTRAST = 10 / 255**2  # added to a patch's variance, so that flat ones stay flat
-FAINT = 1.0  # added to a whitened patch's squared length, of about 50: else rounding would turn flat ones any way
-SPARSITY = 0.1  # a likeness below it counts as none
-RIDGE = 0.3  # regularisation, in units of the mean squared length of a picture's features
-LARGE_SIDE = 40  # pictures of more pixels a side are halved first
+WHITENING = 0.1  # added to the variances, so that noise is not amplified
+CONTRAST = 10 / 255**2  # added to a patch's variance, so that flat patches stay flat
+FAINT = 1.0  # added to a whitened patch's squared length (about 50), or rounding errors would decide about flat patches
+SPARSITY = 0.1  # smaller similarities count as 0
+RIDGE = 0.3  # regularisation, in units of the mean squared length of an image's features
+LARGE_SIDE = 40  # pixels; larger images are halved first
 
 
 class Patches(nn.Module):
-    """Pictures to scores: float32 [N, 3, height, width], 0 to 1 -> [N, classes], about -1 to 1 each."""
+    """Images to scores: float32 [N, 3, height, width], 0 to 1 -> [N, classes], each about -1 to 1."""
 
-    def __init__(self, size, channels, classes):
+    centre: torch.Tensor
+    whiten: torch.Tensor
+    shift: torch.Tensor
+    dictionary: torch.Tensor
+
+    def __init__(self, size: Sequence[int], channels: int, classes: int) -> None:
         super().__init__()
         self.halves = max(size) > LARGE_SIDE
         height, width = ((side // 2 if self.halves else side) - SIDE + 1 for side in size)
@@ -35,29 +43,30 @@ class Patches(nn.Module):
         self.register_buffer("dictionary", torch.zeros(channels, values, 1, 1))
         self.head = nn.Linear(2 * channels * GRID * GRID, classes)
 
-    def patches(self, pixels):
-        """Every patch, its mean taken away and its contrast evened out: [N, values, rows, columns]."""
+    def patches(self, pixels: torch.Tensor) -> torch.Tensor:
+        """All patches with their mean subtracted and their contrast normalised: [N, values, rows, columns]."""
         if self.halves:
             pixels = functional.avg_pool2d(pixels, 2)
         centred = functional.conv2d(pixels, self.centre)
         return centred / torch.sqrt(centred.square().mean(1, keepdim=True) + CONTRAST)
 
-    def features(self, pixels):
+    def features(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Similarities to the dictionary, averaged over the cells: [N, 2 * channels * GRID * GRID]."""
         whitened = functional.conv2d(self.patches(pixels), self.whiten, self.shift)
         whitened = whitened / torch.sqrt(whitened.square().sum(1, keepdim=True) + FAINT)
-        likeness = functional.conv2d(whitened, self.dictionary)
-        sparse = torch.cat([torch.relu(likeness - SPARSITY), torch.relu(-likeness - SPARSITY)], 1)
+        similarity = functional.conv2d(whitened, self.dictionary)
+        sparse = torch.cat([torch.relu(similarity - SPARSITY), torch.relu(-similarity - SPARSITY)], 1)
         return functional.avg_pool2d(sparse, self.cells)[:, :, :GRID, :GRID].flatten(1)
 
-    def forward(self, pixels):
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         return self.head(self.features(pixels))
 
 
 @torch.no_grad()
-def fit(images, targets, classes, channels, mirrored):
-    """A fitted `Patches` with a dictionary of `channels` patches. images [N, 3, height, width], targets [N].
+def fit(images: torch.Tensor, targets: torch.Tensor, classes: int, channels: int, mirrored: bool) -> Patches:
+    """Fit a `Patches` with a dictionary of `channels` patches. images: [N, 3, height, width], targets: [N].
 
-    mirrored: whether a mirror image is a picture of the same class.
+    mirrored: whether the mirror image belongs to the same class.
     """
     model = Patches(images.shape[2:], channels, classes).eval()
     sample = sample_patches(model, images)
@@ -74,18 +83,18 @@ def fit(images, targets, classes, channels, mirrored):
     return model
 
 
-def sample_patches(model, images):
-    """Patches of all pictures, [at most SAMPLED, values]."""
+def sample_patches(model: Patches, images: torch.Tensor) -> torch.Tensor:
+    """Random patches, equally many of each image: [at most SAMPLED, values]."""
     each = max(1, SAMPLED // len(images))
     chosen = []
-    for picture in images.split(1):
-        patches = model.patches(picture)[0].flatten(1).T
+    for image in images.split(1):
+        patches = model.patches(image)[0].flatten(1).T
         chosen.append(patches[torch.randint(len(patches), (each,))])
     return torch.cat(chosen)[:SAMPLED]
 
 
-def spherical_k_means(points, count):
-    """Directions [count, values] about which points [N, values] gather."""
+def spherical_k_means(points: torch.Tensor, count: int) -> torch.Tensor:
+    """Unit vectors [count, values] around which the directions of the points [N, values] cluster."""
     points = functional.normalize(points, dim=1)
     centres = points[torch.randperm(len(points))[:count]]
     for _ in range(ROUNDS):
@@ -97,10 +106,10 @@ def spherical_k_means(points, count):
     return centres
 
 
-def solve(model, images, wanted):
-    """Ridge regression of the wanted scores [N, classes] on the pictures' features.
+def solve(model: Patches, images: torch.Tensor, wanted: torch.Tensor) -> None:
+    """Fit the linear layer: ridge regression of the wanted scores [N, classes] on the images' features.
 
-    Solved in the pictures' own space: there are fewer of them than features.
+    Solved in its dual form, because there are fewer images than features.
     """
     features = torch.cat([model.features(part) for part in images.split(50)])
     mean, spread = features.mean(0), features.std(0)

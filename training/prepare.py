@@ -1,22 +1,22 @@
-"""Make folders of class folders to train on: OUTPUT/train/<label>/, OUTPUT/validation/<label>/, OUTPUT/test/<label>/.
+"""Prepare training data: OUTPUT/train/<label>/, OUTPUT/validation/<label>/ and OUTPUT/test/<label>/.
 
     python training/prepare.py digits
     python training/prepare.py cifar100 --classes bicycle motorcycle
-    python training/prepare.py folder pictures --output .local/data/pictures
+    python training/prepare.py folder images --output .local/data/images
 
 `digits`: the 1,797 scans of handwritten digits, 8 x 8 pixels, that come with scikit-learn (from UCI's "Optical
-Recognition of Handwritten Digits"). Written dark on light, as on paper, so that a user's own picture of a digit looks
-alike. Nothing is downloaded.
+Recognition of Handwritten Digits"). They are written dark on light, as on paper, so that a user's own image of a digit
+looks similar. Nothing is downloaded.
 
-`cifar100`: classes of CIFAR-100, 600 photographs of 32 x 32 pixels each, fetched from its authors' site (169 MB, once,
-into .local/cache, checked by its sha256; an interrupted download goes on where it stopped). The authors' test pictures
-are the test part.
+`cifar100`: classes of CIFAR-100, 600 photographs of 32 x 32 pixels each, downloaded once from its authors' site (169
+MB) into .local/cache and verified by sha256. An interrupted download is resumed. The authors' test images become the
+test part.
 
-`folder`: your own pictures, pictures/<label>/<picture>, of any size and format that the endpoint reads; their bytes are
-copied as they are. Says which files cannot be read and which are copies of others, which would be in two parts at once;
-both are left out. More unreadable files than one in ten end it.
+`folder`: your own images, images/<label>/<image>, of any size and in any format that the endpoint reads. Files are
+copied unchanged. Unreadable files and duplicates, which could end up in two parts at once, are listed and skipped. If
+more than one file in ten is unreadable, the command fails.
 
-The same seed gives the same bytes. A folder that exists is replaced when the new one is complete, never half written.
+The same seed gives the same bytes. An existing folder is replaced only after the new one is complete.
 """
 
 import argparse
@@ -30,22 +30,22 @@ import numpy as np
 from PIL import Image
 
 import cifar100
-from data import ClassTooSmallError, DataError, list_images, read, report, stratified_split
+from data import Classes, ClassTooSmallError, DataError, Skipped, list_images, print_skipped, read, stratified_split
 
 ROOT = Path(__file__).parents[1]
 PARTS = ("train", "validation", "test")
 HELD_OUT = (0.2, 0.2)  # validation, test
-VALIDATION = 0.15  # of CIFAR-100's training pictures
-IMBALANCE = 3  # times as many pictures of one class as of another
+VALIDATION = 0.15  # of CIFAR-100's training images
+IMBALANCE = 3  # ratio of the largest class to the smallest that calls for a warning
 
 
-class PartsFolderError(DataError):
-    """The folder holds parts, and not classes."""
+class AlreadySplitError(DataError):
+    """The folder holds train, validation and test folders, not classes."""
 
 
-def prepare_digits(folder, args):
+def prepare_digits(folder: Path, args: argparse.Namespace) -> None:
     """Write the three parts into `folder`."""
-    from sklearn.datasets import load_digits  # a second to import, and only this data set needs it
+    from sklearn.datasets import load_digits  # takes a second to import, and only this data set needs it
 
     digits = load_digits()
     scans = (255 - digits.images * 255 / 16).round().astype(np.uint8)  # 0 to 16, bright ink -> 0 to 255, dark ink
@@ -55,30 +55,30 @@ def prepare_digits(folder, args):
             save_png(scans[index], folder / part / str(digits.target[index]) / f"{index:04d}.png")
 
 
-def prepare_cifar100(folder, args):
+def prepare_cifar100(folder: Path, args: argparse.Namespace) -> None:
     """Write the three parts into `folder`. Raises the errors of cifar100."""
     archive = cifar100.fetch(args.url, args.cache / Path(args.url).name, args.sha256)
     train, test, labels = cifar100.read_archive(archive)
     train, test = (cifar100.choose(part, labels, args.classes or labels) for part in (train, test))
     kept, held_out = stratified_split(train.targets, [VALIDATION], args.seed)
-    chosen = {"train": (train, kept), "validation": (train, held_out), "test": (test, range(len(test.targets)))}
-    for part, (pictures, indexes) in chosen.items():
+    chosen = {"train": (train, kept), "validation": (train, held_out), "test": (test, np.arange(len(test.targets)))}
+    for part, (images, indexes) in chosen.items():
         for index in indexes:
-            label = (args.classes or labels)[pictures.targets[index]]
-            save_png(pictures.pixels[index], folder / part / label / f"{index:05d}.png")
+            label = (args.classes or labels)[images.targets[index]]
+            save_png(images.pixels[index], folder / part / label / f"{index:05d}.png")
 
 
-def prepare_folder(folder, args):
-    """Copy the pictures that can be read into the three parts of `folder`. Raises DataError."""
+def prepare_folder(folder: Path, args: argparse.Namespace) -> None:
+    """Copy the readable images into the three parts of `folder`. Raises DataError."""
     classes = list_images(args.folder)
     if set(classes) <= set(PARTS):
-        raise PartsFolderError(f"{args.folder} has the parts already: give train.py each as a channel, or prepare one")
-    pictures, unreadable = read(classes, (1, 1))
-    classes, copies = without_copies({label: [path for path, _ in pairs] for label, pairs in pictures.items()})
-    report("cannot be read and are left out", unreadable)
-    report("are copies of others and are left out", copies)
+        raise AlreadySplitError(f"{args.folder} is already split: pass its folders to train.py, or prepare one of them")
+    images, unreadable = read(classes, (1, 1))
+    classes, duplicates = drop_duplicates({label: [path for path, _ in pairs] for label, pairs in images.items()})
+    print_skipped("unreadable", unreadable)
+    print_skipped("duplicate", duplicates)
     if empty := [label for label, paths in classes.items() if not paths]:
-        raise ClassTooSmallError(f"class {empty[0]} has no image that is not a copy of another class's")
+        raise ClassTooSmallError(f"class {empty[0]} has only duplicates of another class's images")
     print(imbalance({label: len(paths) for label, paths in classes.items()}))
     paths = [path for label in classes for path in classes[label]]
     names = np.array([label for label in classes for _ in classes[label]])
@@ -89,59 +89,61 @@ def prepare_folder(folder, args):
             shutil.copyfile(paths[index], target)
 
 
-def without_copies(classes):
-    """Leave out all but the first of files with the same bytes. Returns {label: [path, ...]} and [(path, reason)]."""
-    first, kept, copies = {}, {label: [] for label in classes}, []
+def drop_duplicates(classes: Classes) -> tuple[Classes, Skipped]:
+    """Keep the first of several files with the same bytes. Returns the kept files and the others with the reason."""
+    first: dict[bytes, Path] = {}
+    kept: Classes = {label: [] for label in classes}
+    duplicates = []
     for label, paths in classes.items():
         for path in paths:
             original = first.setdefault(hashlib.sha256(path.read_bytes()).digest(), path)
             if original is path:
                 kept[label].append(path)
             else:
-                elsewhere = "" if label == original.parent.name else ", which is of another class"
-                copies.append((path, f"a copy of {original}{elsewhere}"))
-    return kept, copies
+                elsewhere = "" if label == original.parent.name else ", which is in another class"
+                duplicates.append((path, f"same as {original}{elsewhere}"))
+    return kept, duplicates
 
 
-def imbalance(counts):
-    """A line on pictures per class, and whether they are far from even."""
+def imbalance(counts: dict[str, int]) -> str:
+    """A line with the number of images per class, and a warning if the numbers are far from equal."""
     line = ", ".join(f"{count:,} {label}" for label, count in sorted(counts.items(), key=lambda item: -item[1]))
     if max(counts.values()) > IMBALANCE * min(counts.values()):
-        rarest = min(counts, key=counts.get)
-        return f"{line}. The classes are uneven: the model will be worse at {rarest}, and accuracy will not show it"
+        rarest = min(counts, key=lambda label: counts[label])
+        return f"{line}. The classes are imbalanced: expect more mistakes on {rarest}, which the accuracy will not show"
     return line
 
 
-def save_png(pixels, path):
+def save_png(pixels: np.ndarray, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path)
 
 
-def replace_folder(new, old):
-    """Put the complete folder `new` where `old` may be. Exits rather than replace a folder of anything else."""
+def replace_folder(new: Path, old: Path) -> None:
+    """Move the complete folder `new` to `old`. Exits if `old` holds anything that this script did not write."""
     if old.exists():
         if others := {path.name for path in old.iterdir()} - set(PARTS):
-            sys.exit(f"{old} holds {sorted(others)[0]}, so it is no folder of this script's: choose another --output")
+            sys.exit(f"{old} holds {sorted(others)[0]}, so this script did not write it: choose another --output")
         old.rename(new.with_name("old"))
     new.rename(old)
 
 
-def count(folder):
+def count(folder: Path) -> int:
     return sum(path.is_file() for path in folder.rglob("*"))
 
 
-def parse_options(argv=None):
+def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="dataset", required=True)
     digits = commands.add_parser("digits", help="scikit-learn's 8 x 8 scans; nothing to download")
     digits.set_defaults(prepare=prepare_digits)
     cifar = commands.add_parser("cifar100", help="classes of CIFAR-100, downloaded from its authors' site")
-    cifar.add_argument("--classes", nargs="+", metavar="CLASS", help="bicycle motorcycle, for example; all 100 if none")
-    cifar.add_argument("--url", default=cifar100.URL, help="a mirror of yours")
+    cifar.add_argument("--classes", nargs="+", metavar="CLASS", help="for example bicycle motorcycle [all 100]")
+    cifar.add_argument("--url", default=cifar100.URL, help="of a mirror")
     cifar.add_argument("--sha256", default=cifar100.SHA256)
-    cifar.add_argument("--cache", type=Path, default=ROOT / ".local/cache", help="folder of the downloaded file")
+    cifar.add_argument("--cache", type=Path, default=ROOT / ".local/cache", help="folder for the downloaded file")
     cifar.set_defaults(prepare=prepare_cifar100)
-    folder = commands.add_parser("folder", help="your own pictures in class folders")
+    folder = commands.add_parser("folder", help="your own images in class folders")
     folder.add_argument("folder", type=Path, help="folder of class folders")
     folder.set_defaults(prepare=prepare_folder)
     for command, name in ((digits, "digits"), (cifar, "cifar100"), (folder, "folder")):
@@ -150,7 +152,7 @@ def parse_options(argv=None):
     return parser.parse_args(argv)
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     args = parse_options(argv)
     output = args.output.absolute()
     output.parent.mkdir(parents=True, exist_ok=True)

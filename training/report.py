@@ -1,19 +1,23 @@
-"""report.html: one page that shows a training, on its own, without a network, on light and on dark screens."""
+"""report.html: a training run on one self-contained page, in light and dark mode."""
 
 import base64
 import html
 import io
 import math
+from collections.abc import Iterable
+from pathlib import Path
 from string import Template
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 import calibration
+from data import Dataset
 
-WIDTH, HEIGHT, LEFT, BOTTOM, MARGIN = 420, 260, 56, 38, 12  # of a chart, and of what surrounds its plane
-MOST_CLASSES = 20  # of a confusion matrix; beyond them, the commonest confusions are listed
-WORST = 24  # mistakes shown
+WIDTH, HEIGHT, LEFT, BOTTOM, MARGIN = 420, 260, 56, 38, 12  # pixels: a chart, and the margins of its plot area
+MAX_CLASSES = 20  # of a confusion matrix; with more, a list of the most common confusions replaces it
+MAX_MISTAKES = 24
 
 PAGE = Template("""<!doctype html>
 <html lang="en">
@@ -38,33 +42,39 @@ circle.a, rect.a, text.a { fill: var(--a); stroke: none } text.b { fill: var(--b
 table { border-collapse: collapse; margin: .6rem 0 }
 th, td { padding: .15rem .6rem; text-align: right; border: 1px solid var(--line) }
 th { font-weight: 600 } .scroll { overflow-x: auto }
-.pictures { display: flex; flex-wrap: wrap; gap: .8rem } .pictures figure { width: 6.5rem }
-.pictures img { width: 6.5rem; image-rendering: pixelated; border: 1px solid var(--line) }
+.images { display: flex; flex-wrap: wrap; gap: .8rem } .images figure { width: 6.5rem }
+.images img { width: 6.5rem; image-rendering: pixelated; border: 1px solid var(--line) }
 </style>
 <h1>Training report</h1>
 <p>$summary</p>
 <div class="scroll">$figures</div>
 <h2>Learning curve</h2>
-<p>Kept of each network: epoch $kept.</p>
+<p>Epoch kept for each network: $kept.</p>
 <div class="charts">$learning</div>
-<h2>Confusion, $part pictures</h2>
+<h2>Confusion, $part images</h2>
 <div class="scroll">$confusion</div>
-<h2>Reliability and thresholds, $part pictures</h2>
-<div class="charts">$trust</div>
+<h2>Reliability and thresholds, $part images</h2>
+<div class="charts">$reliability</div>
 <div class="scroll">$thresholds</div>
-<h2>The worst mistakes, $part pictures</h2>
+<h2>Most confident mistakes, $part images</h2>
 $mistakes
 """)
 
 
-def write_report(path, metadata, history, sets, probabilities):
-    """metadata: as in metadata.json. history: a dict an epoch. sets: {part: Dataset}.
+def write_report(
+    path: Path,
+    metadata: dict[str, Any],
+    history: list[dict[str, Any]],
+    sets: dict[str, Dataset],
+    probabilities: dict[str, np.ndarray],
+) -> None:
+    """Write the page. metadata: as in metadata.json. history: one dict per epoch. sets: {part: Dataset}.
 
-    probabilities: {part: [N, classes]} of validation and, where there is one, test, which is then shown in its place.
+    probabilities: {part: [N, classes]} for validation and, if there is one, test. The page shows test if present.
     """
     part = "test" if "test" in probabilities else "validation"
-    dataset, answers = sets[part], probabilities[part]
-    confidences, right = calibration.confidence(answers, dataset.targets)
+    dataset, predicted = sets[part], probabilities[part]
+    confidences, right = calibration.confidence(predicted, dataset.targets)
     path.parent.mkdir(parents=True, exist_ok=True)
     page = PAGE.substitute(
         summary=summary(metadata),
@@ -72,23 +82,23 @@ def write_report(path, metadata, history, sets, probabilities):
         kept=" and ".join(map(str, metadata["kept_epochs"])),
         learning=learning_charts(history),
         part=part,
-        confusion=confusion(dataset.labels, dataset.targets, answers.argmax(1)),
-        trust=reliability_chart(confidences, right) + threshold_chart(confidences, right),
+        confusion=confusion(dataset.labels, dataset.targets, predicted.argmax(1)),
+        reliability=reliability_chart(confidences, right) + threshold_chart(confidences, right),
         thresholds=thresholds_table(metadata["figures"][part]["thresholds"]),
-        mistakes=mistakes(dataset, answers),
+        mistakes=mistakes(dataset, predicted),
     )
     path.write_text(page, encoding="utf-8")
 
 
-def summary(metadata):
+def summary(metadata: dict[str, Any]) -> str:
     size = f"{metadata['input']['width']} x {metadata['input']['height']}"
     return (
-        f"{len(metadata['labels'])} classes, pictures of {size} pixels, {metadata['seconds']:.0f} seconds, "
+        f"{len(metadata['labels'])} classes, images of {size} pixels, {metadata['seconds']:.0f} seconds, "
         f"seed {metadata['seed']}, temperature {metadata['temperature']:.2f}"
     )
 
 
-def figures_table(figures, images):
+def figures_table(figures: dict[str, Any], images: dict[str, Any]) -> str:
     rows = [
         [
             part,
@@ -99,10 +109,10 @@ def figures_table(figures, images):
         ]
         for part, figure in figures.items()
     ]
-    return table(["", "pictures", "accuracy", "loss", "calibration error before", "and after temperature"], rows)
+    return table(["", "images", "accuracy", "loss", "calibration error before", "and after temperature"], rows)
 
 
-def thresholds_table(lines):
+def thresholds_table(lines: list[dict[str, Any]]) -> str:
     rows = [
         [
             f"{line['threshold']:.2f}",
@@ -112,72 +122,72 @@ def thresholds_table(lines):
         ]
         for line in lines
     ]
-    return table(["threshold", "accepts", "pictures", "right of these"], rows)
+    return table(["threshold", "accepts", "images", "accuracy on these"], rows)
 
 
-def by_network(history):
+def by_network(history: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     numbers = sorted({line["network"] for line in history})
     return [[line for line in history if line["network"] == number] for number in numbers]
 
 
-def learning_charts(history):
+def learning_charts(history: list[dict[str, Any]]) -> str:
     highest = max(max(line["train_loss"], line["validation_loss"]) for line in history)
     lowest = min(math.floor(10 * min(line["validation_accuracy"] for line in history)) / 10, 0.9)
     x, y, z = (0, max(line["epoch"] for line in history)), (0, highest), (lowest, 1)
 
-    def draw(style, name, y):
+    def draw(style: str, name: str, y: tuple[float, float]) -> str:
         networks = by_network(history)
         return "".join(
             line(style, [each["epoch"] for each in lines], [each[name] for each in lines], x, y) for lines in networks
         )
 
     return chart(
-        "Loss: blue in training (with augmentation and label smoothing), orange in validation",
+        "Loss: training (blue, with augmentation and label smoothing) and validation (orange)",
         ("epoch", *x),
         ("loss", *y),
         draw("a", "train_loss", y) + draw("b", "validation_loss", y),
-    ) + chart("Accuracy in validation", ("epoch", *x), ("accuracy", *z), draw("b", "validation_accuracy", z))
+    ) + chart("Validation accuracy", ("epoch", *x), ("accuracy", *z), draw("b", "validation_accuracy", z))
 
 
-def reliability_chart(confidences, right):
+def reliability_chart(confidences: np.ndarray, right: np.ndarray) -> str:
     bins = calibration.reliability(confidences, right)
     most = max(bin["count"] for bin in bins)
     dots = "".join(
         f'<circle class="a" cx="{across(bin["confidence"], 0, 1):.1f}" cy="{up(bin["accuracy"], 0, 1):.1f}" '
-        f'r="{3 + 9 * math.sqrt(bin["count"] / most):.1f}"><title>{bin["count"]} pictures: confidence '
+        f'r="{3 + 9 * math.sqrt(bin["count"] / most):.1f}"><title>{bin["count"]} images: confidence '
         f"{bin['confidence']:.3f}, accuracy {bin['accuracy']:.3f}</title></circle>"
         for bin in bins
     )
     return chart(
-        "Reliability: on the diagonal, confidence is what it says; the larger a dot, the more pictures",
+        "Reliability: on the diagonal, confidence equals accuracy; larger dots stand for more images",
         ("confidence", 0, 1),
         ("accuracy", 0, 1),
         line("dash", [0, 1], [0, 1], (0, 1), (0, 1)) + dots,
     )
 
 
-def threshold_chart(confidences, right):
+def threshold_chart(confidences: np.ndarray, right: np.ndarray) -> str:
     thresholds = np.linspace(0.5, 0.99, 50)
     rows = [calibration.accepted(confidences, right, each) for each in thresholds]
-    some = [row for row in rows if row["accepted"]]
-    lowest = min([row["coverage"] for row in rows] + [row["accuracy"] for row in some])
+    with_images = [row for row in rows if row["accepted"]]
+    lowest = min([row["coverage"] for row in rows] + [row["accuracy"] for row in with_images])
     x, y = (0.5, 1), (min(math.floor(10 * lowest) / 10, 0.9), 1)
     return chart(
-        "Thresholds: blue, the part that is accepted; orange, the part of it that is right",
+        "Thresholds: fraction accepted (blue) and accuracy of the accepted images (orange)",
         ("threshold", *x),
         ("", *y),
         line("a", thresholds, [row["coverage"] for row in rows], x, y)
-        + line("b", [row["threshold"] for row in some], [row["accuracy"] for row in some], x, y),
+        + line("b", [row["threshold"] for row in with_images], [row["accuracy"] for row in with_images], x, y),
     )
 
 
-def confusion(labels, truth, answered):
+def confusion(labels: list[str], truth: np.ndarray, predicted: np.ndarray) -> str:
     counts = np.zeros((len(labels), len(labels)), dtype=int)
-    np.add.at(counts, (truth, answered), 1)
-    if len(labels) > MOST_CLASSES:
+    np.add.at(counts, (truth, predicted), 1)
+    if len(labels) > MAX_CLASSES:
         pairs = [(count, *place) for place, count in np.ndenumerate(counts) if count and place[0] != place[1]]
-        commonest = sorted(pairs, reverse=True)[:MOST_CLASSES]
-        return table(["truth", "answer", "pictures"], [[labels[a], labels[b], str(n)] for n, a, b in commonest])
+        commonest = sorted(pairs, reverse=True)[:MAX_CLASSES]
+        return table(["true label", "predicted", "images"], [[labels[a], labels[b], str(n)] for n, a, b in commonest])
     head = "".join(f"<th>{html.escape(label)}</th>" for label in labels)
     rows = "".join(
         f"<tr><th>{html.escape(label)}</th>"
@@ -185,40 +195,40 @@ def confusion(labels, truth, answered):
         + "</tr>"
         for here, (label, row) in enumerate(zip(labels, counts, strict=True))
     )
-    return f"<p>Rows are the truth, columns the answers.</p><table><tr><th></th>{head}</tr>{rows}</table>"
+    return f"<p>Rows: true labels. Columns: predicted labels.</p><table><tr><th></th>{head}</tr>{rows}</table>"
 
 
-def mistakes(dataset, probabilities):
-    """The wrong answers that the model was surest of, as pictures."""
+def mistakes(dataset: Dataset, probabilities: np.ndarray) -> str:
+    """The images of the wrong predictions with the highest confidence."""
     confidences, right = calibration.confidence(probabilities, dataset.targets)
     wrong = np.flatnonzero(~right)
     if not len(wrong):
         return "<p>None.</p>"
-    worst = wrong[np.argsort(-confidences[wrong], kind="stable")][:WORST]
+    worst = wrong[np.argsort(-confidences[wrong], kind="stable")][:MAX_MISTAKES]
     figures = "".join(
         f'<figure><img alt="" src="{data_url(dataset.images[index])}"><figcaption>'
-        f"{html.escape(dataset.labels[dataset.targets[index]])}, taken for "
+        f"{html.escape(dataset.labels[dataset.targets[index]])}, classified as "
         f"{html.escape(dataset.labels[probabilities[index].argmax()])} ({confidences[index]:.2f})</figcaption></figure>"
         for index in worst
     )
-    return f'<p>{len(worst)} of {len(wrong)}, the surest first.</p><div class="pictures">{figures}</div>'
+    return f'<p>{len(worst)} of {len(wrong)}, the most confident first.</p><div class="images">{figures}</div>'
 
 
-def data_url(pixels):
-    """A picture [3, height, width], 0 to 1, as the address of a PNG."""
+def data_url(pixels: np.ndarray) -> str:
+    """An image [3, height, width], 0 to 1, as the data URL of a PNG."""
     file = io.BytesIO()
     Image.fromarray((pixels.transpose(1, 2, 0) * 255).round().astype(np.uint8)).save(file, "PNG")
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-def table(head, rows):
+def table(head: list[str], rows: list[list[str]]) -> str:
     cells = "".join(f"<th>{html.escape(name)}</th>" for name in head)
     body = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
     return f"<table><tr>{cells}</tr>{body}</table>"
 
 
-def chart(caption, x, y, inside):
-    """A figure with axes x and y, each (name, lowest, highest), around what is drawn inside."""
+def chart(caption: str, x: tuple[str, float, float], y: tuple[str, float, float], inside: str) -> str:
+    """A figure with axes x and y, each (name, minimum, maximum), and the SVG elements `inside`."""
     (x_name, x_low, x_high), (y_name, y_low, y_high) = x, y
     rows = "".join(
         f'<path class="grid" d="M{LEFT} {up(value, y_low, y_high):.1f}H{WIDTH - MARGIN}"/>'
@@ -240,12 +250,14 @@ def chart(caption, x, y, inside):
     )
 
 
-def line(style, xs, ys, x_range, y_range):
+def line(
+    style: str, xs: Iterable[float], ys: Iterable[float], x_range: tuple[float, float], y_range: tuple[float, float]
+) -> str:
     points = " ".join(f"{across(x, *x_range):.1f},{up(y, *y_range):.1f}" for x, y in zip(xs, ys, strict=True))
     return f'<polyline class="{style}" points="{points}"/>'
 
 
-def ticks(low, high):
+def ticks(low: float, high: float) -> list[float]:
     """Four to ten round numbers between low and high."""
     power = 10 ** math.floor(math.log10((high - low) / 4))
     step = next(step for step in (5 * power, 2 * power, power) if (high - low) / step >= 4)
@@ -254,15 +266,15 @@ def ticks(low, high):
     ]
 
 
-def across(value, low, high):
+def across(value: float, low: float, high: float) -> float:
     return LEFT + (WIDTH - MARGIN - LEFT) * (value - low) / (high - low)
 
 
-def up(value, low, high):
+def up(value: float, low: float, high: float) -> float:
     return HEIGHT - BOTTOM - (HEIGHT - BOTTOM - MARGIN) * (value - low) / (high - low)
 
 
-def _shade(count, total, correct):
+def _shade(count: int, total: int, correct: bool) -> str:
     if not count:
         return ""
     colour = "var(--a)" if correct else "var(--b)"

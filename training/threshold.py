@@ -1,13 +1,13 @@
-"""The threshold that gives a wanted accuracy on what it accepts, and how sure that is.
+"""Choose the threshold that gives a required accuracy on the images it accepts, and show how certain it is.
 
     python training/threshold.py --accuracy 0.99 [--part validation] [--predictions .local/training/predictions.csv]
 
-predictions.csv is written by train.py. Among the answers to the pictures of one part, the lowest confidence is
-sought whose acceptances are right often enough; a bootstrap (1,000 times as many pictures, drawn from these with
-replacement) says how much that depends on the pictures that happened to be there. Where no threshold gives the
-accuracy, it says so and ends with status 1.
+predictions.csv is written by train.py. The script finds the lowest threshold with at least that accuracy on the
+validation or test images. A bootstrap (1,000 resamples of the same size, drawn with replacement) shows how much the
+threshold depends on the sample. If no threshold gives the accuracy, the script says so and exits with status 1.
 
-The temperature was fitted on validation pictures too, which flatters them a little; test pictures are neutral.
+The temperature was also fitted on the validation images, so their figures are slightly optimistic; those of the test
+images are not.
 """
 
 import argparse
@@ -21,76 +21,75 @@ import numpy as np
 from calibration import accepted, bootstrap_thresholds, lower_bound, lowest_threshold
 
 ROOT = Path(__file__).parents[1]
-LITTLE = 0.0001
-CERTAIN = 0.05, 0.95  # of the bootstrap's thresholds
+MARGIN = 0.0001
+QUANTILES = 0.05, 0.95  # of the bootstrap's thresholds
 
 
 class PredictionsError(Exception):
-    """There are no predictions to choose by; the message says how to make them."""
+    """There are no predictions to choose a threshold from; the message says how to get them."""
 
 
-def read_predictions(path, part):
-    """Confidences [N] and right [N] of a part. Raises PredictionsError."""
+def read_predictions(path: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
+    """Confidences [N] and right [N] of the validation or test images. Raises PredictionsError."""
     if not path.is_file():
         raise PredictionsError(f"{path} is missing: train a model first")
     with open(path, newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["part"] == part]
     if not rows:
-        raise PredictionsError(f"{path} has no answers to {part} pictures: give train.py such a folder")
-    return np.array([float(row["confidence"]) for row in rows]), np.array(
-        [row["label"] == row["truth"] for row in rows]
-    )
+        raise PredictionsError(f"{path} has no {part} images: train with a {part} folder")
+    right = [row["label"] == row["truth"] for row in rows]
+    return np.array([float(row["confidence"]) for row in rows]), np.array(right)
 
 
-def between(confidences, lowest):
-    """A number that accepts what `lowest` accepts: a little lower, since the endpoint's answers differ from these in
-    their last digits, but at most halfway to the next confidence; with as few digits as that takes, and four at least.
+def just_below(confidences: np.ndarray, lowest: float) -> float:
+    """A rounded threshold just below `lowest`, because the endpoint's probabilities can differ in their last digits.
+
+    It is at most halfway to the next lower confidence, and has the fewest digits possible, at least four.
     """
     below = max(confidences[confidences < lowest], default=0)
     for digits in range(4, 17):
-        rounded = round(max((below + lowest) / 2, lowest - LITTLE), digits)
+        rounded = round(max((below + lowest) / 2, lowest - MARGIN), digits)
         if below < rounded <= lowest:
             return rounded
     return lowest
 
 
-def advise(confidences, right, accuracy):
-    """Lines about the lowest threshold with this accuracy, and the threshold, which is None where there is none."""
+def advise(confidences: np.ndarray, right: np.ndarray, accuracy: float) -> tuple[list[str], float | None]:
+    """Describe the lowest threshold with this accuracy. Returns lines of text, and the threshold or None."""
     count = len(right)
     threshold = lowest_threshold(confidences, right, accuracy)
     samples = bootstrap_thresholds(confidences, right, accuracy)
     found = np.array([sample for sample in samples if sample is not None])
-    missed = 1 - len(found) / len(samples)
+    missing = 1 - len(found) / len(samples)
     if threshold is None:
-        return [
-            f"No threshold gives {accuracy:.1%} on {count:,} pictures: the surest answers are wrong too often."
-        ], None
-    threshold = between(confidences, threshold)
+        problem = "the most confident predictions are wrong too often"
+        return [f"No threshold gives an accuracy of {accuracy:.1%} on these {count:,} images: {problem}."], None
+    threshold = just_below(confidences, threshold)
     figures = accepted(confidences, right, threshold)
-    taken = figures["accepted"]
-    correct = round(figures["accuracy"] * taken)
-    low, high = np.quantile(found, CERTAIN)
-    bound = lower_bound(correct, taken)
+    total = figures["accepted"]
+    correct = round(figures["accuracy"] * total)
+    low, high = np.quantile(found, QUANTILES)
+    bound = lower_bound(correct, total)
     lines = [
-        f"threshold {threshold}: accepts {figures['coverage']:.1%} of {count:,} pictures, "
-        f"{correct:,} of {taken:,} right ({figures['accuracy']:.1%})",
-        f"other pictures of the same kind: a threshold between {low:.4f} and {high:.4f} in 9 of 10 cases"
-        + (f"; none at all in {missed:.0%}" if missed else ""),
-        f"with this many pictures, {figures['accuracy']:.1%} may be as little as {bound:.1%} (95 % certain)"
-        + ("" if bound >= accuracy else f": too few to be sure of {accuracy:.1%}"),
+        f"threshold {threshold}: accepts {figures['coverage']:.1%} of {count:,} images, "
+        f"{correct:,} of {total:,} correct ({figures['accuracy']:.1%})",
+        f"other samples of {count:,} images: a threshold between {low:.4f} and {high:.4f} in 9 of 10 cases"
+        + (f"; no threshold in {missing:.0%}" if missing else ""),
+        f"accuracy on new images: at least {bound:.1%} with 95% confidence"
+        + ("" if bound >= accuracy else f"; too few images to guarantee {accuracy:.1%}"),
     ]
     return lines, threshold
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     output = Path(os.environ.get("SM_OUTPUT_DATA_DIR") or ROOT / ".local/training")
-    parser.add_argument("--accuracy", type=float, default=0.99, help="of what is accepted, 0 to 1")
-    parser.add_argument("--part", choices=["validation", "test"], default="validation")
+    parser.add_argument("--accuracy", type=float, default=0.99, help="of the accepted images, 0 to 1 [%(default)s]")
+    parser.add_argument("--part", choices=["validation", "test"], default="validation", help="[%(default)s]")
     parser.add_argument("--predictions", type=Path, default=output / "predictions.csv")
     args = parser.parse_args(argv)
     if not 0 < args.accuracy <= 1:
-        parser.error("--accuracy is a part of 1, as 0.99")
+        parser.error("--accuracy must be above 0 and at most 1, for example 0.99")
     lines, threshold = advise(*read_predictions(args.predictions, args.part), args.accuracy)
     print("\n".join(lines))
     return 0 if threshold is not None else 1

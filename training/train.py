@@ -1,37 +1,37 @@
-"""Train a convolutional network on a folder of class folders and export it for the endpoint.
+"""Train an image classifier on a folder of class folders and export it for the endpoint.
 
-    python training/prepare.py digits                        # once: the data to start with
+    python training/prepare.py digits                        # once: the sample data
     python training/train.py                                 # about 15 seconds on two cores
-    SM_CHANNEL_TRAIN=pictures SM_MODEL_DIR=out python training/train.py      # any pictures/<label>/<picture>
+    SM_CHANNEL_TRAIN=images SM_MODEL_DIR=out python training/train.py        # your own: images/<label>/<image>
 
-It is also the entry point of a SageMaker training job: folders come from SM_CHANNEL_TRAIN, SM_CHANNEL_VALIDATION,
-SM_CHANNEL_TEST, SM_MODEL_DIR and SM_OUTPUT_DATA_DIR, or from the option of the same name, and every option takes a
-value. Without a validation folder, a part of every training class is set aside for it. Files that cannot be read are
-listed and left out; more than one in ten end the training.
+The script is also the entry point of a SageMaker training job. Folders come from SM_CHANNEL_TRAIN,
+SM_CHANNEL_VALIDATION, SM_CHANNEL_TEST, SM_MODEL_DIR and SM_OUTPUT_DATA_DIR, or from the options of the same names.
+Every option needs a value. Without a validation folder, a fraction of every training class is held out for
+validation. Unreadable files are listed and skipped; if more than one file in ten is unreadable, training fails.
 
-What an option's help calls suited to the data is chosen by `suit`, from three things: the pictures' size, how many
-there are, and whether they have colour. Coloured pictures are taken for photographs of things, which stay what they
-are in a mirror, in another light and where only a part is seen. Set --flip 0 for coloured pictures that do not (signs,
-letters, left and right hands), and --flip 0.5 --mix 0.5 for grey ones that do.
+Defaults shown as [depends on the data] are chosen by `choose_defaults` from the size of the images, their number, and
+whether they have colour. Colour images are assumed to be photographs, whose class survives mirroring, relighting and
+cropping. Set --flip 0 for colour images whose class does not survive mirroring (signs, letters, left and right hands),
+and --flip 0.5 --mix 0.5 for grey images whose class survives mirroring and cropping.
 
-What is kept of a network is a moving average of the trained one; the model averages the answers of one or two of them
-(of photographs, the second looks at gradients) and, where photographs are few, of patches.py. Validation data ends
-the training when it no longer improves, chooses an epoch before the last where that is clearly better, and gives the
-temperature that makes probabilities honest; test data is looked at once, at the end.
+Each network is kept as a moving average of its weights. The model averages one or two networks (for photographs, the
+second sees gradients) and, for up to 2,000 images of at least 32 pixels, patches.py. Training stops early when the
+validation loss no longer improves. The validation data also selects an epoch before the last if that one is clearly
+better, and fits the temperature that calibrates the probabilities. The test data is used once, at the end.
 
-Written to the model folder, when all is done:
+Files in the model folder, written after training has succeeded:
 
-    model.onnx       in: float32 `pixels` [N, 3, height, width], RGB, 0 to 1; out: float32 `probabilities` [N, classes].
-                     Normalisation, the mean with the mirror image (where --flip is not 0), temperature and softmax are
-                     inside. Compared with PyTorch on the whole validation set.
-    metadata.json    labels in the order of the output, input size, temperature, accuracy and calibration, what each
-                     threshold accepts and gets right, seed, options, versions, the model's sha256
+    model.onnx       input: float32 `pixels` [N, 3, height, width], RGB, 0 to 1; output: float32 `probabilities`
+                     [N, classes]. Includes normalisation, averaging with the mirror image (unless --flip is 0),
+                     temperature and softmax. Verified against PyTorch on the whole validation set.
+    metadata.json    labels in output order, input size, temperature, accuracy and calibration, coverage and accuracy
+                     at each threshold, seed, options, versions, sha256 of the model
 
-and to the output folder
+Files in the output folder:
 
-    report.html      the learning curve, mistakes, reliability and thresholds, to look at
-    history.csv      the line of every epoch
-    predictions.csv  the answer to every validation and test picture, from which threshold.py chooses a threshold
+    report.html      learning curve, mistakes, reliability and thresholds
+    history.csv      one row per epoch
+    predictions.csv  the prediction for each validation and test image, from which threshold.py chooses a threshold
 """
 
 import argparse
@@ -45,6 +45,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,26 +53,27 @@ import torch
 import calibration
 import patches
 import resnet
-from data import DataError, are_photographs, choose_size, list_images, load, stratified_split
+from data import DataError, Dataset, are_photographs, choose_size, list_images, load, stratified_split
 from export import ExportMismatchError, export, largest_difference, versions
 from fit import fit, outputs_of
 from model import Average, Classifier, Probabilities
 from report import write_report
 
+Network = Classifier | resnet.ResNet18
 ROOT = Path(__file__).parents[1]
 DIGITS = ROOT / ".local/data/digits"
-MANY = 5_000  # pictures; with more of them, a second network brings little
-FEW = 2_000  # pictures, up to which patches.py is asked too
-PATCH_WEIGHT = 0.5  # of its opinion, against the networks'
-FEWEST_EPOCHS, MOST_EPOCHS = 10, 150
+TWO_NETWORKS_UP_TO = 5_000  # images; beyond that, a second network gains little
+PATCHES_UP_TO = 2_000  # images; beyond that, patches.py is not used
+PATCH_WEIGHT = 0.5  # of the scores of patches.py, relative to the networks' logits
+MIN_EPOCHS, MAX_EPOCHS = 10, 150
 
 
 class OutputFolderError(Exception):
-    """Nothing can be written to a folder of the results."""
+    """The model folder or the output folder is not writable."""
 
 
-def parse_options(argv=None):
-    """Options, with SageMaker's variables and local folders as defaults. What SageMaker adds is passed over."""
+def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parse the options. Defaults are SageMaker's variables, then local folders; options SageMaker adds are ignored."""
     environment = {name: value for name, value in os.environ.items() if value}
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
@@ -82,60 +84,58 @@ def parse_options(argv=None):
     add("--test", type=Path, default=environment.get("SM_CHANNEL_TEST"), help="same classes or fewer")
     add("--model-dir", type=Path, default=environment.get("SM_MODEL_DIR", ROOT / ".local/model"))
     add("--output-data-dir", type=Path, default=environment.get("SM_OUTPUT_DATA_DIR", ROOT / ".local/training"))
-    add("--validation-fraction", type=float, default=0.1, help="of the training data, where no validation is given")
-    add("--pretrained", type=Path, help="file of torchvision's weights of resnet18 to start from")
-    add("--image-size", type=int, default=0, help="pixels a side; 0 suits it to the data, between 16 and 64")
-    add("--epochs", type=int, help="suited to the data: fewer of more pictures")
-    add("--patience", type=int, help="epochs without a better validation loss before it stops [half of all]")
+    add("--validation-fraction", type=float, default=0.1, help="held out of --train without --validation [%(default)s]")
+    add("--pretrained", type=Path, help="weights to start from: a file of torchvision's resnet18")
+    add("--image-size", type=int, default=0, help="pixels per side [0: 16 to 64, depends on the data]")
+    add("--epochs", type=int, help="[depends on the data: the more images, the fewer epochs]")
+    add("--patience", type=int, help="epochs without a lower validation loss before training stops [half of --epochs]")
     add("--batch-size", type=int, default=32)
-    add(
-        "--learning-rate",
-        type=float,
-        help="highest of a schedule that rises, and falls to 0 [0.1; 0.01 if --pretrained]",
-    )
+    add("--learning-rate", type=float, help="peak of a schedule that rises, then falls to 0 [0.1; --pretrained 0.01]")
     add("--weight-decay", type=float, default=5e-4)
     add("--label-smoothing", type=float, default=0.1)
-    add("--averaging", type=float, default=0.995, help="of the moving average of the weights, a step")
-    add("--width", type=int, help="channels of the first group of layers; suited to the data")
+    add("--averaging", type=float, default=0.995, help="decay of the weights' moving average, per step [%(default)s]")
+    add("--width", type=int, help="channels of the first group of layers [depends on the data]")
     add("--dropout", type=float, default=0)
-    add("--networks", type=int, help="trained side by side, their answers averaged; suited to the data")
-    add("--gradients", type=int, help="networks that look at gradients in place of pixels; suited to the data")
-    add("--patches", type=int, help="entries of the dictionary of patches.py, 0 for none; suited to the data")
-    add("--rotate", type=float, default=10, help="augmentation: degrees either way")
-    add("--shift", type=float, default=0.12, help="augmentation: part of the side either way")
-    add("--scale", type=float, default=0.15, help="augmentation: part larger or smaller")
-    add("--flip", type=float, help="augmentation: probability of a mirror image; suited to the data, 0 for digits")
-    add("--light", type=float, help="augmentation: part of brightness, contrast and colour; suited to the data")
-    add("--mix", type=float, help="augmentation: probability of a part of another picture; suited to the data")
+    add("--networks", type=int, help="trained in parallel, their outputs averaged [depends on the data]")
+    add("--gradients", type=int, help="how many of the networks see gradients [depends on the data]")
+    add("--patches", type=int, help="dictionary size of patches.py, 0 for none [depends on the data]")
+    add("--rotate", type=float, default=10, help="augmentation: at most this many degrees either way [%(default)s]")
+    add("--shift", type=float, default=0.12, help="augmentation: at most this fraction of the side [%(default)s]")
+    add("--scale", type=float, default=0.15, help="augmentation: resize by at most this fraction [%(default)s]")
+    add("--flip", type=float, help="augmentation: probability of mirroring, 0 for digits [depends on the data]")
+    add("--light", type=float, help="augmentation: vary brightness, contrast, colour by it [depends on the data]")
+    add("--mix", type=float, help="augmentation: probability of pasting in another image [depends on the data]")
     add("--seed", type=int, default=0)
     options, ignored = parser.parse_known_args(argv)
     if ignored:
-        print(f"Ignored, as no options of this script: {' '.join(ignored)}")
+        print(f"Ignoring unknown options: {' '.join(ignored)}")
     for name in ("epochs", "patience", "batch_size", "width", "networks"):
         if (value := getattr(options, name)) is not None and value < 1:
-            parser.error(f"--{name.replace('_', '-')} is 1 or more")
+            parser.error(f"--{name.replace('_', '-')} must be at least 1")
     if not 0 < options.validation_fraction < 1:
-        parser.error("--validation-fraction is between 0 and 1")
+        parser.error("--validation-fraction must be between 0 and 1")
     if options.train is None and (options.validation or options.test):
-        parser.error("--validation and --test go with a --train: without one, all three are the digits")
+        parser.error("--validation and --test require --train: without it, all three are the digits")
     if options.train is None:
         options.train, options.validation, options.test = (DIGITS / part for part in ("train", "validation", "test"))
     return options
 
 
-def make_folders(options):
-    """The folders of what is written at the end, so that it does not fail after all the work. Raises
-    OutputFolderError."""
+def make_folders(options: argparse.Namespace) -> None:
+    """Create the model and output folders now, so that training cannot fail on them at the end.
+
+    Raises OutputFolderError.
+    """
     for folder in (options.model_dir, options.output_data_dir):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=folder).close()
         except OSError as error:
-            raise OutputFolderError(f"{folder}: {error.strerror}: nothing can be written there") from error
+            raise OutputFolderError(f"{folder} is not writable: {error.strerror}") from error
 
 
-def load_data(options):
-    """Returns the train, validation and test Dataset; test is None where there is none. Raises DataError."""
+def load_data(options: argparse.Namespace) -> tuple[Dataset, Dataset, Dataset | None]:
+    """Return the train, validation and test data; test is None without a test folder. Raises DataError."""
     classes = list_images(options.train)
     side = options.image_size or (resnet.SIDE if options.pretrained else 0)
     size = (side, side) if side else choose_size(classes)
@@ -143,31 +143,34 @@ def load_data(options):
     print(f"Reading {count:,} images of {len(classes)} classes at {size[1]} x {size[0]} pixels", flush=True)
     train = load(classes, size)
     if options.validation:
-        validation = load(list_images(options.validation, fewest=1), size, train.labels)
+        validation = load(list_images(options.validation, min_classes=1), size, train.labels)
     else:
         names = np.array(train.labels)[train.targets]
         kept, held_out = stratified_split(names, [options.validation_fraction], options.seed)
         train, validation = train.subset(kept), train.subset(held_out)
-    test = load(list_images(options.test, fewest=1), size, train.labels) if options.test else None
+    test = load(list_images(options.test, min_classes=1), size, train.labels) if options.test else None
     return train, validation, test
 
 
-def suit(options, train):
-    """Choose the options that were not given, for this Dataset. The length grows with the root of its size: 850
-    photographs of 32 x 32 pixels get 100 epochs, 50,000 get 13. Pretrained weights have little to learn."""
-    photographs, little = are_photographs(train), train.small or options.pretrained is not None
-    epochs = round((400 if little else 3000) / len(train) ** 0.5)
-    suited = {
+def choose_defaults(options: argparse.Namespace, train: Dataset) -> None:
+    """Set the options that were not given to values that suit this data.
+
+    The number of steps grows with the square root of the number of images: 850 photographs of 32 x 32 pixels get 100
+    epochs, 50,000 get 13. Small images and pretrained weights need less training.
+    """
+    photographs, easy = are_photographs(train), train.small or options.pretrained is not None
+    epochs = round((400 if easy else 3000) / len(train) ** 0.5)
+    defaults = {
         "learning_rate": 0.01 if options.pretrained else 0.1,
         "width": 16 if train.small else 32,
-        "networks": 1 if little or len(train) > MANY else 2,
-        "patches": 0 if little or len(train) > FEW else 800,
-        "epochs": min(max(epochs, FEWEST_EPOCHS), MOST_EPOCHS),
+        "networks": 1 if easy or len(train) > TWO_NETWORKS_UP_TO else 2,
+        "patches": 0 if easy or len(train) > PATCHES_UP_TO else 800,
+        "epochs": min(max(epochs, MIN_EPOCHS), MAX_EPOCHS),
         "flip": 0.5 if photographs else 0.0,
         "light": 0.3 if photographs else 0.0,
         "mix": 0.5 if photographs else 0.0,
     }
-    for name, value in suited.items():
+    for name, value in defaults.items():
         if getattr(options, name) is None:
             setattr(options, name, value)
     if options.gradients is None:
@@ -176,8 +179,8 @@ def suit(options, train):
         options.patience = max(1, options.epochs // 2)
 
 
-def build(number, train, options):
-    """Network `number` for this Dataset, untrained; the last options.gradients of them look at gradients.
+def build(number: int, train: Dataset, options: argparse.Namespace) -> Network:
+    """Network `number` (from 1), untrained. The last options.gradients networks see gradients.
 
     Raises PretrainedWeightsError.
     """
@@ -188,10 +191,12 @@ def build(number, train, options):
     return Classifier(len(train.labels), mean, std, train.images.shape[2:], options.width, options.dropout, gradients)
 
 
-def train_one(number, train, validation, options):
-    """Train network `number` of options.networks, with its share of the cores. Returns its weights, and fit's lines."""
+def train_one(
+    number: int, train: Dataset, validation: Dataset, options: argparse.Namespace
+) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
+    """Train network `number` of options.networks on its share of the cores. Returns its weights and its history."""
     torch.manual_seed(options.seed + 1000 * (number - 1))
-    # on small pictures threads would wait for each other longer than they work
+    # On small images, threads would spend more time waiting for each other than working.
     torch.set_num_threads(1 if train.small else max(1, torch.get_num_threads() // options.networks))
     network = build(number, train, options)
     history = fit(network, train, validation, options, f"network={number} " if options.networks > 1 else "")
@@ -199,8 +204,10 @@ def train_one(number, train, validation, options):
     return weights, [{"network": number, **line} for line in history]
 
 
-def train_all(train, validation, options):
-    """Train options.networks networks side by side, each in a process of its own. Returns them and the lines of fit."""
+def train_all(
+    train: Dataset, validation: Dataset, options: argparse.Namespace
+) -> tuple[list[Network], list[dict[str, Any]]]:
+    """Train options.networks networks in parallel, each in its own process. Returns them and their history."""
     numbers = range(1, options.networks + 1)
     if options.networks == 1:
         results = [train_one(1, train, validation, options)]
@@ -215,13 +222,13 @@ def train_all(train, validation, options):
     return networks, [line for _, history in results for line in history]
 
 
-def ask_patches_too(classifier, train, validation, options):
-    """An `Average` of the networks and of patches.py, which gets its weight by how far both spread."""
+def add_patches(classifier: Average, train: Dataset, validation: Dataset, options: argparse.Namespace) -> Average:
+    """Average the networks with patches.py, whose weight scales its scores to the spread of the networks' logits."""
     torch.manual_seed(options.seed)
     images, targets = torch.from_numpy(train.images), torch.from_numpy(train.targets)
     second = patches.fit(images, targets, len(train.labels), options.patches, classifier.mirrored)
 
-    def spread(model):
+    def spread(model: Average) -> float:
         logits = outputs_of(model, validation)
         return (logits - logits.mean(1, keepdim=True)).std().item()
 
@@ -229,16 +236,16 @@ def ask_patches_too(classifier, train, validation, options):
     return Average([*classifier.models, second], classifier.mirrored, [*classifier.weights, weight])
 
 
-def write_csv(lines, path):
-    """Dicts with the same keys, at least one."""
+def write_csv(rows: list[dict[str, Any]], path: Path) -> None:
+    """Write at least one row; all rows have the same keys."""
     with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, lines[0])
+        writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
-        writer.writerows(lines)
+        writer.writerows(rows)
 
 
-def answers(part, dataset, probabilities):
-    """The lines of predictions.csv."""
+def prediction_rows(part: str, dataset: Dataset, probabilities: np.ndarray) -> list[dict[str, Any]]:
+    """The rows of predictions.csv for one part of the data. probabilities: [N, classes]."""
     return [
         {
             "part": part,
@@ -250,12 +257,12 @@ def answers(part, dataset, probabilities):
     ]
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     started = time.perf_counter()
     options = parse_options(argv)
     make_folders(options)
     train, validation, test = load_data(options)
-    suit(options, train)
+    choose_defaults(options, train)
     height, width = train.images.shape[2:]
     sets = {"train": train, "validation": validation} | ({"test": test} if test else {})
     names = ("networks", "gradients", "epochs", "width", "patches", "flip", "light", "mix")
@@ -270,16 +277,16 @@ def main(argv=None):
 
     classifier = Average(networks, mirrored=options.flip > 0)
     if options.patches:
-        print(f"Comparing patches with a dictionary of {options.patches}", flush=True)
-        classifier = ask_patches_too(classifier, train, validation, options)
+        print(f"Fitting patches.py with a dictionary of {options.patches} patches", flush=True)
+        classifier = add_patches(classifier, train, validation, options)
     logits = {name: outputs_of(classifier, dataset).double().numpy() for name, dataset in sets.items()}
     temperature = calibration.fit_temperature(logits["validation"], validation.targets)
-    figures = {name: calibration.trust(logits[name], dataset.targets, temperature) for name, dataset in sets.items()}
+    figures = {name: calibration.summary(logits[name], dataset.targets, temperature) for name, dataset in sets.items()}
     probabilities = {name: calibration.softmax(logits[name] / temperature) for name in sets if name != "train"}
-    predictions = [line for name in probabilities for line in answers(name, sets[name], probabilities[name])]
+    predictions = [row for name in probabilities for row in prediction_rows(name, sets[name], probabilities[name])]
     write_csv(predictions, options.output_data_dir / "predictions.csv")
 
-    print("Exporting to ONNX and comparing it with PyTorch", flush=True)
+    print("Exporting to ONNX and verifying against PyTorch", flush=True)
     model = Probabilities(classifier, temperature).eval()
     unchecked = options.model_dir / "model.onnx.unchecked"
     export(model, (height, width), unchecked)

@@ -1,4 +1,4 @@
-"""An emulated AWS in this process, and no other within reach."""
+"""An emulated AWS in this process; the real one is out of reach."""
 
 import json
 import os
@@ -14,8 +14,8 @@ TRUST = {"Effect": "Allow", "Principal": {"Service": "sagemaker.amazonaws.com"},
 
 
 @pytest.fixture(autouse=True)
-def nobody(monkeypatch, tmp_path):
-    """No credentials, no profile and no region of the person who runs the tests."""
+def no_credentials(monkeypatch, tmp_path):
+    """Hide the credentials, profile and region of whoever runs the tests."""
     for name in [name for name in os.environ if name.startswith(("AWS_", "SAGEMAKER_"))]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -25,7 +25,7 @@ def nobody(monkeypatch, tmp_path):
 @pytest.fixture
 def aws(monkeypatch):
     """A session with a bucket `models` and a role `training` in us-east-1."""
-    # moto has no such call; this answer is "allowed".
+    # moto lacks this call; the empty response means "allowed".
     monkeypatch.setattr(IamResponse, "simulate_principal_policy", lambda self: ActionResult({}), raising=False)
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     with mock_aws():
@@ -37,12 +37,10 @@ def aws(monkeypatch):
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    """A folder of two classes that are easily told apart."""
+def images(tmp_path):
+    """A folder of two classes that are easy to distinguish."""
     for label, brightness in {"dark dog": 10, "bright cat": 200}.items():
-        (tmp_path / "pictures" / label).mkdir(parents=True)
+        (tmp_path / "images" / label).mkdir(parents=True)
         for number in range(12):
-            Image.new("RGB", (20, 16), (brightness + number,) * 3).save(
-                tmp_path / "pictures" / label / f"{number}+.png"
-            )
-    return tmp_path / "pictures"
+            Image.new("RGB", (20, 16), (brightness + number,) * 3).save(tmp_path / "images" / label / f"{number}+.png")
+    return tmp_path / "images"

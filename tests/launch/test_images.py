@@ -1,4 +1,4 @@
-"""AWS's images, by the table of SageMaker's SDK, against those that template.yaml names."""
+"""The container images in template.yaml, compared with those in SageMaker's SDK."""
 
 from sagemaker.core import image_uris
 from sagemaker.core.image_uris import config_for_framework
@@ -8,13 +8,13 @@ from documents import TEMPLATE
 VERSION = "1.9-0"
 
 
-def test_the_registries_of_the_scikit_learn_image_are_the_sdks():
+def test_the_registries_of_the_scikit_learn_image_are_those_of_the_sdk():
     registries = config_for_framework("sklearn")["inference"]["versions"][VERSION]["registries"]
     mapped = {region: row["Account"] for region, row in TEMPLATE["Mappings"]["ScikitLearnRegistry"].items()}
     assert mapped == registries
 
 
-def test_the_image_of_the_template_is_the_one_that_the_sdk_would_take():
+def test_the_template_and_the_sdk_name_the_same_image():
     uri = image_uris.retrieve("sklearn", "eu-central-1", version=VERSION, instance_type="ml.c6i.large")
     account = TEMPLATE["Mappings"]["ScikitLearnRegistry"]["eu-central-1"]["Account"]
     image = TEMPLATE["Resources"]["Model"]["Properties"]["PrimaryContainer"]["Image"]["Fn::If"][2]["Fn::Sub"][0]

@@ -1,4 +1,4 @@
-"""training/launch/ through SageMaker's SDK: to an emulated AWS, and into the SDK's own start scripts."""
+"""training/launch/ with SageMaker's SDK, against an emulated AWS and through the SDK's own start scripts."""
 
 import io
 import json
@@ -31,7 +31,7 @@ NEEDED = ["--bucket", "models", "--role", ROLE]
 
 
 def request(name, data, **changes):
-    """The CreateTrainingJob request of `NEEDED`, of one channel and of no other options."""
+    """The CreateTrainingJob request for the options `NEEDED` and one channel; `changes` override its fields."""
 
     def channel(channel_name, uri):
         source = {"S3DataType": "S3Prefix", "S3Uri": uri, "S3DataDistributionType": "FullyReplicated"}
@@ -62,26 +62,26 @@ def request(name, data, **changes):
 
 
 def start(aws, *options):
-    """Start a job; returns its name."""
+    """Start a job and return its name."""
     return job.start(aws, job.parse_options([*NEEDED, *map(str, options)]))
 
 
 def job_of(name):
-    """The emulator's own record of a job, to set how it is doing: there, every job is done at once."""
+    """The emulator's record of a job, to set its status: by default, every job completes at once."""
     return sagemaker_backends[ACCOUNT]["us-east-1"].training_jobs[name]
 
 
 def objects(aws, prefix=""):
-    """{key: bytes} of the bucket."""
+    """The bucket's objects as {key: bytes}."""
     found = aws.resource("s3").Bucket("models").objects.filter(Prefix=prefix)
     return {entry.key: entry.get()["Body"].read() for entry in found}
 
 
 def run_container(aws, described, opt_ml):
-    """Do what SageMaker does with a job, but in the folder `opt_ml` and with the project's Python.
+    """Run a job as SageMaker does, but in the folder `opt_ml` and with the project's Python.
 
-    The channels are fetched, the configuration is written, and the container's command is run: the SDK's start script,
-    which sets the variables, installs requirements.txt and runs the entry point.
+    Downloads the channels, writes the configuration, and runs the container's command: the SDK's start script, which
+    sets the variables, installs requirements.txt and runs the entry point.
     """
     for channel in described["InputDataConfig"]:
         prefix = channel["DataSource"]["S3DataSource"]["S3Uri"].removeprefix("s3://models/").rstrip("/") + "/"
@@ -110,7 +110,7 @@ def run_container(aws, described, opt_ml):
         env={
             "PATH": f"{ROOT / '.venv/bin'}:{os.environ['PATH']}",
             "TRAINING_JOB_NAME": described["TrainingJobName"],
-            "PIP_NO_INDEX": "1",  # what requirements.txt names is there already
+            "PIP_NO_INDEX": "1",  # the packages of requirements.txt are already installed
         },
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -120,7 +120,7 @@ def run_container(aws, described, opt_ml):
 
 
 def archive_of(files):
-    """model.tar.gz of {name: bytes}."""
+    """A tar.gz archive of {name: bytes}."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
         for name, content in files.items():
@@ -134,11 +134,11 @@ def put_model(aws, name, archive):
     aws.client("s3").put_object(Bucket="models", Key=f"image-classification/{name}/output/model.tar.gz", Body=archive)
 
 
-def test_a_dry_run_prints_the_request_without_network_and_credentials(pictures, monkeypatch, capsys):
+def test_a_dry_run_prints_the_request_without_network_or_credentials(images, monkeypatch, capsys):
     attempts = []
     monkeypatch.setattr(socket.socket, "connect", lambda _, address: attempts.append(address))
     monkeypatch.setattr(socket, "getaddrinfo", lambda *address, **_: attempts.append(address))
-    job.main([*NEEDED, "--train", str(pictures), "--dry-run", "true"])
+    job.main([*NEEDED, "--train", str(images), "--dry-run", "true"])
     assert attempts == []
     printed = json.loads(capsys.readouterr().out)
     name = printed["CreateTrainingJob"]["TrainingJobName"]
@@ -155,7 +155,7 @@ def test_a_dry_run_prints_the_request_without_network_and_credentials(pictures, 
     }
 
 
-def test_the_job_is_created_as_the_dry_run_says(aws, capsys):
+def test_the_job_is_created_with_the_request_of_the_dry_run(aws, capsys):
     options = [
         *NEEDED,
         "--train",
@@ -190,17 +190,20 @@ def test_the_job_is_created_as_the_dry_run_says(aws, capsys):
     assert created == json.loads(json.dumps(planned).replace(planned["TrainingJobName"], name))
 
 
-def test_the_source_is_training_with_the_endpoints_inference_beside_it(aws, pictures):
-    name = start(aws, "--train", pictures)
+def test_a_job_gets_only_the_modules_that_train_py_imports_and_its_requirements(aws, images):
+    name = start(aws, "--train", images)
     prefix = f"image-classification/{name}/input/code/"
     files = {key.removeprefix(prefix): content for key, content in objects(aws, prefix).items()}
-    assert files == {path.name: path.read_bytes() for path in job.source_files()}
-    assert files.keys() >= {"train.py", "model.py", "data.py", "inference.py", "requirements.txt"}
+    modules = ["augment", "calibration", "data", "export", "fit", "model", "patches", "report", "resnet", "train"]
+    expected = {f"{module}.py": (ROOT / f"training/{module}.py").read_bytes() for module in modules}
+    for path in (ROOT / "endpoint/inference.py", ROOT / "training/requirements.txt"):
+        expected[path.name] = path.read_bytes()
+    assert files == expected
 
 
 @pytest.mark.skipif(not (ROOT / ".venv").exists(), reason="make test-launch")
-def test_the_sdks_start_script_trains_and_the_model_is_packed_for_the_endpoint(aws, pictures, tmp_path, capsys):
-    channels = [part for name in ("train", "validation", "test") for part in (f"--{name}", pictures)]
+def test_the_sdks_start_script_trains_and_the_model_is_packaged_for_the_endpoint(aws, images, tmp_path, capsys):
+    channels = [part for name in ("train", "validation", "test") for part in (f"--{name}", images)]
     name = start(aws, *channels, "--hyperparameters", "epochs=2", "learning-rate=1e-3", "label-smoothing=0")
     described = aws.client("sagemaker").describe_training_job(TrainingJobName=name)
     container = run_container(aws, described, tmp_path / "ml")
@@ -217,7 +220,7 @@ def test_the_sdks_start_script_trains_and_the_model_is_packed_for_the_endpoint(a
         "SM_MODEL_DIR": f"{tmp_path}/ml/model",
         "SM_OUTPUT_DATA_DIR": f"{tmp_path}/ml/output/data",
     }
-    assert "Ignored, as no options of this script" not in container.stdout
+    assert "Ignoring unknown options" not in container.stdout
     model = {path.name: path.read_bytes() for path in (tmp_path / "ml/model").iterdir()}
     metadata = json.loads(model["metadata.json"])
     given = {"epochs": 2, "learning_rate": 0.001, "label_smoothing": 0}
@@ -236,27 +239,27 @@ def test_the_sdks_start_script_trains_and_the_model_is_packed_for_the_endpoint(a
     )
 
 
-def test_a_folder_is_uploaded_once_whatever_it_is_called(aws, pictures):
-    (pictures / ".cache").mkdir()
-    (pictures / ".cache/thumbnail.png").write_bytes(b"hidden")
-    (pictures / "readme.txt").write_bytes(b"in no class")
-    uri, *counts = bucket.upload_pictures(aws.client("s3"), pictures, "models", "name/data")
+def test_a_folder_is_uploaded_once_even_after_it_is_renamed(aws, images):
+    (images / ".cache").mkdir()
+    (images / ".cache/thumbnail.png").write_bytes(b"hidden")
+    (images / "readme.txt").write_bytes(b"in no class")
+    uri, *counts = bucket.upload_images(aws.client("s3"), images, "models", "name/data")
     assert counts == [24, 24]
     prefix = uri.removeprefix("s3://models/")
-    expected = {prefix + path.relative_to(pictures).as_posix(): path.read_bytes() for path in pictures.glob("* */*")}
+    expected = {prefix + path.relative_to(images).as_posix(): path.read_bytes() for path in images.glob("* */*")}
     assert objects(aws) == expected
-    renamed = pictures.rename(pictures.with_name("renamed"))
-    assert bucket.upload_pictures(aws.client("s3"), renamed, "models", "name/data") == (uri, 24, 0)
+    renamed = images.rename(images.with_name("renamed"))
+    assert bucket.upload_images(aws.client("s3"), renamed, "models", "name/data") == (uri, 24, 0)
     (renamed / "dark dog/0+.png").write_bytes(b"another")
-    assert bucket.upload_pictures(aws.client("s3"), renamed, "models", "name/data")[0] != uri
+    assert bucket.upload_images(aws.client("s3"), renamed, "models", "name/data")[0] != uri
 
 
-def test_a_folder_without_classes_is_refused(aws, tmp_path):
-    with pytest.raises(errors.DataFolderError, match=r"nowhere needs two or more folders of images"):
+def test_a_folder_without_classes_is_rejected(aws, tmp_path):
+    with pytest.raises(errors.DataFolderError, match=r"nowhere needs at least two folders of images"):
         start(aws, "--train", tmp_path / "nowhere")
 
 
-def test_how_the_job_is_doing_is_said_until_it_is_done(capsys):
+def test_the_status_of_the_job_is_printed_until_it_ends(capsys):
     sagemaker = boto3.client("sagemaker", region_name="us-east-1", aws_access_key_id="x", aws_secret_access_key="x")
     with Stubber(sagemaker) as stub:
         for status, secondary, messages in [
@@ -286,7 +289,7 @@ def test_how_the_job_is_doing_is_said_until_it_is_done(capsys):
 
 
 @pytest.mark.parametrize("status", ["Failed", "Stopped"])
-def test_a_job_that_failed_says_why_and_where_its_log_is(status, aws):
+def test_the_error_for_a_failed_job_has_the_reason_and_the_command_for_its_log(status, aws):
     name = start(aws, "--train", "s3://other/train")
     job_of(name).training_job_status = status
     job_of(name).failure_reason = "AlgorithmError: exit code: 1\n  UnreadableImageError"
@@ -294,44 +297,44 @@ def test_a_job_that_failed_says_why_and_where_its_log_is(status, aws):
         job.main([*NEEDED, "--resume", name])
     assert str(raised.value) == (
         f"{name}: AlgorithmError: exit code: 1 UnreadableImageError\n"
-        f"What it printed: aws logs tail /aws/sagemaker/TrainingJobs --log-stream-name-prefix {name}/ --since 1d "
+        f"Its log: aws logs tail /aws/sagemaker/TrainingJobs --log-stream-name-prefix {name}/ --since 1d "
         "--region us-east-1"
     )
 
 
 @pytest.fixture
 def interruptible():
-    """Python's own answer to Ctrl-C, which a shell switches off for what it starts in the background."""
+    """Python's default handler for Ctrl-C, which shells disable for background processes."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
 
 
-def test_an_interrupt_leaves_the_job_alone_and_says_how_to_go_on(aws, interruptible):
+def test_an_interrupt_leaves_the_job_running_and_prints_how_to_resume(aws, interruptible):
     name = start(aws, "--train", "s3://other/train")
     job_of(name).training_job_status = "InProgress"
     threading.Timer(1, os.kill, (os.getpid(), signal.SIGINT)).start()
     with pytest.raises(SystemExit) as raised:
         job.main([*NEEDED, "--resume", name])
     assert raised.value.code == (
-        "\nThe job goes on without this command. To wait for it again: .local/venvs/sagemaker/bin/python "
+        "\nThe job continues without this command. To wait for it again: .local/venvs/sagemaker/bin/python "
         f"-m training.launch.job --region us-east-1 --bucket models --resume {name}\n"
         f"To stop it: aws sagemaker stop-training-job --region us-east-1 --training-job-name {name}"
     )
 
 
-def test_a_model_archive_that_reaches_outside_is_refused(aws, tmp_path):
+def test_a_model_archive_with_files_outside_the_folder_is_rejected(aws, tmp_path):
     for name in ("../evil", "/evil", "a/../../evil"):
         put_model(aws, "job", archive_of({name: b""}))
-        with pytest.raises(errors.ModelArchiveError, match=re.escape(f"{name} would lie outside")):
+        with pytest.raises(errors.ModelArchiveError, match=re.escape(f"{name} is outside the folder")):
             bucket.fetch_model(aws.client("s3"), "s3://models/image-classification/job/output/model.tar.gz", tmp_path)
     put_model(aws, "job", b"not an archive")
-    with pytest.raises(errors.ModelArchiveError, match="is not unpacked"):
+    with pytest.raises(errors.ModelArchiveError, match="cannot be unpacked"):
         bucket.fetch_model(aws.client("s3"), "s3://models/image-classification/job/output/model.tar.gz", tmp_path)
     assert not list(tmp_path.rglob("evil"))
 
 
-def test_every_number_of_train_py_is_a_hyperparameter():
+def test_every_numeric_option_of_train_py_is_a_hyperparameter():
     command = [ROOT / ".venv/bin/python", ROOT / "training/train.py", "--help"]
     shown = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
     options = set(re.findall(r"^  --([\w-]+)", shown, re.MULTILINE))
@@ -343,14 +346,14 @@ def test_every_number_of_train_py_is_a_hyperparameter():
 @pytest.mark.parametrize(
     "error, message, options",
     [
-        ("UnknownHyperparameterError", "epoch: train.py takes validation-fraction, ", ["--hyperparameters", "epoch=3"]),
-        ("UnknownHyperparameterError", "train: train.py takes ", ["--hyperparameters", "train=folder"]),
-        ("InvalidOptionError", "--hyperparameters takes numbers: ", ["--hyperparameters", "epochs=many"]),
-        ("InvalidOptionError", "--hyperparameters takes NAME=VALUE, not epochs", ["--hyperparameters", "epochs"]),
-        ("InvalidOptionError", "--tags takes NAME=VALUE, not =eyes", ["--tags", "=eyes"]),
-        ("InvalidOptionError", "--bucket is missing: name one of yours", ["--bucket", ""]),
-        ("InvalidOptionError", "--role takes the ARN of a role", ["--role", "training"]),
-        ("InvalidOptionError", "--job-name takes up to 48 letters", ["--job-name", "my_job"]),
+        ("UnknownHyperparameterError", "epoch: train.py has validation-fraction, ", ["--hyperparameters", "epoch=3"]),
+        ("UnknownHyperparameterError", "train: train.py has ", ["--hyperparameters", "train=folder"]),
+        ("InvalidOptionError", "--hyperparameters must be numbers: ", ["--hyperparameters", "epochs=many"]),
+        ("InvalidOptionError", "--hyperparameters must be NAME=VALUE, not epochs", ["--hyperparameters", "epochs"]),
+        ("InvalidOptionError", "--tags must be NAME=VALUE, not =eyes", ["--tags", "=eyes"]),
+        ("InvalidOptionError", "--bucket is missing: use one of yours", ["--bucket", ""]),
+        ("InvalidOptionError", "--role must be the ARN of a role", ["--role", "training"]),
+        ("InvalidOptionError", "--job-name must be at most 48 letters", ["--job-name", "my_job"]),
         (
             "InvalidOptionError",
             "no training image for --instance-type",
@@ -358,41 +361,41 @@ def test_every_number_of_train_py_is_a_hyperparameter():
         ),
         ("InvalidOptionError", "no training image for --instance-type", ["--dry-run", "true", "--region", "mars-1"]),
         ("InvalidOptionError", "--resume starts no job", ["--resume", "job-1", "--dry-run", "true"]),
-        ("InvalidOptionError", "--max-wait is for waiting and running", ["--spot", "true", "--max-wait", "60"]),
+        ("InvalidOptionError", "--max-wait includes the training time", ["--spot", "true", "--max-wait", "60"]),
     ],
 )
-def test_what_is_wrong_with_the_options_is_said_before_anything_is_sent(error, message, options):
+def test_invalid_options_are_reported_before_anything_is_sent(error, message, options):
     with pytest.raises(getattr(errors, error), match=f"^{re.escape(message)}"):
         job.main([*NEEDED, *options])
 
 
-def test_a_fault_ends_the_script_with_its_name_and_no_traceback():
+def test_an_error_ends_the_command_with_its_name_and_no_traceback():
     command = [sys.executable, "-m", "training.launch.job", *NEEDED]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (
         1,
         "",
-        "InvalidOptionError: --region is missing: neither AWS_DEFAULT_REGION nor the profile names one\n",
+        "InvalidOptionError: --region is missing: neither AWS_DEFAULT_REGION nor the profile sets one\n",
     )
 
 
 def test_without_credentials_the_error_says_how_to_get_them():
-    with pytest.raises(errors.CredentialsError, match="no AWS credentials were found: `aws configure`"):
+    with pytest.raises(errors.CredentialsError, match="no AWS credentials: run `aws configure`"):
         job.main([*NEEDED, "--region", "us-east-1", "--train", "s3://other/train"])
 
 
-def test_a_mistyped_bucket_is_refused_and_not_made(aws):
-    with pytest.raises(errors.BucketError, match="modles does not exist: `aws s3 mb s3://modles` makes it"):
+def test_a_mistyped_bucket_is_rejected_and_not_created(aws):
+    with pytest.raises(errors.BucketError, match="modles does not exist: create it with `aws s3 mb s3://modles`"):
         job.main(["--bucket", "modles", "--role", ROLE, "--train", "s3://other/train"])
     assert [found["Name"] for found in aws.client("s3").list_buckets()["Buckets"]] == ["models"]
 
 
-def test_a_bucket_in_another_region_is_refused(aws):
-    with pytest.raises(errors.BucketError, match="models lies in us-east-1, the job would run in eu-west-1"):
+def test_a_bucket_in_another_region_is_rejected(aws):
+    with pytest.raises(errors.BucketError, match="models is in us-east-1, but the job would run in eu-west-1"):
         job.main([*NEEDED, "--region", "eu-west-1", "--train", "s3://other/train"])
 
 
-def test_a_role_that_sagemaker_may_not_take_on_is_refused(aws):
+def test_a_role_that_sagemaker_cannot_assume_is_rejected(aws):
     statement = {"Effect": "Allow", "Principal": {"Service": "lambda.amazonaws.com"}, "Action": "sts:AssumeRole"}
     trust = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
     aws.client("iam").update_assume_role_policy(RoleName="training", PolicyDocument=trust)
@@ -400,24 +403,25 @@ def test_a_role_that_sagemaker_may_not_take_on_is_refused(aws):
         job.main([*NEEDED, "--train", "s3://other/train"])
 
 
-def test_a_role_that_lacks_a_permission_is_refused(aws, monkeypatch):
+def test_a_role_without_a_needed_permission_is_rejected(aws, monkeypatch):
     denied = {"EvalActionName": "ecr:GetAuthorizationToken", "EvalDecision": "implicitDeny"}
-    answer = ActionResult({"EvaluationResults": [denied]})
-    monkeypatch.setattr(IamResponse, "simulate_principal_policy", lambda self: answer, raising=False)
+    response = ActionResult({"EvaluationResults": [denied]})
+    monkeypatch.setattr(IamResponse, "simulate_principal_policy", lambda self: response, raising=False)
     with pytest.raises(errors.RoleError, match="Missing permissions: ecr:GetAuthorizationToken"):
         job.main([*NEEDED, "--train", "s3://other/train"])
 
 
-def test_a_quota_of_none_says_what_to_ask_for(aws, monkeypatch):
+def test_an_exceeded_quota_says_what_to_request(aws, monkeypatch):
     limit = "The account-level service limit 'ml.p3.2xlarge for training job usage' is 0 Instances."
 
-    def refuse(self):
+    def reject(self):
         raise JsonRESTError("ResourceLimitExceeded", limit)
 
-    monkeypatch.setattr(SageMakerResponse, "create_training_job", refuse)
+    monkeypatch.setattr(SageMakerResponse, "create_training_job", reject)
     with pytest.raises(errors.QuotaError) as raised:
         job.main([*NEEDED, "--train", "s3://other/train", "--instance-type", "ml.p3.2xlarge"])
     assert str(raised.value) == (
-        "your account's quota allows no more ml.p3.2xlarge for training: ask for it at Service Quotas, or give another "
-        f"--instance-type (a new account has CPU types and, as a rule, no GPUs). AWS said: {limit}"
+        "your account's quota allows no more ml.p3.2xlarge for training: request an increase at Service Quotas, or "
+        "choose another --instance-type (new accounts have CPU types and usually no GPUs). "
+        f"AWS's message: {limit}"
     )

@@ -1,4 +1,4 @@
-"""training/starter.ipynb, executed from top to bottom against a local stack."""
+"""Runs training/starter.ipynb from top to bottom on a local stack."""
 
 import re
 
@@ -8,14 +8,14 @@ from nbclient import NotebookClient
 
 from documents import ROOT
 
-SECONDS_FOR_A_CELL = 600
+CELL_TIMEOUT = 600  # seconds
 
 
 @pytest.fixture(scope="module")
 def notebook():
-    """The notebook with its outputs; a cell that fails is an error here."""
+    """The executed notebook; raises if a cell fails."""
     notebook = nbformat.read(ROOT / "training/starter.ipynb", as_version=4)
-    return NotebookClient(notebook, timeout=SECONDS_FOR_A_CELL, resources={"metadata": {"path": ROOT}}).execute()
+    return NotebookClient(notebook, timeout=CELL_TIMEOUT, resources={"metadata": {"path": ROOT}}).execute()
 
 
 def outputs(notebook, kind):
@@ -28,16 +28,16 @@ def printed(notebook):
     return "".join(output["text"] for output in found if output.output_type == "stream")
 
 
-def test_it_shows_the_data_calibration_confidence_and_labels(notebook):
+def test_it_has_figures_of_data_calibration_confidence_and_labels(notebook):
     assert len(outputs(notebook, "image/png")) == 4
 
 
-def test_images_are_accepted_sent_to_review_and_refused(notebook):
+def test_its_images_are_accepted_sent_to_review_and_rejected(notebook):
     (counts,) = [text for text in outputs(notebook, "text/plain") if text.startswith("Counter")]
     assert set(re.findall(r"'(\w+)'", counts)) == {"accepted", "THRESHOLD_CONFIDENCE_NOT_MET", "UnsupportedImageError"}
 
 
-def test_every_execution_has_its_line_in_the_prediction_log(notebook):
+def test_every_execution_has_a_line_in_the_prediction_log(notebook):
     lines, executions = re.search(r"(\d+) lines for (\d+) executions", printed(notebook)).groups()
     assert lines == executions
 

@@ -1,11 +1,11 @@
-"""Pictures to train on."""
+"""Images to train on."""
 
 import numpy as np
 from PIL import Image
 
 
 def write_classes(folder, counts, size=(24, 16), seed=0):
-    """Noisy pictures in class folders; each class has a brightness of its own."""
+    """Write noisy images into class folders; each class has its own brightness. Returns the folder."""
     random = np.random.default_rng(seed)
     for index, (label, count) in enumerate(counts.items()):
         (folder / label).mkdir(parents=True)

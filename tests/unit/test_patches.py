@@ -11,7 +11,7 @@ from model import Average, Classifier, Probabilities
 
 
 def stripes(count, seed, size=(32, 36)):
-    """Noisy pictures of stripes that lie (0) or stand (1), each at a place of its own: [N, 3, height, width]."""
+    """Noisy images of horizontal (0) or vertical (1) stripes at random offsets, [N, 3, height, width], and targets."""
     random = np.random.default_rng(seed)
     targets = np.arange(count) % 2
     images = []
@@ -28,15 +28,15 @@ def fitted(size=(32, 36), channels=32):
     return patches.fit(torch.from_numpy(images), torch.from_numpy(targets), 2, channels, mirrored=True)
 
 
-def test_new_pictures_of_a_texture_are_told_apart():
+def test_new_images_of_two_textures_are_distinguished():
     images, targets = stripes(60, seed=1)
     scores = fitted()(torch.from_numpy(images))
     assert scores.shape == (60, 2)
     assert (scores.argmax(1).numpy() == targets).mean() > 0.95
 
 
-def test_mirror_images_are_told_apart_where_they_are_of_another_class():
-    """Lines that fall, and their mirror images, which rise."""
+def test_mirror_images_that_belong_to_another_class_are_distinguished():
+    """The classes are falling lines and their mirror images, rising lines."""
     falling = np.maximum(np.eye(32), np.eye(32, k=1)).astype(np.float32)
     noise = np.random.default_rng(0).random((40, 3, 32, 32), dtype=np.float32)
     images = torch.from_numpy(0.5 * noise + 0.5 * falling)
@@ -51,26 +51,26 @@ def test_the_same_seed_gives_the_same_model():
     assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
 
 
-def test_large_pictures_are_halved_and_flat_ones_have_a_score():
+def test_large_images_are_halved_and_flat_images_have_finite_scores():
     model = fitted(size=(64, 48))
     assert model.halves
     assert torch.isfinite(model(torch.full((1, 3, 64, 48), 0.5))).all()
 
 
-def test_what_is_exported_of_networks_and_patches_answers_as_they_do(tmp_path):
+def test_the_exported_average_of_networks_and_patches_has_the_same_outputs(tmp_path):
     images, targets = stripes(20, seed=2)
-    dataset = Dataset(images, targets, ["lying", "standing"])
+    dataset = Dataset(images, targets, ["horizontal", "vertical"])
     network = Classifier(2, [0.5] * 3, [0.2] * 3, (32, 36), 16)
     options = train.parse_options(["--patches", "32", "--flip", "0.5"])
-    both = train.ask_patches_too(Average([network], mirrored=True), dataset, dataset, options)
+    both = train.add_patches(Average([network], mirrored=True), dataset, dataset, options)
     model = Probabilities(both, 0.7).eval()
     export.export(model, (32, 36), tmp_path / "model.onnx")
     assert export.largest_difference(model, tmp_path / "model.onnx", dataset) <= export.MAX_DIFFERENCE
     assert both.weights[1] > 0
 
 
-def test_rounding_does_not_decide_about_flat_pictures():
-    """Of one grey each, as plain backgrounds are: in single precision the features are those of double precision."""
+def test_rounding_errors_do_not_decide_about_flat_images():
+    """For uniform grey, like a plain background, the features in single precision equal those in double precision."""
     model = fitted()
     flat = torch.rand(50, 1, 1, 1, generator=torch.Generator().manual_seed(0)).expand(-1, 3, 32, 36)
     exact = copy.deepcopy(model).double().features(flat.double())

@@ -12,7 +12,7 @@ from data import Dataset
 def write(path, labels, targets, probabilities):
     images = np.random.default_rng(0).random((len(targets), 3, 8, 8), dtype=np.float32)
     dataset = Dataset(images, np.array(targets), labels)
-    figures = calibration.trust(np.log(np.array(probabilities)), dataset.targets, 1)
+    figures = calibration.summary(np.log(np.array(probabilities)), dataset.targets, 1)
     metadata = {
         "labels": labels,
         "input": {"height": 8, "width": 8},
@@ -33,7 +33,7 @@ def write(path, labels, targets, probabilities):
 
 
 class Tags(html.parser.HTMLParser):
-    """Counts what is opened and checks that it is closed."""
+    """Counts the tags and checks that each is closed."""
 
     def __init__(self, page):
         super().__init__()
@@ -52,18 +52,18 @@ class Tags(html.parser.HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_the_report_is_one_page_with_charts_matrix_and_mistakes_and_needs_no_network(tmp_path):
+def test_the_report_is_a_self_contained_page_with_charts_matrix_and_mistakes(tmp_path):
     page = write(tmp_path / "out/report.html", ["cat", "<dog>"], [0, 1, 1], [[0.9, 0.1], [0.8, 0.2], [0.3, 0.7]])
     tags = Tags(page)
     assert tags.open == []
     assert (tags.count["svg"], tags.count["img"], tags.count["table"]) == (4, 1, 3)
-    assert "&lt;dog&gt;, taken for cat (0.80)" in page
+    assert "&lt;dog&gt;, classified as cat (0.80)" in page
     assert "<dog>" not in page
     assert "prefers-color-scheme: dark" in page
     assert re.findall(r"https?://|<script|<link|nan", page) == []
 
 
-def test_a_model_without_mistakes_and_one_of_many_classes_have_reports_too(tmp_path):
+def test_models_without_mistakes_and_with_many_classes_have_reports(tmp_path):
     right = np.full((30, 30), 0.001) + np.eye(30) * 0.97
     labels = [f"class {number}" for number in range(30)]
     page = write(tmp_path / "right.html", labels, list(range(30)), right)
@@ -72,6 +72,6 @@ def test_a_model_without_mistakes_and_one_of_many_classes_have_reports_too(tmp_p
     assert "<td>class 28</td><td>class 29</td><td>1</td>" in page
 
 
-@pytest.mark.parametrize("low, high, marks", [(0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1]), (0, 22, [0, 5, 10, 15, 20])])
-def test_the_marks_of_an_axis_are_round_numbers(low, high, marks):
-    assert report.ticks(low, high) == marks
+@pytest.mark.parametrize("low, high, ticks", [(0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1]), (0, 22, [0, 5, 10, 15, 20])])
+def test_the_ticks_of_an_axis_are_round_numbers(low, high, ticks):
+    assert report.ticks(low, high) == ticks

@@ -13,7 +13,7 @@ from data import Dataset
 
 @pytest.fixture
 def weights():
-    """What torchvision's resnet18 has, as far as names and shapes go."""
+    """Random weights with the names and shapes of torchvision's resnet18."""
     torch.manual_seed(1)
     return {name: value for name, value in resnet.ResNet18(1000).state_dict().items() if name not in ("mean", "std")}
 
@@ -47,11 +47,11 @@ class Hostile:
         ([1, 2], "does not hold the weights"),
         ({"conv1.weight": 1}, "does not hold the weights"),
         ({"layer1.0.weight": torch.zeros(1)}, "does not hold the weights"),
-        (None, "is no file"),
+        (None, "does not exist"),
         ("folder", "without running code"),
     ],
 )
-def test_a_file_of_anything_else_is_named(tmp_path, content, reason):
+def test_a_file_without_these_weights_is_rejected(tmp_path, content, reason):
     path = tmp_path / "weights.pth"
     if isinstance(content, bytes):
         path.write_bytes(content)
@@ -63,15 +63,15 @@ def test_a_file_of_anything_else_is_named(tmp_path, content, reason):
         resnet.pretrained(path, 2)
 
 
-def test_pretrained_weights_get_larger_pictures_and_a_short_gentle_training():
+def test_pretrained_weights_get_a_short_training_with_a_low_learning_rate():
     dataset = Dataset(np.random.default_rng(0).random((900, 3, 32, 32), np.float32), np.zeros(900, np.int64), ["cat"])
     options = train.parse_options(["--pretrained", "weights.pth"])
-    train.suit(options, dataset)
+    train.choose_defaults(options, dataset)
     assert (options.networks, options.patches, options.gradients, options.learning_rate) == (1, 0, 0, 0.01)
     assert options.epochs == 13
 
 
-def test_training_starts_from_them_and_exports_what_the_endpoint_loads(weights, tmp_path, monkeypatch):
+def test_training_starts_from_the_weights_and_exports_a_model_for_the_endpoint(weights, tmp_path, monkeypatch):
     torch.save(weights, tmp_path / "resnet18.pth")
     monkeypatch.setenv("SM_CHANNEL_TRAIN", str(write_classes(tmp_path / "train", {"cat": 6, "dog": 6})))
     folders = ["--model-dir", f"{tmp_path}/model", "--output-data-dir", f"{tmp_path}/output"]
@@ -79,5 +79,5 @@ def test_training_starts_from_them_and_exports_what_the_endpoint_loads(weights, 
     assert json.loads((tmp_path / "model/metadata.json").read_text())["pretrained"] == "resnet18.pth"
     model = inference.model_fn(tmp_path / "model")
     assert model.size == (resnet.SIDE, resnet.SIDE)
-    (answer,) = inference.classify([np.zeros((3, *model.size), np.float32)], model)
-    assert {each["label"] for each in answer["predictions"]} == {"cat", "dog"}
+    (response,) = inference.classify([np.zeros((3, *model.size), np.float32)], model)
+    assert {each["label"] for each in response["predictions"]} == {"cat", "dog"}

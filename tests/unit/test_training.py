@@ -38,11 +38,11 @@ def digits(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """What `SM_CHANNEL_TRAIN=DIR SM_MODEL_DIR=OUT python training/train.py` leaves, of any folder of class folders."""
+    """The output of `SM_CHANNEL_TRAIN=DIR SM_MODEL_DIR=OUT python training/train.py` for a folder of class folders."""
     folder = tmp_path_factory.mktemp("job")
     write_classes(folder / "train", {"bright cat": 20, "dark dog": 10})
     own = {"SM_CHANNEL_TRAIN": "train", "SM_MODEL_DIR": "model", "SM_OUTPUT_DATA_DIR": "output"}
-    foreign = {name: value for name, value in os.environ.items() if not name.startswith("SM_")}
+    others = {name: value for name, value in os.environ.items() if not name.startswith("SM_")}
     command = [
         sys.executable,
         train.__file__,
@@ -55,7 +55,7 @@ def trained(tmp_path_factory):
         "--sagemaker_region",
         "eu-west-1",
     ]
-    environment = foreign | {name: str(folder / part) for name, part in own.items()}
+    environment = others | {name: str(folder / part) for name, part in own.items()}
     job = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert job.returncode == 0, job.stderr
     return folder, job
@@ -65,7 +65,7 @@ def files_of(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_digits_are_split_once_by_seed_and_written_alike_twice(digits, tmp_path):
+def test_the_split_of_the_digits_depends_only_on_the_seed_and_is_written_identically(digits, tmp_path):
     prepare.main(["digits", "--output", str(tmp_path / "again")])
     prepare.main(["digits", "--output", str(tmp_path / "again")])
     prepare.main(["digits", "--output", str(tmp_path / "other"), "--seed", "1"])
@@ -74,7 +74,7 @@ def test_digits_are_split_once_by_seed_and_written_alike_twice(digits, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "other"]
 
 
-def test_digits_have_three_parts_with_all_labels_and_no_picture_in_common(digits):
+def test_digits_have_three_parts_with_all_labels_and_no_image_in_common(digits):
     parts = {part: data.list_images(digits / part) for part in prepare.PARTS}
     assert [list(classes) for classes in parts.values()] == [list("0123456789")] * 3
     names = [path.name for classes in parts.values() for paths in classes.values() for path in paths]
@@ -86,14 +86,14 @@ def test_digits_are_dark_ink_on_light_paper(digits):
     assert (pixels.shape, pixels[:, 0].min(), pixels.min()) == ((8, 8), 255, 0)
 
 
-def test_a_folder_of_something_else_is_not_replaced(tmp_path):
+def test_a_folder_with_other_files_is_not_replaced(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(SystemExit, match=r"holds thesis\.txt"):
         prepare.main(["digits", "--output", str(tmp_path)])
     assert files_of(tmp_path) == {"thesis.txt": b"years of work"}
 
 
-def test_a_split_has_its_share_of_every_class_and_depends_on_the_seed_alone():
+def test_a_split_is_stratified_by_class_and_depends_only_on_the_seed():
     targets = np.repeat(["a", "b"], [100, 10])
     kept, held_out = data.stratified_split(targets, [0.2], seed=0)
     assert sorted([*kept, *held_out]) == list(range(110))
@@ -103,18 +103,18 @@ def test_a_split_has_its_share_of_every_class_and_depends_on_the_seed_alone():
     assert list(held_out) != list(data.stratified_split(targets, [0.2], seed=1)[1])
 
 
-def test_a_split_of_few_images_leaves_one_of_each_class_for_every_part():
+def test_a_split_of_few_images_puts_one_of_each_class_into_every_part():
     targets = np.repeat(["a", "b"], 3)
     for part in data.stratified_split(targets, [0.8, 0.8], seed=0):
         assert sorted(targets[part]) == ["a", "b"]
 
 
-def test_a_part_to_test_with_may_have_fewer_classes(tmp_path):
+def test_the_test_data_can_have_fewer_classes(tmp_path):
     folder = write_classes(tmp_path, {"dog": 2})
-    assert data.load(data.list_images(folder, fewest=1), SIZE, ["cat", "dog"]).counts() == {"cat": 0, "dog": 2}
+    assert data.load(data.list_images(folder, min_classes=1), SIZE, ["cat", "dog"]).counts() == {"cat": 0, "dog": 2}
 
 
-def test_pictures_are_read_as_the_endpoint_reads_them(tmp_path):
+def test_images_are_read_as_the_endpoint_reads_them(tmp_path):
     classes = data.list_images(write_classes(tmp_path, {"cat": 1, "dog": 2}))
     dataset = data.load(classes, SIZE)
     assert (dataset.images.shape, dataset.counts()) == ((3, 3, *SIZE), {"cat": 1, "dog": 2})
@@ -123,12 +123,12 @@ def test_pictures_are_read_as_the_endpoint_reads_them(tmp_path):
 
 
 @pytest.mark.parametrize("side, chosen", [(8, 16), (32, 32), (45, 48), (300, 64)])
-def test_the_size_suits_the_pictures(side, chosen, tmp_path):
+def test_the_input_size_follows_from_the_median_size_of_the_images(side, chosen, tmp_path):
     classes = data.list_images(write_classes(tmp_path, {"cat": 1, "dog": 1}, size=(side, 2 * side)))
     assert data.choose_size(classes) == (chosen, chosen)
 
 
-def test_faults_of_the_data_are_named(tmp_path):
+def test_problems_with_the_data_raise_errors_that_name_the_file_or_class(tmp_path):
     with pytest.raises(data.MissingFolderError, match="nowhere is not a folder"):
         data.list_images(tmp_path / "nowhere")
 
@@ -136,7 +136,7 @@ def test_faults_of_the_data_are_named(tmp_path):
     with pytest.raises(data.TooFewClassesError, match="has 1"):
         data.list_images(write_classes(tmp_path / "one", {"cat": 3}))
 
-    with pytest.raises(data.ClassTooSmallError, match="class dog has 1 of the 2 images"):
+    with pytest.raises(data.ClassTooSmallError, match="class dog has 1 images, a split needs at least 2"):
         data.stratified_split(np.array(["cat", "cat", "dog"]), [0.2], seed=0)
 
     broken = write_classes(tmp_path / "broken", {"cat": 1, "dog": 1})
@@ -146,10 +146,10 @@ def test_faults_of_the_data_are_named(tmp_path):
 
     empty = write_classes(tmp_path / "empty", {"cat": 20, "dog": 1})
     (empty / "dog" / "0.png").write_text("no image")
-    with pytest.raises(data.ClassTooSmallError, match="class dog has no image that can be read"):
+    with pytest.raises(data.ClassTooSmallError, match="class dog has no readable image"):
         data.load(data.list_images(empty), SIZE)
 
-    (empty / "\udcff").mkdir()  # a byte that is no UTF-8
+    (empty / "\udcff").mkdir()  # not UTF-8
     (empty / "\udcff" / "0.png").write_bytes(b"any")
     with pytest.raises(data.ClassNameError, match=r"rename the folder '.udcff'"):
         data.list_images(empty)
@@ -158,33 +158,36 @@ def test_faults_of_the_data_are_named(tmp_path):
         data.load(data.list_images(write_classes(tmp_path / "test", {"cat": 1, "dog": 1})), SIZE, ["cat", "bird"])
 
 
-def test_a_few_unreadable_files_are_listed_and_left_out(tmp_path, capsys):
+def test_a_few_unreadable_files_are_listed_and_skipped(tmp_path, capsys):
     folder = write_classes(tmp_path, {"cat": 10, "dog": 9})
     (folder / "dog" / "broken.png").write_bytes((folder / "dog" / "1.png").read_bytes()[:300])
     classes = data.list_images(folder)
     assert data.choose_size(classes) == (16, 16)
     assert data.load(classes, SIZE).counts() == {"cat": 10, "dog": 9}
     first, second = capsys.readouterr().out.splitlines()
-    assert first == "1 of the files cannot be read and are left out:"
+    assert first == "Skipped unreadable files: 1"
     assert second.startswith(f"  {folder}/dog/broken.png: not a readable image")
 
 
-def colourful(count, side, colour):
-    """A Dataset of two classes of random pictures, with colour or without."""
+def random_images(count, side, colour):
+    """A Dataset of random images in two classes, in colour or grey."""
     pixels = np.random.default_rng(0).random((count, 3 if colour else 1, side, side), dtype=np.float32)
     return data.Dataset(np.broadcast_to(pixels, (count, 3, side, side)), np.arange(count) % 2, ["cat", "dog"])
 
 
 @pytest.mark.parametrize(
-    "dataset, suited",
+    "dataset, expected",
     [
-        (colourful(100, 16, colour=False), {"networks": 1, "width": 16, "epochs": 40, "flip": 0, "light": 0, "mix": 0}),
         (
-            colourful(100, 16, colour=True),
+            random_images(100, 16, colour=False),
+            {"networks": 1, "width": 16, "epochs": 40, "flip": 0, "light": 0, "mix": 0},
+        ),
+        (
+            random_images(100, 16, colour=True),
             {"networks": 1, "width": 16, "epochs": 40, "flip": 0.5, "light": 0.3, "mix": 0.5},
         ),
         (
-            colourful(100, 32, colour=False),
+            random_images(100, 32, colour=False),
             {
                 "networks": 2,
                 "gradients": 0,
@@ -197,40 +200,40 @@ def colourful(count, side, colour):
             },
         ),
         (
-            colourful(10_000, 32, colour=True),
+            random_images(10_000, 32, colour=True),
             {"networks": 1, "width": 32, "epochs": 30, "patches": 0, "flip": 0.5, "light": 0.3, "mix": 0.5},
         ),
     ],
 )
-def test_what_is_not_given_suits_the_data(dataset, suited):
-    options = train.parse_options(["--train", "pictures"])
-    train.suit(options, dataset)
-    assert {name: getattr(options, name) for name in suited} == suited
+def test_defaults_depend_on_the_data(dataset, expected):
+    options = train.parse_options(["--train", "images"])
+    train.choose_defaults(options, dataset)
+    assert {name: getattr(options, name) for name in expected} == expected
     assert options.patience == options.epochs // 2
 
 
-def test_what_is_given_is_kept():
+def test_given_options_are_not_changed():
     given = ["--flip", "0", "--width", "8", "--epochs", "3", "--light", "0", "--mix", "0"]
     given += ["--learning-rate", "0.05", "--patience", "2", "--networks", "1", "--gradients", "0", "--patches", "0"]
-    options = train.parse_options(["--train", "pictures", *given])
+    options = train.parse_options(["--train", "images", *given])
     before = dict(vars(options))
-    train.suit(options, colourful(100, 32, colour=True))
+    train.choose_defaults(options, random_images(100, 32, colour=True))
     assert vars(options) == before
 
 
 @pytest.mark.parametrize("networks, gradients", [("1", 0), ("2", 1)])
-def test_of_two_networks_for_photographs_one_looks_at_gradients(networks, gradients):
-    options = train.parse_options(["--train", "pictures", "--networks", networks])
-    photographs = colourful(100, 32, colour=True)
+def test_the_second_of_two_networks_for_photographs_sees_gradients(networks, gradients):
+    options = train.parse_options(["--train", "images", "--networks", networks])
+    photographs = random_images(100, 32, colour=True)
 
-    train.suit(options, photographs)
+    train.choose_defaults(options, photographs)
     built = [train.build(number, photographs, options).gradients for number in range(1, options.networks + 1)]
 
     assert options.gradients == gradients
     assert built == [False, True][: options.networks]
 
 
-def test_augmentation_of_nothing_changes_nothing_and_a_flip_mirrors():
+def test_augmentation_with_every_option_at_zero_changes_nothing_and_a_flip_mirrors():
     images, truth = torch.rand(4, 3, *SIZE), torch.eye(4)
     nothing = ["--rotate", "0", "--shift", "0", "--scale", "0", "--flip", "0", "--light", "0", "--mix", "0"]
     options = train.parse_options(nothing)
@@ -241,94 +244,96 @@ def test_augmentation_of_nothing_changes_nothing_and_a_flip_mirrors():
     torch.testing.assert_close(augment.move(images, options), images.flip(3))
 
 
-def test_another_light_leaves_grey_pictures_grey():
+def test_relighting_leaves_grey_images_grey():
     images = torch.rand(50, 1, 16, 16).expand(50, 3, 16, 16)
     lit = augment.relight(images, train.parse_options(["--light", "0.5"]))
     torch.testing.assert_close(lit, lit.mean(1, keepdim=True).expand_as(lit))
     assert not torch.allclose(lit, images)
 
 
-def test_mixed_pictures_have_the_truth_of_what_they_show():
+def test_the_truth_of_a_mixed_image_is_divided_by_the_area_of_each_class():
     torch.manual_seed(0)
-    numbers = torch.arange(4.0).reshape(4, 1, 1, 1).expand(4, 3, *SIZE)  # each picture is one colour, its class
+    numbers = (
+        torch.arange(4.0).reshape(4, 1, 1, 1).expand(4, 3, *SIZE)
+    )  # each image is uniform, with its class as the value
     for _ in range(20):
         mixed, truth = augment.mix(numbers, torch.eye(4), train.parse_options(["--mix", "1"]))
         shown = torch.stack([(mixed[:, 0] == number).float().mean((1, 2)) for number in range(4)], 1)
         torch.testing.assert_close(shown, truth)
 
 
-def test_the_defaults_are_the_digits_and_one_channel_brings_no_other(monkeypatch):
+def test_the_default_data_is_the_digits_unless_a_channel_is_given(monkeypatch):
     for name in ("SM_CHANNEL_TRAIN", "SM_CHANNEL_VALIDATION", "SM_CHANNEL_TEST"):
         monkeypatch.delenv(name, raising=False)
     assert train.parse_options([]).test == train.DIGITS / "test"
-    monkeypatch.setenv("SM_CHANNEL_TRAIN", "pictures")
+    monkeypatch.setenv("SM_CHANNEL_TRAIN", "images")
     options = train.parse_options([])
-    assert (options.train, options.validation, options.test) == (Path("pictures"), None, None)
+    assert (options.train, options.validation, options.test) == (Path("images"), None, None)
 
 
 @pytest.mark.parametrize(
     "options, problem",
     [
-        (["--epochs", "0"], "--epochs is 1 or more"),
-        (["--batch-size", "-1"], "--batch-size is 1 or more"),
-        (["--validation-fraction", "1"], "--validation-fraction is between 0 and 1"),
-        (["--test", "pictures"], "--validation and --test go with a --train"),
+        (["--epochs", "0"], "--epochs must be at least 1"),
+        (["--batch-size", "-1"], "--batch-size must be at least 1"),
+        (["--validation-fraction", "1"], "--validation-fraction must be between 0 and 1"),
+        (["--test", "images"], "--validation and --test require --train"),
     ],
 )
-def test_options_that_can_not_be_are_refused_at_once(options, problem, monkeypatch, capsys):
+def test_invalid_options_are_rejected_at_once(options, problem, monkeypatch, capsys):
     monkeypatch.delenv("SM_CHANNEL_TRAIN", raising=False)
     with pytest.raises(SystemExit):
         train.parse_options(options)
     assert problem in capsys.readouterr().err
 
 
-def test_a_folder_that_takes_no_results_is_told_before_the_training(tmp_path):
+def test_an_output_folder_that_is_not_writable_is_reported_before_training(tmp_path):
     (tmp_path / "file").touch()
     options = train.parse_options(["--model-dir", str(tmp_path / "file"), "--output-data-dir", str(tmp_path)])
-    with pytest.raises(train.OutputFolderError, match="file: File exists: nothing can be written there"):
+    with pytest.raises(train.OutputFolderError, match="file is not writable: File exists"):
         train.make_folders(options)
 
 
 @pytest.mark.parametrize("gradients", [False, True])
 @pytest.mark.parametrize("side", [16, 18, 28, 56, 64])
-def test_pictures_of_any_size_have_an_answer_also_when_exported(side, gradients, tmp_path):
+def test_the_exported_model_classifies_images_of_any_size(side, gradients, tmp_path):
     torch.manual_seed(0)
     model = Probabilities(Classifier(2, [0.5] * 3, [0.2] * 3, (side, side), width=8, gradients=gradients)).eval()
     train.export(model, (side, side), tmp_path / "model.onnx")
-    pictures = colourful(4, side, colour=True)
-    assert train.largest_difference(model, tmp_path / "model.onnx", pictures) < 1e-5
+    images = random_images(4, side, colour=True)
+    assert train.largest_difference(model, tmp_path / "model.onnx", images) < 1e-5
 
 
 def test_training_ends_early_and_keeps_the_best_epoch_by_validation(tmp_path):
     torch.manual_seed(0)
     dataset = data.load(data.list_images(write_classes(tmp_path, {"cat": 10, "dog": 10})), (16, 16))
-    other_way_round = data.Dataset(dataset.images, 1 - dataset.targets, dataset.labels)  # the better, the worse
+    swapped = data.Dataset(dataset.images, 1 - dataset.targets, dataset.labels)  # the better, the worse
     network = Classifier(2, [0.5] * 3, [0.2] * 3, width=8)
     options = train.parse_options(["--epochs", "30", "--patience", "2", "--batch-size", "5"])
-    train.suit(options, dataset)
-    history = fit.fit(network, dataset, other_way_round, options)
+    train.choose_defaults(options, dataset)
+    history = fit.fit(network, dataset, swapped, options)
     losses = [line["validation_loss"] for line in history]
     assert len(history) < 30
     assert len(history) - (1 + losses.index(min(losses))) == 2
-    assert fit.evaluate(network, other_way_round)[0].mean() == pytest.approx(min(losses))
+    assert fit.evaluate(network, swapped)[0].mean() == pytest.approx(min(losses))
     assert [line["kept"] for line in history] == [int(loss == min(losses)) for loss in losses]
 
 
 @pytest.mark.parametrize(
     "last, ended_early, kept",
     [
-        ([0.2, 0.4, 0.6], False, 1),  # worse in each picture
-        ([0.5, 0.0, 0.2], False, 2),  # worse because of one picture
+        ([0.2, 0.4, 0.6], False, 1),  # worse on every image
+        ([0.5, 0.0, 0.2], False, 2),  # worse because of a single image
         ([0.5, 0.0, 0.2], True, 1),
         ([0.0, 0.0, 0.0], False, 2),
     ],
 )
 def test_the_last_epoch_is_kept_unless_training_ended_early_or_the_best_is_clearly_better(last, ended_early, kept):
     best, last = (1, np.array([0.1, 0.2, 0.3]), {}), (2, np.array(last), {})
-    assert fit.kept_of(best, last, ended_early)[0] == kept
+    assert fit.choose_epoch(best, last, ended_early)[0] == kept
 
 
-def test_one_channel_and_a_model_folder_are_all_that_training_needs(trained):
+def test_training_needs_only_one_channel_and_a_model_folder(trained):
     folder, _ = trained
     metadata = json.loads((folder / "model/metadata.json").read_text())
     assert metadata["labels"] == ["bright cat", "dark dog"]
@@ -359,29 +364,29 @@ def test_one_channel_and_a_model_folder_are_all_that_training_needs(trained):
     assert right / 3 == validation["accuracy"]
 
 
-def test_training_prints_a_line_an_epoch_and_no_noise(trained):
+def test_training_prints_one_line_per_epoch_and_nothing_on_stderr(trained):
     _, job = trained
     lines = job.stdout.splitlines()
     epochs = [line.split()[:2] for line in lines if line.startswith("network=")]
     assert sorted(epochs) == [[f"network={number}", f"epoch={epoch}"] for number in (1, 2) for epoch in (1, 2)]
-    assert lines[0] == "Ignored, as no options of this script: --sagemaker_region eu-west-1"
+    assert lines[0] == "Ignoring unknown options: --sagemaker_region eu-west-1"
     assert job.stderr == ""
 
 
-def test_the_model_tells_nothing_of_the_machine_it_was_made_on(trained):
+def test_the_model_contains_no_paths_of_the_machine_that_trained_it(trained):
     folder, _ = trained
     files = (folder / "model/model.onnx").read_bytes() + (folder / "model/metadata.json").read_bytes()
     assert str(Path(train.__file__).parent).encode() not in files
     assert b"site-packages" not in files
 
 
-def test_a_fault_ends_the_script_with_its_name_and_no_traceback(tmp_path):
+def test_an_error_ends_the_script_with_its_name_and_no_traceback(tmp_path):
     environment = os.environ | {"SM_CHANNEL_TRAIN": str(tmp_path / "nowhere"), "SM_MODEL_DIR": str(tmp_path / "model")}
     job = subprocess.run([sys.executable, train.__file__], env=environment, capture_output=True, text=True, timeout=60)
     assert (job.returncode, job.stderr) == (1, f"MissingFolderError: {tmp_path / 'nowhere'} is not a folder\n")
 
 
-def test_the_same_bytes_get_the_same_probabilities_everywhere(tmp_path):
+def test_the_server_returns_the_same_probabilities_as_pytorch(tmp_path):
     torch.manual_seed(0)
     labels = ["cat", "dog", "gnu"]
     dataset = data.load(data.list_images(write_classes(tmp_path / "data", dict.fromkeys(labels[:2], 3))), SIZE)
@@ -398,20 +403,20 @@ def test_the_same_bytes_get_the_same_probabilities_everywhere(tmp_path):
     single = [client.post("/invocations", content=file, headers={"content-type": "image/png"}).json() for file in files]
     lines = "".join(json.dumps(base64.b64encode(file).decode()) + "\n" for file in files)
     batch = client.post("/invocations", content=lines, headers={"content-type": "application/jsonlines"})
-    for answers in (single, [json.loads(line) for line in batch.text.splitlines()]):
-        by_label = [{each["label"]: each["probability"] for each in answer["predictions"]} for answer in answers]
+    for responses in (single, [json.loads(line) for line in batch.text.splitlines()]):
+        by_label = [{each["label"]: each["probability"] for each in response["predictions"]} for response in responses]
         np.testing.assert_allclose([[row[label] for label in labels] for row in by_label], expected, atol=1e-5)
 
 
-def test_the_average_of_networks_is_theirs_of_a_picture_and_its_mirror_image():
+def test_an_average_is_the_mean_over_networks_and_mirror_images():
     networks = [Classifier(2, [0.5] * 3, [0.2] * 3, width=8).eval() for _ in range(2)]
     images = torch.rand(3, 3, *SIZE)
-    answers = [network(view) for network in networks for view in (images, images.flip(3))]
-    torch.testing.assert_close(Average(networks, mirrored=True)(images), sum(answers) / 4)
-    torch.testing.assert_close(Average(networks, mirrored=False)(images), (answers[0] + answers[2]) / 2)
+    logits = [network(view) for network in networks for view in (images, images.flip(3))]
+    torch.testing.assert_close(Average(networks, mirrored=True)(images), sum(logits) / 4)
+    torch.testing.assert_close(Average(networks, mirrored=False)(images), (logits[0] + logits[2]) / 2)
 
 
-def test_an_exported_model_that_answers_otherwise_is_refused(tmp_path):
+def test_an_exported_model_with_different_outputs_is_rejected(tmp_path):
     dataset = data.load(data.list_images(write_classes(tmp_path / "data", {"cat": 2, "dog": 2})), SIZE)
     trained, other = (Probabilities(Classifier(2, [0.5] * 3, [0.2] * 3, width=8)).eval() for _ in range(2))
     export.export(trained, SIZE, tmp_path / "model.onnx")
@@ -419,7 +424,7 @@ def test_an_exported_model_that_answers_otherwise_is_refused(tmp_path):
         export.largest_difference(other, tmp_path / "model.onnx", dataset)
 
 
-def test_gradients_of_an_edge_go_to_its_own_direction():
+def test_the_gradient_of_an_edge_is_counted_in_its_direction():
     edge = torch.zeros(1, 3, 16, 16)
     edge[..., 8:] = 1
 
@@ -431,8 +436,8 @@ def test_gradients_of_an_edge_go_to_its_own_direction():
     assert turned.argmax() in (4, 5)  # the two next to a right angle
 
 
-def test_gradients_of_a_flat_picture_are_none_also_when_exported(tmp_path):
-    # the exporter drops additions of very small numbers, which would leave a division by zero
+def test_a_flat_image_has_no_gradients_even_when_exported(tmp_path):
+    # The exporter drops additions of very small numbers, which would leave a division by zero.
     flat = torch.full((1, 3, 32, 32), 0.5)
     model = Probabilities(Classifier(2, [0.5] * 3, [0.2] * 3, width=8, gradients=True)).eval()
     export.export(model, (32, 32), tmp_path / "model.onnx")

@@ -1,4 +1,4 @@
-"""What job.py puts into the bucket, and what it takes out of it: pictures in, a trained model out."""
+"""Upload a training job's images to the bucket, and package the model that the job leaves there."""
 
 import concurrent.futures
 import hashlib
@@ -6,38 +6,39 @@ import tarfile
 import tempfile
 from pathlib import Path
 
+from botocore.client import BaseClient
 from botocore.exceptions import ClientError
 
 from endpoint import package
 from training.launch.errors import BucketError, DataFolderError, ModelArchiveError
 
-CONNECTIONS = 10  # that a boto3 client keeps
+CONNECTIONS = 10  # the pool size of a boto3 client
 
 
-def check_bucket(s3, bucket):
-    """The SDK would make a bucket of a mistyped name. Raises BucketError."""
+def check_bucket(s3: BaseClient, bucket: str) -> None:
+    """Check that the bucket exists: the SDK would create one with a mistyped name. Raises BucketError."""
     try:
         region = s3.head_bucket(Bucket=bucket).get("BucketRegion", s3.meta.region_name)
     except ClientError as error:
         if error.response["Error"]["Code"] == "404":
-            raise BucketError(f"{bucket} does not exist: `aws s3 mb s3://{bucket}` makes it") from None
+            raise BucketError(f"{bucket} does not exist: create it with `aws s3 mb s3://{bucket}`") from None
         if error.response["Error"]["Code"] == "403":
-            raise BucketError(f"{bucket} may not be used with these credentials, or they have expired") from None
+            raise BucketError(f"access to {bucket} is denied, or the credentials have expired") from None
         raise
     if region != s3.meta.region_name:
         raise BucketError(
-            f"{bucket} lies in {region}, the job would run in {s3.meta.region_name}: give --region {region}"
+            f"{bucket} is in {region}, but the job would run in {s3.meta.region_name}: use --region {region}"
         )
 
 
-def upload_pictures(s3, folder, bucket, prefix):
-    """Upload a folder of class folders below a hash of its content. Returns (s3:// URI, files, files uploaded).
+def upload_images(s3: BaseClient, folder: str | Path, bucket: str, prefix: str) -> tuple[str, int, int]:
+    """Upload a folder of class folders under a hash of its content. Returns (s3:// URI, files, files uploaded).
 
     Raises DataFolderError.
     """
     paths = [path for path in sorted(Path(folder).glob("[!.]*/[!.]*")) if path.is_file()]
     if len({path.parent for path in paths}) < 2:
-        raise DataFolderError(f"{folder} needs two or more folders of images, one for each class")
+        raise DataFolderError(f"{folder} needs at least two folders of images, one for each class")
     content = hashlib.sha256()
     for path in paths:
         content.update(f"{path.relative_to(folder)} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
@@ -50,8 +51,8 @@ def upload_pictures(s3, folder, bucket, prefix):
     return f"s3://{bucket}/{prefix}", len(paths), len(missing)
 
 
-def fetch_model(s3, uri, folder):
-    """Unpack the files of a job's model.tar.gz into `folder`. Raises ModelArchiveError."""
+def fetch_model(s3: BaseClient, uri: str, folder: str | Path) -> None:
+    """Download a job's model.tar.gz and unpack its files into `folder`. Raises ModelArchiveError."""
     bucket, key = uri.removeprefix("s3://").split("/", 1)
     with tempfile.TemporaryFile() as archive:
         s3.download_fileobj(bucket, key, archive)
@@ -61,15 +62,18 @@ def fetch_model(s3, uri, folder):
                 for entry in filter(tarfile.TarInfo.isfile, opened):  # no links, no devices
                     path = Path(folder, entry.name)
                     if ".." in path.parts or not path.is_relative_to(folder):
-                        raise ModelArchiveError(f"{uri} is not unpacked: {entry.name} would lie outside of it")
+                        raise ModelArchiveError(f"{uri} cannot be unpacked: {entry.name} is outside the folder")
                     path.parent.mkdir(parents=True, exist_ok=True)
-                    path.write_bytes(opened.extractfile(entry).read())
+                    path.write_bytes(opened.extractfile(entry).read())  # type: ignore[union-attr]  # a regular file
         except (tarfile.TarError, EOFError) as error:
-            raise ModelArchiveError(f"{uri} is not unpacked: {error}") from error
+            raise ModelArchiveError(f"{uri} cannot be unpacked: {error}") from error
 
 
-def pack_model(s3, uri, bucket, with_lib=True):
-    """Pack a job's model for the endpoint; returns the s3:// URL. Raises ModelArchiveError, PackageError."""
+def pack_model(s3: BaseClient, uri: str, bucket: str, with_lib: bool = True) -> str:
+    """Package a job's model for the endpoint and upload it. Returns its s3:// URL.
+
+    Raises ModelArchiveError, PackageError.
+    """
     wheels = package.fetch_wheels(package.CACHE) if with_lib else []
     with tempfile.TemporaryDirectory() as folder:
         fetch_model(s3, uri, folder)

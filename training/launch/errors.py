@@ -1,9 +1,9 @@
-"""What can go wrong with a training job on SageMaker, by name and with what to do about it."""
+"""Errors of a training job on SageMaker; each message says what to do."""
 
 from botocore.exceptions import ClientError, NoCredentialsError, PartialCredentialsError
 from sagemaker.core.helper.iam_role_resolver import RoleValidationError
 
-REFUSED_CREDENTIALS = {
+CREDENTIAL_ERRORS = {
     "ExpiredToken",
     "ExpiredTokenException",
     "InvalidAccessKeyId",
@@ -14,7 +14,7 @@ REFUSED_CREDENTIALS = {
 
 
 class LaunchError(Exception):
-    """The job cannot be started, or came to nothing; the message says what to do."""
+    """The job could not be started, or it failed; the message says what to do."""
 
 
 class InvalidOptionError(LaunchError):
@@ -57,10 +57,10 @@ class ModelArchiveError(LaunchError):
     pass
 
 
-def explain(error, instance_type):
-    """The LaunchError for an exception of boto3 or of SageMaker's SDK."""
+def explain(error: Exception, instance_type: str) -> LaunchError:
+    """Convert an exception of boto3 or SageMaker's SDK into a LaunchError."""
     if isinstance(error, (NoCredentialsError, PartialCredentialsError)):
-        return CredentialsError("no AWS credentials were found: `aws configure`, `aws sso login`, or set AWS_PROFILE")
+        return CredentialsError("no AWS credentials: run `aws configure` or `aws sso login`, or set AWS_PROFILE")
     if isinstance(error, RoleValidationError):
         return RoleError(" ".join(str(error).partition("\n\n")[0].split()))
     if not isinstance(error, ClientError):
@@ -68,9 +68,10 @@ def explain(error, instance_type):
     code, message = error.response["Error"]["Code"], error.response["Error"]["Message"]
     if code == "ResourceLimitExceeded":
         return QuotaError(
-            f"your account's quota allows no more {instance_type} for training: ask for it at Service Quotas, or give "
-            f"another --instance-type (a new account has CPU types and, as a rule, no GPUs). AWS said: {message}"
+            f"your account's quota allows no more {instance_type} for training: request an increase at Service Quotas, "
+            "or choose another --instance-type (new accounts have CPU types and usually no GPUs). "
+            f"AWS's message: {message}"
         )
-    if code in REFUSED_CREDENTIALS:
-        return CredentialsError(f"AWS refuses these credentials, renew them: {error.operation_name}: {message}")
+    if code in CREDENTIAL_ERRORS:
+        return CredentialsError(f"AWS rejected these credentials, renew them: {error.operation_name}: {message}")
     return AwsError(f"{error.operation_name}: {code}: {message}")
