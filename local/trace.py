@@ -22,6 +22,7 @@ from local.target import Target, target
 
 DAYS_SEARCHED = 30  # the default retention of the logs
 RUNNING_SEARCHED = 100  # executions that have no line in the prediction log yet
+WIDTH = 240  # of the tree where the output is not a terminal; a terminal cuts longer lines
 SHOWN = 160  # characters of a log line's fields
 CONSOLES = {
     "aws": "console.aws.amazon.com",
@@ -103,7 +104,7 @@ def follow(stack: Target, arn: str) -> dict[str, Any]:
     }
     traced = [line["xray_trace_id"] for line in lines if "xray_trace_id" in line]
     header = dict(field.split("=", 1) for field in execution.get("traceHeader", "").split(";") if "=" in field)
-    found["trace_id"] = header.get("Root") or next(iter(traced), None)
+    found["trace_id"] = header.get("Root") or next(iter(traced), None) or trace_of(stack, found["key"], started)
     found["segments"] = segments(stack, found["trace_id"], started) if found["trace_id"] else []
     if execution["status"] != "RUNNING":
         row = outcome(execution)
@@ -111,6 +112,19 @@ def follow(stack: Target, arn: str) -> dict[str, Any]:
         found |= {name: getattr(row, name) for name in ("label", "confidence", "seconds", "error")}
         found |= {"outcome": ended, "cause": error_message(row), "threshold": (row.result or {}).get("threshold")}
     return found
+
+
+def trace_of(stack: Target, key: str, since: datetime) -> str | None:
+    """The trace of an execution that logged nothing, by the annotation that RetrieveImage makes first."""
+    key_hash = record.key_hash(key)
+    if stack.local:
+        collected = record.segments(stack.local.directory / "xray.jsonl", since)
+        owned = (each for each in collected if each.get("annotations", {}).get("s3_key_hash") == key_hash)
+        return next((segment["trace_id"] for segment in owned), None)
+    window = {"StartTime": since, "EndTime": since + timedelta(hours=2)}  # the state machine's TimeoutSeconds
+    expression = f'annotation.s3_key_hash = "{key_hash}"'
+    summaries = stack.client("xray").get_trace_summaries(**window, FilterExpression=expression)["TraceSummaries"]
+    return next((summary["Id"] for summary in summaries), None)
 
 
 def segments(stack: Target, trace_id: str, since: datetime) -> list[dict[str, Any]]:
@@ -226,7 +240,7 @@ def main() -> None:
         else:
             with target(options.stack) as stack:
                 execution = follow(stack, options.arn or execution_of(stack, options.key))
-        console.print(tree(execution), soft_wrap=True)
+        console.print(tree(execution), width=None if console.is_terminal else WIDTH)
         further = links(execution["execution_arn"], execution["trace_id"], local=not options.stack)
         console.print("", *further, sep="\n", markup=False, soft_wrap=True)
 

@@ -114,11 +114,16 @@ def owners_of_traces(logs: BaseClient, outcomes: list[Outcome], since: datetime)
     the `s3_key_hash` annotation tells whose it is. RecordOutcome has a trace of its own, annotated with the ARN.
     """
     arns = [(row.key, row.execution_arn) for row in outcomes if row.execution_arn]
-    owners = {hashlib.sha256(key.encode()).hexdigest()[:16]: arn for key, arn in arns} | {arn: arn for _, arn in arns}
+    owners = {key_hash(key): arn for key, arn in arns} | {arn: arn for _, arn in arns}
     for line in function_log(logs, since):
         if "correlation_id" in line and "xray_trace_id" in line:
             owners[line["xray_trace_id"]] = line["correlation_id"]
     return owners
+
+
+def key_hash(key: str) -> str:
+    """The annotation `s3_key_hash` of a key, as functions/retrieve_image.py makes it."""
+    return hashlib.sha256(key.encode()).hexdigest()[:16]
 
 
 def function_log(logs: BaseClient, since: datetime) -> Iterator[dict[str, Any]]:
