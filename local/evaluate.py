@@ -9,6 +9,7 @@ import argparse
 import concurrent.futures
 import csv
 import json
+import os
 import time
 from collections.abc import Callable
 from datetime import datetime
@@ -18,13 +19,12 @@ from typing import Any
 from botocore.exceptions import ClientError
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from local.command import LOCAL, ROOT, StackError, console, report_errors
+from local.command import LOCAL, StackError, console, report_errors
 from local.executions import Outcome, error_message, finished
 from local.report import evaluation
 from local.report.evaluation import Row
 from local.target import Target, target
 
-FOLDER = LOCAL / "evaluation"
 # At once. A laptop has few cores; on AWS, Step Functions answers 15 DescribeExecution calls a second.
 CONCURRENT_LOCALLY, CONCURRENT = 4, 10
 SECONDS_BETWEEN_POLLS = 1.0  # on AWS
@@ -141,6 +141,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="one folder per class, named after its label")
     parser.add_argument("--endpoint", default="", help="1: without the workflow")
     parser.add_argument("--stack", default="", help="a stack on AWS")
+    parser.add_argument("--output", type=Path, default=LOCAL / "evaluation")
     options = parser.parse_args()
     with report_errors():
         images = labelled_images(options.folder)
@@ -153,16 +154,16 @@ def main() -> None:
             threshold = stack_threshold(stack)
             rows = evaluate(images, classify, CONCURRENT_LOCALLY if stack.local else CONCURRENT)
         made = evaluation.figures(rows, threshold)
-        FOLDER.mkdir(parents=True, exist_ok=True)
+        options.output.mkdir(parents=True, exist_ok=True)
+        page, table = options.output / "report.html", options.output / "results.csv"
         about = f"{options.folder}, through {way} of {stack.place}"
-        (FOLDER / "report.html").write_text(evaluation.render(made, options.folder, about), encoding="utf-8")
-        write_csv(rows, options.folder, FOLDER / "results.csv")
-        console.print()
-        for sentence in evaluation.sentences(made):
+        page.write_text(evaluation.render(made, options.folder, about), encoding="utf-8")
+        write_csv(rows, options.folder, table)
+        for sentence in ["", *evaluation.sentences(made)]:
             console.print(sentence, markup=False, soft_wrap=True)
         for row in made.errors:
             console.print(f"  {row.path}: {row.error}: {row.cause}", markup=False, soft_wrap=True)
-        console.print(f"Wrote {FOLDER.relative_to(ROOT)}/report.html and {FOLDER.relative_to(ROOT)}/results.csv")
+        console.print(f"Wrote {os.path.relpath(page)} and {os.path.relpath(table)}", soft_wrap=True)
         if not made.known:
             raise StackError("No image of a class that the model knows was classified: nothing could be evaluated")
 
