@@ -55,9 +55,12 @@ class Figures:
 
     @property
     def mistakes(self) -> list[Row]:
-        """The wrong predictions, the most confident first."""
-        wrong = [row for row in self.known if row.predicted != row.label] + self.strangers
-        return sorted(wrong, key=lambda row: -(row.confidence or 0))
+        """The known images with a wrong prediction, the most confident first."""
+        return most_confident_first([row for row in self.known if row.predicted != row.label])
+
+
+def most_confident_first(rows: list[Row]) -> list[Row]:
+    return sorted(rows, key=lambda row: -(row.confidence or 0))
 
 
 def figures(rows: list[Row], threshold: float) -> Figures:
@@ -65,7 +68,7 @@ def figures(rows: list[Row], threshold: float) -> Figures:
     labels = sorted({prediction["label"] for row in rows for prediction in row.predictions})
     classified = [row for row in rows if row.predictions]
     known = [row for row in classified if row.label in labels]
-    strangers = [row for row in classified if row.label not in labels]
+    strangers = most_confident_first([row for row in classified if row.label not in labels])
     confidences = np.array([row.confidence for row in known], dtype=float)
     right = np.array([row.predicted == row.label for row in known], dtype=bool)
 
@@ -145,7 +148,8 @@ def render(made: Figures, folder: Path, about: str) -> str:
         confused=confused,
         matrix=len(made.labels) <= MAX_CLASSES,
         pairs=pairs[:MAX_CLASSES],
-        strangers=[stranger_figures(label, made) for label in sorted({row.label for row in made.strangers})],
+        strangers=[picture(row, folder) for row in made.strangers[:MAX_MISTAKES]],
+        strange=[stranger_figures(label, made) for label in sorted({row.label for row in made.strangers})],
         mistakes=[picture(row, folder) for row in made.mistakes[:MAX_MISTAKES]],
         errors=[picture(row, folder) for row in made.errors[:MAX_ERRORS]],
     )
