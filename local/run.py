@@ -75,16 +75,14 @@ def show(outcomes: list[Outcome]) -> None:
     """Print the table of outcomes."""
     prefix = os.path.commonpath([row.key for row in outcomes]) + "/"
     table = Table(box=None, pad_edge=False, header_style="bold", title=f"Uploaded under {prefix}", title_justify="left")
-    for name in ("key", "outcome", "label", "confidence", "time", "error"):
+    for name in ("key", "status", "label", "confidence", "time", "error"):
         number = name in ("confidence", "time")
         table.add_column(name, justify="right" if number else "left", no_wrap=name != "error", overflow="fold")
     for row in outcomes:
-        colour, ended = {None: ("green", "accepted"), NOT_ACCEPTED: ("yellow", "for review")}.get(
-            row.error, ("red", "failed")
-        )
+        colour = {None: "green", NOT_ACCEPTED: "yellow"}.get(row.error, "red")
         table.add_row(
             row.key.removeprefix(prefix),
-            f"[{colour}]{ended}[/]",
+            f"[{colour}]{row.status}[/]",
             row.label or "",
             "" if row.confidence is None else f"{row.confidence:.3f}",
             "" if row.seconds is None else f"{row.seconds:.2f} s",

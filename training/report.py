@@ -5,6 +5,7 @@ import html
 import io
 import math
 from collections.abc import Iterable
+from datetime import datetime
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -72,17 +73,19 @@ def write_report(
     history: list[dict[str, Any]],
     sets: dict[str, Dataset],
     probabilities: dict[str, np.ndarray],
+    data: Path,
 ) -> None:
     """Write the page. metadata: as in metadata.json. history: one dict per epoch. sets: {part: Dataset}.
 
     probabilities: {part: [N, classes]} for validation and, if there is one, test. The page shows test if present.
+    data: the folder of the training images.
     """
     part = "test" if "test" in probabilities else "validation"
     dataset, predicted = sets[part], probabilities[part]
     confidences, right = calibration.confidence(predicted, dataset.targets)
     path.parent.mkdir(parents=True, exist_ok=True)
     page = PAGE.substitute(
-        summary=summary(metadata),
+        summary=summary(metadata, data),
         figures=figures_table(metadata["figures"], metadata["images"]),
         kept=" and ".join(map(str, metadata["kept_epochs"])),
         learning=learning_charts(history, network_names(metadata)),
@@ -95,13 +98,12 @@ def write_report(
     path.write_text(page, encoding="utf-8")
 
 
-def summary(metadata: dict[str, Any]) -> str:
-    """What was trained on which data, when, and the model's hash, as in metadata.json."""
+def summary(metadata: dict[str, Any], data: Path) -> str:
     size = f"{metadata['input']['width']} x {metadata['input']['height']}"
     return (
         f"{len(metadata['labels'])} classes, images of {size} pixels, {metadata['seconds']:.0f} seconds, "
         f"seed {metadata['seed']}, temperature {metadata['temperature']:.2f}<br>"
-        f"Data: {html.escape(metadata['data'])}. Trained: {metadata['trained']}. "
+        f"Data: {html.escape(str(data))}. Trained: {datetime.now().astimezone():%Y-%m-%d %H:%M %Z}. "
         f"Model: SHA-256 {metadata['sha256'][:12]}…"
     )
 

@@ -24,8 +24,8 @@ Files in the model folder, written after training has succeeded:
     model.onnx       input: float32 `pixels` [N, 3, height, width], RGB, 0 to 1; output: float32 `probabilities`
                      [N, classes]. Includes normalisation, averaging with the mirror image (unless --flip is 0),
                      temperature and softmax. Verified against PyTorch on the whole validation set.
-    metadata.json    data, time, labels in output order, input size, temperature, accuracy and calibration, coverage and
-                     accuracy at each threshold, seed, options, versions, sha256 of the model
+    metadata.json    labels in output order, input size, temperature, accuracy and calibration, coverage and accuracy
+                     at each threshold, seed, options, versions, sha256 of the model
 
 Files in the output folder:
 
@@ -44,7 +44,6 @@ import os
 import sys
 import tempfile
 import time
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -293,8 +292,6 @@ def main(argv: list[str] | None = None) -> None:
     export(model, (height, width), unchecked)
     difference = largest_difference(model, unchecked, validation)
     metadata = {
-        "data": "/".join(options.train.parts[-2:]),
-        "trained": f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}",
         "labels": train.labels,
         "input": {"name": "pixels", "height": height, "width": width, "range": [0, 1]},
         "normalisation": {
@@ -325,7 +322,7 @@ def main(argv: list[str] | None = None) -> None:
             f"{name}: accuracy={figure['accuracy']:.4f} loss={figure['loss']:.4f} "
             f"calibration_error={error['after']:.4f} (before temperature {temperature:.2f}: {error['before']:.4f})"
         )
-    write_report(options.output_data_dir / "report.html", metadata, history, sets, probabilities)
+    write_report(options.output_data_dir / "report.html", metadata, history, sets, probabilities, options.train)
     print(f"{options.model_dir}: model.onnx, metadata.json ({metadata['seconds']:.0f} s)")
     print(f"{options.output_data_dir}: report.html, history.csv, predictions.csv")
 

@@ -1,5 +1,6 @@
 import html.parser
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,8 +17,6 @@ def write(path, labels, targets, probabilities):
     figures = calibration.summary(np.log(np.array(probabilities)), dataset.targets, 1)
     metadata = {
         "labels": labels,
-        "data": "<photographs>/train",
-        "trained": "2026-11-26 02:00 UTC",
         "sha256": "ae26c9c3bb81" * 5,
         "pretrained": None,
         "hyperparameters": {"networks": 2, "gradients": 1},
@@ -41,7 +40,14 @@ def write(path, labels, targets, probabilities):
         for network in (1, 2)
         for epoch in (1, 2)
     ]
-    report.write_report(path, metadata, history, {"validation": dataset}, {"validation": np.array(probabilities)})
+    report.write_report(
+        path,
+        metadata,
+        history,
+        {"validation": dataset},
+        {"validation": np.array(probabilities)},
+        Path("<photographs>/train"),
+    )
     return path.read_text(encoding="utf-8")
 
 
@@ -72,7 +78,7 @@ def test_the_report_is_a_self_contained_page_with_charts_matrix_and_mistakes(tmp
     assert (tags.count["svg"], tags.count["img"], tags.count["table"]) == (4, 1, 3)
     assert "&lt;dog&gt;, classified as cat (0.80)" in page
     assert "<dog>" not in page
-    assert "Data: &lt;photographs&gt;/train. Trained: 2026-11-26 02:00 UTC. Model: SHA-256 ae26c9c3bb81…" in page
+    assert re.search(r"Data: &lt;photographs&gt;/train. Trained: 20.* Model: SHA-256 ae26c9c3bb81…", page)
     assert page.count("network 1: pixels") == page.count("network 2: gradients") == 2
     assert "<tr class=marked><td>0.75</td>" in page
     assert "prefers-color-scheme: dark" in page
