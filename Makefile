@@ -1,6 +1,6 @@
 # make help lists the commands. Each one installs what it needs; everything it creates is in .venv, .local and .aws-sam.
 .DEFAULT_GOAL := help
-.PHONY: help run report up down classify dashboard test test-sam-local test-containers test-launch test-notebook test-aws notebook invoke lint train train-sagemaker package-model build deploy destroy bench bench-endpoint clean lock
+.PHONY: help run report up down classify evaluate trace dashboard test test-sam-local test-containers test-launch test-notebook test-aws notebook invoke lint train train-sagemaker package-model build deploy destroy bench bench-endpoint clean lock
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 SHELL = bash
@@ -40,6 +40,12 @@ down: ## Stop the local stack
 
 classify: .local/.run $(PACKAGE) $(BUILT) ## Classify an image of your own: IMAGE=path [THRESHOLD=t]
 	@$(PROJECT) -m local.classify "$(IMAGE)" --threshold "$(THRESHOLD)"
+
+evaluate: .local/.run $(if $(STACK),,$(PACKAGE) $(BUILT)) ## Evaluate the deployed model on labelled images: DIR=class/folders [ENDPOINT=1] [STACK=name]
+	@$(PROJECT) -m local.evaluate "$(DIR)" --endpoint "$(ENDPOINT)" --stack "$(STACK)"
+
+trace: .local/.run ## Show what happened to one image: KEY=key or ARN=arn [STACK=name]
+	@$(PROJECT) -m local.trace --key "$(KEY)" --arn "$(ARN)" --stack "$(STACK)"
 
 dashboard: .local/.notebook ## Draw the stack's dashboard from the local stack's data
 	@$(PROJECT) -m local.report.dashboard

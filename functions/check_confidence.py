@@ -1,9 +1,10 @@
 """CheckConfidence: predictions -> the best label, its confidence, and whether it reaches the threshold.
 
 in   s3_bucket, s3_key, image, predictions, endpoint, threshold; optional s3_version_id
-out  + label, confidence, accepted
+out  + label, confidence, accepted, trace_id (the execution's trace in X-Ray)
 """
 
+import os
 from typing import Any
 
 from aws_lambda_powertools import Logger, Tracer
@@ -28,6 +29,12 @@ def decide(predictions: list[dict[str, Any]], threshold: float) -> dict[str, Any
     }
 
 
+def trace_id() -> dict[str, str]:
+    """The trace of this invocation, which is its execution's: {"trace_id"}, or {} where nothing is traced."""
+    root, _, value = os.environ.get("_X_AMZN_TRACE_ID", "").partition(";")[0].partition("=")
+    return {"trace_id": value} if root == "Root" else {}
+
+
 @logger.inject_lambda_context(correlation_id_path="execution_arn")
 @tracer.capture_lambda_handler(capture_response=False)
 def lambda_handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
@@ -37,4 +44,4 @@ def lambda_handler(event: dict[str, Any], context: LambdaContext) -> dict[str, A
     tracer.put_annotation("label", decision["label"])
     tracer.put_annotation("accepted", decision["accepted"])
     logger.info("confidence checked", s3_key=request["s3_key"], **decision)
-    return {**request, **decision}
+    return {**request, **decision, **trace_id()}

@@ -2,6 +2,7 @@
 
 outcome       accepted, review (the confidence is below the threshold) or error
 s3_bucket, s3_key, s3_version_id, execution_arn
+trace_id      the execution's trace in X-Ray: accepted and review
 label, confidence, threshold, predictions (the best MAX_PREDICTIONS), endpoint, image    accepted and review
 error, cause                                                                            error: its name and message
 """
@@ -12,7 +13,7 @@ MESSAGE = "prediction"  # identifies these lines among others of the log group
 MAX_PREDICTIONS = 5
 MAX_CAUSE = 1000  # characters
 OBJECT = ("s3_bucket", "s3_key", "s3_version_id", "execution_arn")
-DECISION = ("label", "confidence", "threshold", "endpoint", "image")
+DECISION = ("trace_id", "label", "confidence", "threshold", "endpoint", "image")
 
 
 def decided(result: dict[str, Any]) -> dict[str, Any]:

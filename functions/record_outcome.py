@@ -19,7 +19,7 @@ NOT_ACCEPTED = "THRESHOLD_CONFIDENCE_NOT_MET"
 MAX_LABELS = 10  # each label costs a custom metric: none for models with more labels
 COMPLETE = 0.99  # a smaller sum means the list was truncated: the model has more labels
 
-logger = Logger()
+logger = Logger(xray_trace_id=None)  # it would be this invocation's, beside the execution's trace_id
 tracer = Tracer(auto_patch=False)  # there are no clients to trace, and patching would import botocore
 metrics = Metrics()
 
@@ -80,6 +80,7 @@ def count_failure(error: str) -> None:
 @metrics.log_metrics
 def lambda_handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     detail = event["detail"]
+    tracer.put_annotation("execution_arn", detail["executionArn"])
     metrics.add_metric("Images", MetricUnit.Count, 1)
     if result := result_of(detail):
         count_decision(result)

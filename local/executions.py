@@ -63,12 +63,12 @@ def error_message(outcome: Outcome) -> str:
         return outcome.cause or ""
 
 
-def finished(states: BaseClient, arn: str, deadline: float) -> Outcome:
+def finished(states: BaseClient, arn: str, deadline: float, interval: float = 0.1) -> Outcome:
     """Wait until an execution has finished; TimeoutError after `deadline` (of time.monotonic())."""
     while (execution := states.describe_execution(executionArn=arn))["status"] == "RUNNING":
         if time.monotonic() > deadline:
             raise TimeoutError(f"{arn} is still running")
-        time.sleep(0.1)
+        time.sleep(interval)
     return outcome(execution)
 
 

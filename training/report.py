@@ -5,6 +5,7 @@ import html
 import io
 import math
 from collections.abc import Iterable
+from datetime import datetime
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -18,6 +19,7 @@ from data import Dataset
 WIDTH, HEIGHT, LEFT, BOTTOM, MARGIN = 420, 260, 56, 38, 12  # pixels: a chart, and the margins of its plot area
 MAX_CLASSES = 20  # of a confusion matrix; with more, a list of the most common confusions replaces it
 MAX_MISTAKES = 24
+THRESHOLD = 0.75  # the default of template.yaml, which is not there on SageMaker
 
 PAGE = Template("""<!doctype html>
 <html lang="en">
@@ -25,10 +27,11 @@ PAGE = Template("""<!doctype html>
 <meta name="viewport" content="width=device-width">
 <title>Training report</title>
 <style>
-:root { color-scheme: light dark; --ink: #1b1f24; --faint: #6b727c; --line: #d9dde2; --page: #fff;
+:root { color-scheme: light dark; --ink: #1b1f24; --faint: #6b727c; --line: #d9dde2; --page: #fff; --mark: #fff3cd;
   --a: #1f6feb; --b: #c2410c }
 @media (prefers-color-scheme: dark) {
-  :root { --ink: #e6e9ed; --faint: #8b949e; --line: #30363d; --page: #0f1216; --a: #6cb0ff; --b: #ff9a5c }
+  :root { --ink: #e6e9ed; --faint: #8b949e; --line: #30363d; --page: #0f1216;
+    --mark: #3a3113; --a: #6cb0ff; --b: #ff9a5c }
 }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--page); max-width: 60rem;
   margin: 2rem auto; padding: 0 1rem }
@@ -41,7 +44,9 @@ svg { max-width: 100%; height: auto } svg text { fill: var(--ink); font-size: 11
 circle.a, rect.a, text.a { fill: var(--a); stroke: none } text.b { fill: var(--b); stroke: none }
 table { border-collapse: collapse; margin: .6rem 0 }
 th, td { padding: .15rem .6rem; text-align: right; border: 1px solid var(--line) }
-th { font-weight: 600 } .scroll { overflow-x: auto }
+th { font-weight: 600 } .scroll { overflow-x: auto } .marked td { font-weight: 600; background: var(--mark) }
+.second { stroke-dasharray: 6 3 }
+@media (max-width: 40rem) { table { font-size: .7rem } th, td { padding: .1rem .16rem } }
 .images { display: flex; flex-wrap: wrap; gap: .8rem } .images figure { width: 6.5rem }
 .images img { width: 6.5rem; image-rendering: pixelated; border: 1px solid var(--line) }
 </style>
@@ -56,6 +61,7 @@ th { font-weight: 600 } .scroll { overflow-x: auto }
 <h2>Reliability and thresholds, $part images</h2>
 <div class="charts">$reliability</div>
 <div class="scroll">$thresholds</div>
+<p>Highlighted: the stack's default threshold.</p>
 <h2>Most confident mistakes, $part images</h2>
 $mistakes
 """)
@@ -67,20 +73,22 @@ def write_report(
     history: list[dict[str, Any]],
     sets: dict[str, Dataset],
     probabilities: dict[str, np.ndarray],
+    data: Path,
 ) -> None:
     """Write the page. metadata: as in metadata.json. history: one dict per epoch. sets: {part: Dataset}.
 
     probabilities: {part: [N, classes]} for validation and, if there is one, test. The page shows test if present.
+    data: the folder of the training images.
     """
     part = "test" if "test" in probabilities else "validation"
     dataset, predicted = sets[part], probabilities[part]
     confidences, right = calibration.confidence(predicted, dataset.targets)
     path.parent.mkdir(parents=True, exist_ok=True)
     page = PAGE.substitute(
-        summary=summary(metadata),
+        summary=summary(metadata, data),
         figures=figures_table(metadata["figures"], metadata["images"]),
         kept=" and ".join(map(str, metadata["kept_epochs"])),
-        learning=learning_charts(history),
+        learning=learning_charts(history, network_names(metadata)),
         part=part,
         confusion=confusion(dataset.labels, dataset.targets, predicted.argmax(1)),
         reliability=reliability_chart(confidences, right) + threshold_chart(confidences, right),
@@ -90,11 +98,13 @@ def write_report(
     path.write_text(page, encoding="utf-8")
 
 
-def summary(metadata: dict[str, Any]) -> str:
+def summary(metadata: dict[str, Any], data: Path) -> str:
     size = f"{metadata['input']['width']} x {metadata['input']['height']}"
     return (
         f"{len(metadata['labels'])} classes, images of {size} pixels, {metadata['seconds']:.0f} seconds, "
-        f"seed {metadata['seed']}, temperature {metadata['temperature']:.2f}"
+        f"seed {metadata['seed']}, temperature {metadata['temperature']:.2f}<br>"
+        f"Data: {html.escape(str(data))}. Trained: {datetime.now().astimezone():%Y-%m-%d %H:%M %Z}. "
+        f"Model: SHA-256 {metadata['sha256'][:12]}…"
     )
 
 
@@ -109,7 +119,7 @@ def figures_table(figures: dict[str, Any], images: dict[str, Any]) -> str:
         ]
         for part, figure in figures.items()
     ]
-    return table(["", "images", "accuracy", "loss", "calibration error before", "and after temperature"], rows)
+    return table(["", "images", "accuracy", "loss", "calibration error", "after temperature"], rows)
 
 
 def thresholds_table(lines: list[dict[str, Any]]) -> str:
@@ -122,7 +132,27 @@ def thresholds_table(lines: list[dict[str, Any]]) -> str:
         ]
         for line in lines
     ]
-    return table(["threshold", "accepts", "images", "accuracy on these"], rows)
+    head = ["threshold", "accepts", "images", "accuracy on these"]
+    return table(head, rows, marked=[line["threshold"] for line in lines].index(THRESHOLD))
+
+
+def network_names(metadata: dict[str, Any]) -> list[str]:
+    """What each network sees."""
+    options = metadata["hyperparameters"]
+    if metadata["pretrained"]:
+        return [f"network {number}: {metadata['pretrained']}" for number in range(1, options["networks"] + 1)]
+    seen = ["pixels"] * (options["networks"] - options["gradients"]) + ["gradients"] * options["gradients"]
+    return [f"network {number}: {what}" for number, what in enumerate(seen, 1)]
+
+
+def legend(names: list[str], y: float) -> str:
+    """The names of the networks with the style of their lines, below y at the right; nothing for only one."""
+    return "".join(
+        f'<path class="dash" style="stroke-dasharray: {"none" if number == 0 else "6 3"}" '
+        f'd="M{WIDTH - 180} {y + 16 * number:g}h24"/>'
+        f'<text x="{WIDTH - 150}" y="{y + 4 + 16 * number:g}">{html.escape(name)}</text>'
+        for number, name in enumerate(names if len(names) > 1 else [])
+    )
 
 
 def by_network(history: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
@@ -130,7 +160,7 @@ def by_network(history: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     return [[line for line in history if line["network"] == number] for number in numbers]
 
 
-def learning_charts(history: list[dict[str, Any]]) -> str:
+def learning_charts(history: list[dict[str, Any]], names: list[str]) -> str:
     highest = max(max(line["train_loss"], line["validation_loss"]) for line in history)
     lowest = min(math.floor(10 * min(line["validation_accuracy"] for line in history)) / 10, 0.9)
     x, y, z = (0, max(line["epoch"] for line in history)), (0, highest), (lowest, 1)
@@ -138,15 +168,27 @@ def learning_charts(history: list[dict[str, Any]]) -> str:
     def draw(style: str, name: str, y: tuple[float, float]) -> str:
         networks = by_network(history)
         return "".join(
-            line(style, [each["epoch"] for each in lines], [each[name] for each in lines], x, y) for lines in networks
+            line(
+                f"{style} second" if number else style,
+                [each["epoch"] for each in lines],
+                [each[name] for each in lines],
+                x,
+                y,
+            )
+            for number, lines in enumerate(networks)
         )
 
     return chart(
         "Loss: training (blue, with augmentation and label smoothing) and validation (orange)",
         ("epoch", *x),
         ("loss", *y),
-        draw("a", "train_loss", y) + draw("b", "validation_loss", y),
-    ) + chart("Validation accuracy", ("epoch", *x), ("accuracy", *z), draw("b", "validation_accuracy", z))
+        draw("a", "train_loss", y) + draw("b", "validation_loss", y) + legend(names, MARGIN + 14),
+    ) + chart(
+        "Validation accuracy",
+        ("epoch", *x),
+        ("accuracy", *z),
+        draw("b", "validation_accuracy", z) + legend(names, HEIGHT - BOTTOM - 16 * len(names)),
+    )
 
 
 def reliability_chart(confidences: np.ndarray, right: np.ndarray) -> str:
@@ -173,10 +215,12 @@ def threshold_chart(confidences: np.ndarray, right: np.ndarray) -> str:
     lowest = min([row["coverage"] for row in rows] + [row["accuracy"] for row in with_images])
     x, y = (0.5, 1), (min(math.floor(10 * lowest) / 10, 0.9), 1)
     return chart(
-        "Thresholds: fraction accepted (blue) and accuracy of the accepted images (orange)",
+        "Thresholds: share accepted (blue) and accuracy of the accepted images (orange); dashed: the stack's default",
         ("threshold", *x),
         ("", *y),
-        line("a", thresholds, [row["coverage"] for row in rows], x, y)
+        line("dash", [THRESHOLD, THRESHOLD], list(y), x, y)
+        + f'<text x="{across(THRESHOLD, *x) + 5:.1f}" y="{HEIGHT - BOTTOM - 6}">{THRESHOLD}</text>'
+        + line("a", thresholds, [row["coverage"] for row in rows], x, y)
         + line("b", [row["threshold"] for row in with_images], [row["accuracy"] for row in with_images], x, y),
     )
 
@@ -221,10 +265,12 @@ def data_url(pixels: np.ndarray) -> str:
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-def table(head: list[str], rows: list[list[str]]) -> str:
-    cells = "".join(f"<th>{html.escape(name)}</th>" for name in head)
-    body = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
-    return f"<table><tr>{cells}</tr>{body}</table>"
+def table(head: list[str], rows: list[list[str]], marked: int = -1) -> str:
+    """A table; marked: the number of a row to highlight."""
+    names = "".join(f"<th>{html.escape(name)}</th>" for name in head)
+    lines = ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows]
+    body = "".join(f"<tr{' class=marked' if at == marked else ''}>{cells}</tr>" for at, cells in enumerate(lines))
+    return f"<table><tr>{names}</tr>{body}</table>"
 
 
 def chart(caption: str, x: tuple[str, float, float], y: tuple[str, float, float], inside: str) -> str:

@@ -322,7 +322,7 @@ def main(argv: list[str] | None = None) -> None:
             f"{name}: accuracy={figure['accuracy']:.4f} loss={figure['loss']:.4f} "
             f"calibration_error={error['after']:.4f} (before temperature {temperature:.2f}: {error['before']:.4f})"
         )
-    write_report(options.output_data_dir / "report.html", metadata, history, sets, probabilities)
+    write_report(options.output_data_dir / "report.html", metadata, history, sets, probabilities, options.train)
     print(f"{options.model_dir}: model.onnx, metadata.json ({metadata['seconds']:.0f} s)")
     print(f"{options.output_data_dir}: report.html, history.csv, predictions.csv")
 

@@ -1,17 +1,20 @@
-"""make dashboard: draw the stack's CloudWatch dashboard from the local stack's data, as .local/dashboard.png
+"""make dashboard: draw the stack's CloudWatch dashboard from the local stack's data.
 
-On AWS, CloudWatch draws it. Here, its definition is read from the stack and each widget drawn with one point a minute:
-the project's own metrics from the functions' log lines, executions from Step Functions, all others from the emulator's
-CloudWatch. An empty widget shows metrics that the emulator does not emit.
+Writes .local/dashboard.png and, for dark pages, .local/dashboard-dark.png. On AWS, CloudWatch draws it. Here, its
+definition is read from the stack and each widget drawn with one point a minute: the project's own metrics from the
+functions' log lines, executions from Step Functions, Lambda's from the emulator's CloudWatch. Widgets that need
+metrics or queries which only AWS has are left out, and named at the end.
 """
 
 import argparse
 import json
+import math
 import re
 import statistics
+import textwrap
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -27,12 +30,21 @@ from monitoring.dashboard import expanded
 matplotlib.use("Agg")
 from matplotlib import dates, pyplot
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 MINUTE = 60
 UNIT = 0.5  # inches, of the dashboard's grid
 SEARCH = re.compile(r"SEARCH\('\{(\w+),(\w+),service\} MetricName=\"(\w+)\".*', '(\w+)'\)")
 STATISTICS: dict[str, Callable[[list[float]], float]] = {
     "Sum": sum, "Average": statistics.fmean, "Maximum": max, "SampleCount": len,
+}  # fmt: skip
+COLUMNS = 24  # of the dashboard's grid
+COLLECTED = {  # None: every metric of the namespace
+    "ImageClassification": None,
+    "AWS/States": {
+        "ExecutionsStarted", "ExecutionsSucceeded", "ExecutionsFailed", "ExecutionsAborted", "ExecutionTime",
+    },
+    "AWS/Lambda": {"Invocations", "Errors", "Duration", "Throttles"},
 }  # fmt: skip
 EXECUTION_METRICS = {"SUCCEEDED": "ExecutionsSucceeded", "FAILED": "ExecutionsFailed", "ABORTED": "ExecutionsAborted"}
 
@@ -122,6 +134,17 @@ def reduced(values: dict[int, list[float]], stat: str) -> dict[int, float]:
     return {minute: statistic(stat, values[minute]) for minute in sorted(values)}
 
 
+def is_collected(widget: Widget) -> bool:
+    """Whether at least one of a widget's metrics is collected here."""
+    for namespace, *names in (metric for metric in widget["metrics"]):
+        if isinstance(namespace, dict):
+            match = SEARCH.fullmatch(namespace.get("expression", ""))
+            namespace, names = (match[1], [match[3]]) if match else ("", [""])
+        if namespace in COLLECTED and (COLLECTED[namespace] is None or names[0] in (COLLECTED[namespace] or ())):
+            return True
+    return False
+
+
 def draw_numbers(axes: Axes, widget: Widget, points: Points) -> None:
     """Draw a widget of single values, each over the whole time."""
     axes.axis("off")
@@ -131,59 +154,97 @@ def draw_numbers(axes: Axes, widget: Widget, points: Points) -> None:
         values = [each for minute in minutes.values() for each in minute]
         text = f"{statistic(options['stat'], values):.3g}" if values else "--"
         axes.text((column + 0.5) / len(metrics), 0.55, text, ha="center", va="center", fontsize=17)
-        axes.text((column + 0.5) / len(metrics), 0.1, options["label"], ha="center", va="center", fontsize=7)
+        axes.text((column + 0.5) / len(metrics), 0.1, options["label"], ha="center", va="center", fontsize=8)
 
 
-def draw_lines(axes: Axes, widget: Widget, points: Points, span: Iterable[datetime]) -> None:
-    """Draw a widget of lines; without any data it says that the emulator does not emit the metrics."""
-    sides, drawn = {False: axes}, False
+def draw_lines(axes: Axes, widget: Widget, points: Points, span: tuple[datetime, datetime]) -> None:
+    """Draw a widget of lines, or of stacked bars; without any value it says so."""
+    sides, below, drawn = {False: axes}, defaultdict[int, float](float), False
     for label, values, on_the_right in lines(points, widget):
         if not values:
             continue
         if on_the_right not in sides:
             sides[True] = axes.twinx()
-            sides[True].tick_params(labelsize=6)
+            sides[True].tick_params(labelsize=7)
         drawn = True
         times = [datetime.fromtimestamp(minute, UTC) for minute in values]
-        sides[on_the_right].plot(times, list(values.values()), label=label, marker=".", linewidth=1)
+        if widget.get("stacked"):
+            bottoms = [below[minute] for minute in values]
+            axes.bar(times, list(values.values()), width=0.8 * MINUTE / 86400, bottom=bottoms, label=label)
+            for minute, value in values.items():
+                below[minute] += value
+        else:
+            sides[on_the_right].plot(times, list(values.values()), label=label, marker=".", linewidth=1)
     for line in widget.get("annotations", {}).get("horizontal", []):
         axes.axhline(line["value"], color="tab:red", linewidth=0.8, linestyle="--", label=line["label"])
     axes.set_xlim(*span)
+    minutes = (span[1] - span[0]).total_seconds() / MINUTE
+    locator = (
+        dates.MinuteLocator(range(0, 60, max(1, math.ceil(minutes / 6)))) if minutes < 60 else dates.AutoDateLocator()
+    )
+    axes.xaxis.set_major_locator(locator)
     axes.xaxis.set_major_formatter(dates.DateFormatter("%H:%M"))
-    axes.tick_params(labelsize=6)
+    axes.yaxis.set_major_locator(MaxNLocator(4))
+    axes.tick_params(labelsize=7)
     axes.grid(alpha=0.3)
+    axes.set_axisbelow(True)
     limits = widget.get("yAxis", {}).get("left")
     axes.set_ylim(**{"bottom": limits["min"], "top": limits["max"]} if limits else {"bottom": 0})
     if drawn:
-        axes.legend(fontsize=5, loc="best", framealpha=0.6)
+        axes.legend(fontsize=6, loc="best", framealpha=0.6, ncols=2 if widget.get("stacked") else 1)
     else:
-        axes.text(0.5, 0.5, "not emitted here", ha="center", va="center", fontsize=7, transform=axes.transAxes)
+        axes.set_yticks([])
+        axes.text(0.5, 0.5, "none in this time", ha="center", va="center", fontsize=8, transform=axes.transAxes)
 
 
-def draw(body: dict[str, Any], points: Points, path: Path) -> None:
-    """Draw the dashboard, its widgets positioned as in the definition."""
-    widgets = body["widgets"]
-    height = max(widget["y"] + widget["height"] for widget in widgets)
-    figure = pyplot.figure(figsize=(24 * UNIT, height * UNIT * 0.72), dpi=80)
-    minutes = [minute for values in points.values.values() for minute in values] or [int(time.time())]
-    span = [datetime.fromtimestamp(edge, UTC) for edge in (min(minutes) - MINUTE, max(minutes) + MINUTE)]
+def arranged(widgets: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
+    """The widgets that can be drawn here, moved together below their section's title, and the titles of the others."""
+    kept: list[dict[str, Any]] = []
+    omitted, x, y, row = [], 0, 0, 0
+    title = None
     for widget in widgets:
-        x, y, wide, high = (widget[name] for name in ("x", "y", "width", "height"))
         if widget["type"] == "text":
-            title = widget["properties"]["markdown"].lstrip("# ")
-            figure.text(0.01, 1 - (y + 0.7) / height, title, fontsize=11, weight="bold")
+            title = widget
             continue
-        box = [(x + 0.9) / 24, 1 - (y + high - 0.9) / height, (wide - 1.4) / 24, (high - 1.9) / height]
-        axes = figure.add_axes(box)
-        axes.set_title(widget["properties"]["title"], fontsize=8, loc="left")
-        if widget["type"] == "log":
-            axes.axis("off")
-            axes.text(0.5, 0.5, "a Logs Insights query", ha="center", va="center", fontsize=7)
-        elif widget["properties"]["view"] == "singleValue":
-            draw_numbers(axes, widget["properties"], points)
-        else:
-            draw_lines(axes, widget["properties"], points, span)
-    figure.savefig(path)
+        if widget["type"] == "log" or not is_collected(widget["properties"]):
+            omitted.append(widget["properties"]["title"])
+            continue
+        if title or x + widget["width"] > COLUMNS:
+            x, y, row = 0, y + row, 0
+        if title:
+            kept.append(title | {"x": 0, "y": y})
+            y, title = y + title["height"], None
+        kept.append(widget | {"x": x, "y": y})
+        x, row = x + widget["width"], max(row, widget["height"])
+    return kept, omitted
+
+
+def draw(body: dict[str, Any], points: Points, path: Path, dark: bool = False) -> None:
+    """Draw the dashboard in its grid, without the widgets that only AWS can fill."""
+    widgets, omitted = arranged(body["widgets"])
+    height = max((widget["y"] + widget["height"] for widget in widgets), default=0) + 2
+    minutes = [minute for values in points.values.values() for minute in values] or [int(time.time())]
+    first, last = (datetime.fromtimestamp(edge, UTC) for edge in (min(minutes) - MINUTE, max(minutes) + MINUTE))
+    with pyplot.style.context("dark_background" if dark else "default"):
+        figure = pyplot.figure(figsize=(COLUMNS * UNIT, height * UNIT * 0.72), dpi=100)
+        for widget in widgets:
+            x, y, wide, high = (widget[name] for name in ("x", "y", "width", "height"))
+            if widget["type"] == "text":
+                title = widget["properties"]["markdown"].lstrip("# ")
+                figure.text(0.01, 1 - (y + 0.7) / height, title, fontsize=12, weight="bold")
+                continue
+            box = [(x + 0.9) / COLUMNS, 1 - (y + high - 0.9) / height, (wide - 1.4) / COLUMNS, (high - 1.9) / height]
+            axes = figure.add_axes(box)
+            axes.set_title(widget["properties"]["title"], fontsize=9, loc="left")
+            if widget["properties"]["view"] == "singleValue":
+                draw_numbers(axes, widget["properties"], points)
+            else:
+                draw_lines(axes, widget["properties"], points, (first, last))
+        if omitted:
+            text = textwrap.fill(f"Only on AWS: {'; '.join(omitted)}", 160)
+            figure.text(0.01, 0.5 / height, text, fontsize=8, va="bottom")
+        figure.savefig(path)
+        pyplot.close(figure)
 
 
 def main() -> None:
@@ -209,8 +270,9 @@ def main() -> None:
             if namespace not in ("ImageClassification", "AWS/States"):
                 dimensions = list(zip(pairs[::2], pairs[1::2], strict=True))
                 collect_emulated(points, cloudwatch, namespace, name, dimensions)
-        draw(body, points, output)
-        console.print(f"{output.relative_to(ROOT) if output.is_relative_to(ROOT) else output}")
+        for path, dark in ((output, False), (output.with_stem(f"{output.stem}-dark"), True)):
+            draw(body, points, path, dark)
+            console.print(f"{path.relative_to(ROOT) if path.is_relative_to(ROOT) else path}")
 
 
 if __name__ == "__main__":

@@ -29,7 +29,6 @@ from local.emulator.processes import Stack
 from local.executions import NOT_ACCEPTED, Outcome, error_message
 from monitoring import prediction_log
 
-FUNCTIONS = ("RetrieveImage", "ClassifyImage", "CheckConfidence", "RecordOutcome")
 THUMBNAIL = 96  # maximum width and height in pixels
 SECONDS_FOR_THE_LOG = 1  # EventBridge invokes RecordOutcome shortly after an execution ends
 
@@ -42,14 +41,15 @@ def collect(
     machine = states.describe_state_machine(stateMachineArn=outputs["ClassifyImageStateMachineArn"])
     training = json.loads((LOCAL / "model/metadata.json").read_text(encoding="utf-8"))
     log = logged_predictions(logs, outputs, {row.execution_arn for row in outcomes if row.execution_arn}, since)
-    owners = owners_of_traces(logs, outputs, outcomes, since)
-    traces = traces_of(segments(stack.directory / "xray.jsonl", since), owners)
+    traces = traces_of(segments(stack.directory / "xray.jsonl", since), owners_of_traces(logs, outcomes, since))
     executions = []
     for row in outcomes:
         pages = states.get_paginator("get_execution_history").paginate(executionArn=row.execution_arn or "")
         history = [event for page in pages for event in page["events"]] if row.execution_arn else []
         folder = Path(row.key).parent.name
         result = row.result or {}
+        started = history[0]["timestamp"].timestamp() if history else None
+        states_visited = visits(history)
         executions.append(
             {
                 "key": row.key,
@@ -60,9 +60,9 @@ def collect(
                 "cause": error_message(row) if row.error != NOT_ACCEPTED else "",
                 "truth": folder if folder in training["labels"] else None,
                 "thumbnail": thumbnail(images[row.key]),
-                "started": history[0]["timestamp"].timestamp() if history else None,
-                "states": visits(history),
-                "traces": traces.get(row.execution_arn or "", []),
+                "started": started,
+                "states": states_visited,
+                "traces": by_function(traces.get(row.execution_arn or "", []), states_visited, started),
                 "log": log.get(row.execution_arn or ""),
             }
         )
@@ -107,24 +107,23 @@ def logged_predictions(
         time.sleep(0.1)
 
 
-def owners_of_traces(
-    logs: BaseClient, outputs: dict[str, str], outcomes: list[Outcome], since: datetime
-) -> dict[str, tuple[str, str]]:
-    """(execution ARN, function) by trace ID and by `s3_key_hash`.
+def owners_of_traces(logs: BaseClient, outcomes: list[Outcome], since: datetime) -> dict[str, str]:
+    """The ARNs of executions by trace ID, `s3_key_hash` and themselves.
 
-    On AWS an execution has one trace. The emulated Step Functions sends no segments, so each invocation has its own
-    trace: its log lines name the execution; if it failed before logging, the `s3_key_hash` annotation does.
+    The states of an execution share a trace, which its functions' log lines name; if it failed before one was logged,
+    the `s3_key_hash` annotation tells whose it is. RecordOutcome has a trace of its own, annotated with the ARN.
     """
-    functions = {outputs[f"{function}FunctionName"]: function for function in FUNCTIONS}
-    owners = {
-        hashlib.sha256(row.key.encode()).hexdigest()[:16]: (row.execution_arn, "RetrieveImage")
-        for row in outcomes
-        if row.execution_arn
-    }
+    arns = [(row.key, row.execution_arn) for row in outcomes if row.execution_arn]
+    owners = {key_hash(key): arn for key, arn in arns} | {arn: arn for _, arn in arns}
     for line in function_log(logs, since):
-        if line.get("function_name") in functions and "correlation_id" in line and "xray_trace_id" in line:
-            owners[line["xray_trace_id"]] = (line["correlation_id"], functions[line["function_name"]])
+        if "correlation_id" in line and "xray_trace_id" in line:
+            owners[line["xray_trace_id"]] = line["correlation_id"]
     return owners
+
+
+def key_hash(key: str) -> str:
+    """The annotation `s3_key_hash` of a key, as functions/retrieve_image.py makes it."""
+    return hashlib.sha256(key.encode()).hexdigest()[:16]
 
 
 def function_log(logs: BaseClient, since: datetime) -> Iterator[dict[str, Any]]:
@@ -138,21 +137,49 @@ def function_log(logs: BaseClient, since: datetime) -> Iterator[dict[str, Any]]:
                     yield json.loads(event["message"])
 
 
-def traces_of(
-    segments: Iterable[dict[str, Any]], owners: dict[str, tuple[str, str]]
-) -> dict[str, list[dict[str, Any]]]:
-    """The traces of each execution, by its ARN."""
+def traces_of(segments: Iterable[dict[str, Any]], owners: dict[str, str]) -> dict[str, list[dict[str, Any]]]:
+    """The segments of each traced invocation, {trace_id, recorder, segments}, by their execution's ARN.
+
+    recorder: whether the function was RecordOutcome.
+    """
     traces: dict[str, list[dict[str, Any]]] = {}
     for segment in segments:
         traces.setdefault(segment["trace_id"], []).append(segment)
     found: dict[str, list[dict[str, Any]]] = {}
     for trace_id, trace in traces.items():
-        hashes = [segment.get("annotations", {}).get("s3_key_hash") for segment in trace]
-        owner = next((owners[name] for name in (trace_id, *hashes) if name in owners), None)
-        if owner:
-            arn, function = owner
-            plain = [plain_segment(segment) for segment in trace]
-            found.setdefault(arn, []).append({"trace_id": trace_id, "function": function, "segments": plain})
+        annotations = [segment.get("annotations", {}) for segment in trace]
+        arns = [each["execution_arn"] for each in annotations if "execution_arn" in each]
+        hashes = [each["s3_key_hash"] for each in annotations if "s3_key_hash" in each]
+        owner = next((owners[name] for name in (*arns, trace_id, *hashes) if name in owners), None)
+        for invocation in invocations(trace) if owner else []:
+            plain = [plain_segment(segment) for segment in invocation]
+            traced = {"trace_id": trace_id, "recorder": bool(arns), "segments": plain}
+            found.setdefault(str(owner), []).append(traced)
+    return found
+
+
+def invocations(trace: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """A trace's segments, by invocation: Lambda's own segment, which is not collected, is the parent of the others."""
+    parents = {segment["id"]: segment.get("parent_id") for segment in trace}
+    found: dict[str | None, list[dict[str, Any]]] = {}
+    for segment in trace:
+        root = segment.get("parent_id")
+        while root in parents:
+            root = parents[root]
+        found.setdefault(root, []).append(segment)
+    return list(found.values())
+
+
+def by_function(
+    traces: list[dict[str, Any]], states: list[dict[str, Any]], started: float | None
+) -> list[dict[str, Any]]:
+    """The traced invocations as {trace_id, function, segments}: a state's function is invoked while the state runs."""
+    found = []
+    for trace in traces:
+        at = min(segment["start"] for segment in trace["segments"]) - (started or 0)
+        entered = [state["name"] for state in states if state["start"] <= at]
+        function = "RecordOutcome" if trace["recorder"] else entered[-1] if entered else ""
+        found.append({"trace_id": trace["trace_id"], "function": function, "segments": trace["segments"]})
     return found
 
 

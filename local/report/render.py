@@ -30,6 +30,7 @@ RECORD, REPORT = LOCAL / "run.json", LOCAL / "report.html"
 OUTCOMES = {"accepted": "accepted", "review": "for review", "error": "failed"}
 BINS = 20
 LABELS_SHOWN = 30
+CARDS_SHOWN = 12  # of each outcome; the others can be unfolded
 PREDICTIONS_SHOWN, PREDICTIONS_IN_DETAIL = 3, 10
 PSI_SMALL, PSI_LARGE = 0.1, 0.25  # the conventional limits, see monitoring/drift.py
 WORD_BREAKS = r"(?<=[a-z])(?=[A-Z])|(?<=[/_:])(?=[^/_:\s])|(?<=\.)(?=[^./\s]+[./_])"  # as in page.js
@@ -46,10 +47,15 @@ def render(record: dict[str, Any]) -> str:
     )
     environment.filters |= {"seconds": seconds, "share": share, "breakable": breakable}
     script = (PAGE / "page.js").read_text(encoding="utf-8")
-    executions = [view(index, execution) for index, execution in enumerate(record["executions"])]
+    emulated = record["emulated"]
+    executions = [view(index, execution, emulated) for index, execution in enumerate(record["executions"])]
+    pauses = [row["states"][0]["start"] for row in executions if emulated and row["states"]]
     return environment.get_template("page.html").render(
         created=record["created"],
-        emulated=record["emulated"],
+        emulated=emulated,
+        pause=statistics.median(pauses) if pauses else None,
+        warnings=label_warnings(record["training"], executions),
+        cards_shown=CARDS_SHOWN,
         style=Markup((PAGE / "page.css").read_text(encoding="utf-8")),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -84,14 +90,14 @@ def share(part: int, whole: int) -> str:
     return f"{part / whole:.0%}" if whole else ""
 
 
-def view(index: int, execution: dict[str, Any]) -> dict[str, Any]:
+def view(index: int, execution: dict[str, Any], emulated: bool = True) -> dict[str, Any]:
     """An execution with its display name, whether its label is right, and the rows of its waterfall."""
     truth, label = execution["truth"], execution["label"]
     return execution | {
         "index": index,
         "name": short_name(execution["key"]),
         "right": None if truth is None or label is None else truth == label,
-        "rows": waterfall(execution),
+        "rows": waterfall(execution, emulated),
     }
 
 
@@ -101,11 +107,16 @@ def short_name(key: str) -> str:
     return parts[-1] if len(parts) == 3 and all(parts) else key
 
 
-def waterfall(execution: dict[str, Any]) -> list[list[Any]]:
-    """Rows [depth, kind, name, start, seconds, error] for the execution, its states and their trace segments."""
+def waterfall(execution: dict[str, Any], emulated: bool = True) -> list[list[Any]]:
+    """Rows [depth, kind, name, start, seconds, error] for the execution, its states and their trace segments.
+
+    The emulator waits for a fixed time before the first state.
+    """
     if not execution["states"]:
         return []
     rows = [[0, "execution", "Execution", 0.0, execution["seconds"], execution["error"]]]
+    if emulated and (pause := execution["states"][0]["start"]):
+        rows.append([1, "pause", "the emulator's pause", 0.0, pause, None])
     traces = list(execution["traces"])
     for state in execution["states"]:
         tries = f" ({state['tries']} tries)" if state["tries"] > 1 else ""
@@ -157,9 +168,32 @@ def details(execution: dict[str, Any]) -> dict[str, Any]:
     return {name: execution[name] for name in (*names, "execution_arn", "rows", "log")} | {
         "predictions": predictions,
         "path": path,
-        "traces": [[trace["function"], trace["trace_id"]] for trace in execution["traces"]],
+        "traces": traces(execution),
         "duration": seconds(execution["seconds"]),
     }
+
+
+def traces(execution: dict[str, Any]) -> list[list[str]]:
+    """The IDs of the traces, [whose, ID]: the functions of the states share the execution's."""
+    found = {trace["trace_id"]: trace["function"] for trace in execution["traces"]}
+    return [
+        [" of RecordOutcome" if function == "RecordOutcome" else "", trace_id] for trace_id, function in found.items()
+    ]
+
+
+def label_warnings(training: dict[str, Any] | None, executions: list[dict[str, Any]]) -> list[str]:
+    """Why no label of this run can be right or wrong: other folders, or another model."""
+    predicted = {row["label"] for row in executions if row["label"] is not None}
+    if not training or not predicted:
+        return []
+    labels = training["labels"]
+    shown = ", ".join(labels[:10]) + (", …" if len(labels) > 10 else "")
+    if not predicted & set(labels):
+        names = ", ".join(sorted(predicted)[:10])
+        return [f"The predicted labels ({names}) are none of the trained model's ({shown}): another model is deployed."]
+    if all(row["truth"] is None for row in executions):
+        return [f"No image is in a folder named after one of the model's labels ({shown}), so no label can be checked."]
+    return []
 
 
 def by_outcome(executions: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:

@@ -10,6 +10,7 @@ from test_conformance_lambda import (  # noqa: F401
 from test_conformance_stepfunctions import (  # noqa: F401
     test_full_jitter_randomises_the_delay_of_a_retry,
     test_max_delay_seconds_limits_the_delay_of_a_retry,
+    test_the_functions_of_an_execution_share_its_trace,
     test_the_input_of_a_task_has_a_maximum_size_and_states_all_does_not_catch_the_error,
     test_the_output_of_a_state_has_a_maximum_size,
 )

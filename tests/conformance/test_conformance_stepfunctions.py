@@ -2,7 +2,7 @@
 
 import json
 
-from resources import eventually, failing_task
+from resources import eventually, failing_task, invoke_task
 
 
 def delays_between_attempts(client, execution, wait_scale):
@@ -70,3 +70,19 @@ def test_an_execution_is_logged_without_its_data(client, machine, execute):
     assert {event["execution_arn"] for event in events} == {execution["executionArn"]}
     assert events[-1]["details"] == {"error": "REJECTED"}
     assert "an image" not in json.dumps(events)
+
+
+def test_the_functions_of_an_execution_share_its_trace(machine, execute, function):
+    """https://docs.aws.amazon.com/step-functions/latest/dg/concepts-xray-tracing.html"""
+    source = "import os\ndef handler(event, context): return event | {event['n']: os.environ['_X_AMZN_TRACE_ID']}\n"
+    arn = function(source, TracingConfig={"Mode": "Active"})
+    first = invoke_task(arn, Next="Second") | {"Output": "{% $merge([$states.result.Payload, {'n': 'second'}]) %}"}
+    del first["End"]
+    states = machine({"First": first, "Second": invoke_task(arn)}, settings={"tracingConfiguration": {"enabled": True}})
+    roots = []
+    for _ in range(2):
+        output = json.loads(execute(states, {"n": "first"})["output"])
+        headers = [dict(field.split("=") for field in output[name].split(";")) for name in ("first", "second")]
+        assert headers[0]["Root"] == headers[1]["Root"] and headers[0]["Parent"] != headers[1]["Parent"]
+        roots.append(headers[0]["Root"])
+    assert roots[0] != roots[1]

@@ -145,6 +145,17 @@ def test_a_stack_is_updated_step_by_step(stack, model, seven, build_folder, tmp_
     stack.client("cloudformation").delete_stack(StackName="updated")
 
 
+def test_a_second_stack_reads_another_bucket_only_if_a_parameter_names_it(workflow, stack, seven):
+    buckets = f"arn:aws:s3:::{workflow.bucket},arn:aws:s3:::none"
+    reader = Workflow(stack, deploy(stack, "reader", EndpointType="none", FurtherImageBuckets=buckets))
+    request = {"s3_bucket": workflow.bucket, "s3_key": workflow.upload("shared.png", seven)}
+    assert reader.execute(request).task_errors == ["EndpointNotConfiguredError"]  # the state after RetrieveImage
+    assert reader.execute(request | {"s3_key": "missing.png"}).error == "ImageNotFoundError"
+    own = {"s3_bucket": reader.bucket, "s3_key": reader.upload("own.png", seven)}
+    assert workflow.execute(own).error == "ImageAccessDeniedError"
+    stack.client("cloudformation").delete_stack(StackName="reader")
+
+
 def test_the_compiled_code_is_uploaded_once_and_used(workflow, stack, tmp_path):
     names = [value for name, value in workflow.outputs.items() if name.endswith("FunctionName")]
     functions = [stack.client("lambda").get_function(FunctionName=name) for name in names]
@@ -173,6 +184,7 @@ def test_the_compiled_code_is_uploaded_once_and_used(workflow, stack, tmp_path):
         ({"EndpointType": "realtime", "MaxInstanceCount": "8", "InstanceCount": "5"}, "InstanceCount must be 1 to 4"),
         ({"EndpointType": "realtime", "MaxInstanceCount": "8", "InstanceType": "ml.t2.large"}, "ml.t2 instances"),
         ({"ModelDataUrl": "bucket/model.tar.gz"}, "ModelDataUrl"),
+        ({"FurtherImageBuckets": "arn:aws:s3:::*"}, "FurtherImageBuckets"),
         ({"Labels": "it's, that"}, "Labels"),
         ({"Threshold": "1.5"}, "Threshold"),
     ],

@@ -249,7 +249,8 @@ def test_every_log_line_names_its_execution_and_its_trace_is_annotated(workflow,
         "confidence checked",
         "prediction",
     ]
-    traces = {line["xray_trace_id"] for line in ours}
+    traces = {line.get("xray_trace_id") or line["trace_id"] for line in ours}
+    assert len(traces) == 1
     segments = [json.loads(line) for line in (stack.directory / "xray.jsonl").read_text().splitlines()]
     annotations = [segment.get("annotations", {}) for segment in segments if segment.get("trace_id") in traces]
     merged = {name: value for annotation in annotations for name, value in annotation.items()}

@@ -47,3 +47,10 @@ def test_a_missing_field_is_invalid_input(event, context, field):
     del request[field]
     with pytest.raises(InvalidInputError, match=field):
         check_confidence.lambda_handler(request, context)
+
+
+def test_the_result_names_the_trace_of_the_execution(monkeypatch):
+    monkeypatch.setenv("_X_AMZN_TRACE_ID", "Root=1-6b06434b-00000000000000000000000a;Parent=53995c3f42cd8ad8;Sampled=1")
+    assert check_confidence.trace_id() == {"trace_id": "1-6b06434b-00000000000000000000000a"}
+    monkeypatch.delenv("_X_AMZN_TRACE_ID")
+    assert check_confidence.trace_id() == {}

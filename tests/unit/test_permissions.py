@@ -130,6 +130,19 @@ def test_the_state_machine_is_allowed_exactly_what_its_states_call():
     assert calls_of_states() == {"lambda:InvokeFunction", "sqs:SendMessage", "events:PutEvents"}
 
 
+def test_further_buckets_are_read_like_the_stacks_own_and_only_if_the_parameter_names_some():
+    (condition,) = (policy["Fn::If"] for policy in policies("RetrieveImageFunctionRole") if "Fn::If" in policy)
+    name, further, nothing = condition
+    assert (name, nothing) == ("ReadsFurtherBuckets", {"Ref": "AWS::NoValue"})
+    own = next(policy for policy in policies("RetrieveImageFunctionRole") if "Fn::If" not in policy)
+    objects, buckets = statements(further)
+    assert [actions(statement) for statement in (objects, buckets)] == [actions(each) for each in statements(own)]
+    arns = {"Fn::Split": [",", {"Ref": "FurtherImageBuckets"}]}
+    assert buckets["Resource"] == arns
+    joined = {"Fn::Sub": ["${Arns}/*", {"Arns": {"Fn::Join": ["/*,", arns]}}]}
+    assert objects["Resource"] == {"Fn::Split": [",", joined]}
+
+
 @pytest.mark.parametrize("role", ["ModelRole", "ClassifyImageStateMachineUploadRole"])
 def test_what_aws_calls_in_a_role_is_listed(role):
     assert granted(role) == set(REASONS[role])

@@ -53,6 +53,30 @@ def test_thumbnails_are_small_and_made_only_of_images():
     assert record.thumbnail(b"This is a text file.") is None
 
 
+def test_the_segments_of_a_trace_are_those_of_each_invocation_in_its_state():
+    def segment(id, parent, start, **annotations):
+        times = {"start_time": START.timestamp() + start, "end_time": START.timestamp() + start + 0.1}
+        return {"id": id, "parent_id": parent, "trace_id": "1-1", "name": "x", **times, "annotations": annotations}
+
+    states = [{"name": name, "start": at} for name, at in (("RetrieveImage", 0.2), ("ClassifyImage", 1.2))]
+    first = [segment("b", "a", 0.35), segment("a", "first", 0.3), segment("c", "b", 0.36)]
+    retried, classified = [segment("d", "second", 0.9, s3_key_hash="hash")], [segment("e", "third", 1.3)]
+    recorder = segment("f", "fourth", 2, execution_arn="arn") | {"trace_id": "1-2"}
+    stranger = segment("g", "fifth", 2) | {"trace_id": "1-3"}
+    all_segments = [*first, *classified, *retried, recorder, stranger]
+    for owners in ({"1-1": "arn", "arn": "arn"}, {"hash": "arn", "arn": "arn"}):
+        traces = record.traces_of(all_segments, owners)
+        assert list(traces) == ["arn"]
+        found = record.by_function(traces["arn"], states, START.timestamp())
+        assert {(trace["function"], "".join(each["id"] for each in trace["segments"])) for trace in found} == {
+            ("RetrieveImage", "bac"),
+            ("RetrieveImage", "d"),
+            ("ClassifyImage", "e"),
+            ("RecordOutcome", "f"),
+        }
+        assert {trace["trace_id"] for trace in found} == {"1-1", "1-2"}
+
+
 def test_broken_unfinished_and_older_segments_are_skipped(tmp_path):
     path = tmp_path / "xray.jsonl"
     now = START.timestamp()

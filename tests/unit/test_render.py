@@ -228,6 +228,7 @@ def test_a_waterfall_has_the_segments_of_each_try_under_their_state():
     }
     assert render.waterfall(execution) == [
         [0, "execution", "Execution", 0.0, 1.7, "EndpointResponseError"],
+        [1, "pause", "the emulator's pause", 0.0, 0.2, None],
         [1, "state", "RetrieveImage (2 tries)", 0.2, 1.0, None],
         [2, "function", "RetrieveImage function", 0.3, 0.1, "error"],
         [3, "call", "s3 GetObject", 1.3, 0.1, "error"],
@@ -235,6 +236,40 @@ def test_a_waterfall_has_the_segments_of_each_try_under_their_state():
         [1, "state", "ClassifyImage", 1.2, 0.5, "EndpointResponseError"],
         [1, "function", "RecordOutcome function", 1.8, 0.1, None],
     ]
+
+
+def test_cards_beyond_the_first_can_be_unfolded_and_none_is_cut():
+    html = render.render(record(50))
+    assert "Show 28 more" in html  # of 40 accepted
+    assert "more</summary>" not in render.render(record(12))
+    css = (ROOT / "local/report/page/page.css").read_text()
+    assert not re.search(r"\.cards \{[^}]*(max-height|overflow)", css)
+
+
+def test_an_execution_has_its_trace_and_that_of_record_outcome_named_once():
+    execution = record(1)["executions"][0]
+    own = {"trace_id": "1-2", "function": "RecordOutcome", "segments": []}
+    found = render.traces(execution | {"traces": [*execution["traces"], own]})
+    assert found == [["", execution["traces"][0]["trace_id"]], [" of RecordOutcome", "1-2"]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "warnings"),
+    [
+        ({}, []),
+        ({"truth": None}, ["No image is in a folder named after one of the model's labels (0, 1, 2,"]),
+        ({"label": "cat", "truth": None}, ["The predicted labels (cat) are none of the trained model's (0, 1, 2,"]),
+        ({"label": None, "truth": None}, []),
+    ],
+)
+def test_labels_that_cannot_be_checked_are_pointed_out(changes, warnings):
+    made = record(20)
+    for execution in made["executions"]:
+        execution |= changes
+    html = " ".join(Page(render.render(made)).text)
+    found = render.label_warnings(made["training"], made["executions"])
+    assert [warning[: len(start)] for warning, start in zip(found, warnings, strict=True)] == warnings
+    assert all(warning in html for warning in found)
 
 
 def test_technical_failures_are_grouped_by_error_and_state():

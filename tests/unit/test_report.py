@@ -1,5 +1,6 @@
 import html.parser
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ import pytest
 import calibration
 import report
 from data import Dataset
+from documents import ROOT
 
 
 def write(path, labels, targets, probabilities):
@@ -15,6 +17,9 @@ def write(path, labels, targets, probabilities):
     figures = calibration.summary(np.log(np.array(probabilities)), dataset.targets, 1)
     metadata = {
         "labels": labels,
+        "sha256": "ae26c9c3bb81" * 5,
+        "pretrained": None,
+        "hyperparameters": {"networks": 2, "gradients": 1},
         "input": {"height": 8, "width": 8},
         "temperature": 1.25,
         "figures": {"validation": figures},
@@ -25,10 +30,24 @@ def write(path, labels, targets, probabilities):
         "seed": 0,
     }
     history = [
-        {"network": 1, "epoch": epoch, "train_loss": 1 / epoch, "validation_loss": epoch, "validation_accuracy": 0.5}
+        {
+            "network": network,
+            "epoch": epoch,
+            "train_loss": 1 / epoch,
+            "validation_loss": epoch,
+            "validation_accuracy": 0.5,
+        }
+        for network in (1, 2)
         for epoch in (1, 2)
     ]
-    report.write_report(path, metadata, history, {"validation": dataset}, {"validation": np.array(probabilities)})
+    report.write_report(
+        path,
+        metadata,
+        history,
+        {"validation": dataset},
+        {"validation": np.array(probabilities)},
+        Path("<photographs>/train"),
+    )
     return path.read_text(encoding="utf-8")
 
 
@@ -42,7 +61,7 @@ class Tags(html.parser.HTMLParser):
 
     def handle_starttag(self, tag, attributes):
         self.count[tag] = self.count.get(tag, 0) + 1
-        if tag not in ("meta", "img", "html"):
+        if tag not in ("meta", "img", "html", "br"):
             self.open.append(tag)
 
     def handle_startendtag(self, tag, attributes):
@@ -59,6 +78,9 @@ def test_the_report_is_a_self_contained_page_with_charts_matrix_and_mistakes(tmp
     assert (tags.count["svg"], tags.count["img"], tags.count["table"]) == (4, 1, 3)
     assert "&lt;dog&gt;, classified as cat (0.80)" in page
     assert "<dog>" not in page
+    assert re.search(r"Data: &lt;photographs&gt;/train. Trained: 20.* Model: SHA-256 ae26c9c3bb81…", page)
+    assert page.count("network 1: pixels") == page.count("network 2: gradients") == 2
+    assert "<tr class=marked><td>0.75</td>" in page
     assert "prefers-color-scheme: dark" in page
     assert re.findall(r"https?://|<script|<link|nan", page) == []
 
@@ -75,3 +97,15 @@ def test_models_without_mistakes_and_with_many_classes_have_reports(tmp_path):
 @pytest.mark.parametrize("low, high, ticks", [(0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1]), (0, 22, [0, 5, 10, 15, 20])])
 def test_the_ticks_of_an_axis_are_round_numbers(low, high, ticks):
     assert report.ticks(low, high) == ticks
+
+
+def test_the_marked_threshold_is_the_templates_default():
+    template = (ROOT / "template.yaml").read_text()
+    assert float(re.search(r"Threshold:\n +Type: Number\n +Default: (.+)", template)[1]) == report.THRESHOLD
+
+
+def test_the_networks_are_named_after_what_they_see():
+    metadata = {"pretrained": None, "hyperparameters": {"networks": 2, "gradients": 0}}
+    assert report.network_names(metadata) == ["network 1: pixels", "network 2: pixels"]
+    pretrained = {"pretrained": "resnet18.pth", "hyperparameters": {"networks": 1, "gradients": 0}}
+    assert report.network_names(pretrained) == ["network 1: resnet18.pth"]

@@ -1,12 +1,15 @@
-"""Step Functions: retry delays, the payload size limit and execution logs.
+"""Step Functions: retry delays, the payload size limit, execution logs and traces.
 
 https://docs.aws.amazon.com/step-functions/latest/dg/concepts-error-handling.html
 https://docs.aws.amazon.com/step-functions/latest/dg/cw-logs.html
+https://docs.aws.amazon.com/step-functions/latest/dg/concepts-xray-tracing.html
 """
 
+import contextvars
 import json
 import queue
 import random
+import secrets
 import threading
 import time
 from collections.abc import Callable
@@ -14,12 +17,15 @@ from typing import Any
 
 import botocore.session
 from botocore.exceptions import ClientError
+from ministack.services import lambda_svc
 from ministack.services import stepfunctions as service
 
 from local.emulator.adapter import override
 
 PAYLOAD_LIMIT = 262_144  # bytes
 EXECUTION_DATA = ("input", "output", "parameters", "cause")
+trace_root: contextvars.ContextVar[str] = contextvars.ContextVar("trace_root")
+trace_header: contextvars.ContextVar[str | None] = contextvars.ContextVar("trace_header", default=None)
 log_queue: queue.SimpleQueue[tuple[str, str, dict[str, Any]]] = queue.SimpleQueue()
 
 
@@ -41,6 +47,28 @@ def find_retrier(
 def error_matches(original: Callable[[list[str], str], bool], names: list[str], error: str) -> bool:
     """Match States.DataLimitExceeded by its name only: States.ALL and States.TaskFailed do not catch it."""
     return error in names if error == "States.DataLimitExceeded" else original(names, error)
+
+
+@override(service, "_run_execution")
+def run_execution(original: Callable[[str], None], arn: str) -> None:
+    """Give the execution one trace: every state machine of the template is traced."""
+    trace_root.set(f"1-{int(time.time()):08x}-{secrets.token_hex(12)}")
+    original(arn)
+
+
+@override(service, "_call_lambda")
+def call_lambda(original: Callable[[str, Any], Any], function: str, event: Any) -> Any:
+    """Pass the execution's trace to the function. EventBridge's targets, as on AWS, have their own."""
+    token = trace_header.set(f"Root={trace_root.get()};Parent={secrets.token_hex(8)};Sampled=1")
+    try:
+        return original(function, event)
+    finally:
+        trace_header.reset(token)
+
+
+@override(lambda_svc, "_xray_trace_id_for_invocation")
+def trace_of_invocation(original: Callable[..., str | None], config: dict[str, Any], header: str | None = None) -> Any:
+    return original(config, header or trace_header.get())
 
 
 def check_size(value: Any) -> None:

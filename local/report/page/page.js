@@ -102,7 +102,7 @@ function waterfall(chosen) {
 function ids(chosen) {
   const list = element("dl", { class: "ids" });
   list.append(element("dt", {}, "execution"), element("dd", { class: "mono" }, ...breakable(chosen.execution_arn ?? "not found")));
-  for (const [name, id] of chosen.traces) list.append(element("dt", {}, `trace of ${name}`), element("dd", { class: "mono" }, id));
+  for (const [name, id] of chosen.traces) list.append(element("dt", {}, `trace${name}`), element("dd", { class: "mono" }, id));
   if (!chosen.traces.length) list.append(element("dt", {}, "trace"), element("dd", {}, "not collected"));
   return list;
 }
@@ -159,6 +159,7 @@ byId("clear").addEventListener("click", () => go(null));
 byId("to-image").addEventListener("click", (event) => {
   event.preventDefault();
   const card = document.querySelector(`.card[href="#execution-${current()}"]`);
+  card.closest("details")?.setAttribute("open", "");
   card.scrollIntoView({ block: "center" });
   card.focus({ preventScroll: true });
 });
