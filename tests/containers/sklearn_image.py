@@ -6,7 +6,8 @@ replaces the image's patch for sagemaker-containers, which predates Python 3.10.
 
     python sklearn_image.py MODEL REQUESTS RESPONSES    # in namespaces of its own: see test_sklearn_image.py
 
-starts the server as a user without privileges who can write only to /tmp, as a serverless endpoint may run it, sends each file of the folder REQUESTS (the first line is its content type), and writes the responses
+starts the server as a user without privileges who can write only to /tmp, as a serverless endpoint may run it, sends
+each file of the folder REQUESTS (the first line is its content type), and writes the responses
 to the folder RESPONSES. RESPONSES/libraries lists the shared libraries that the workers loaded.
 """
 

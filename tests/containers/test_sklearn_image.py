@@ -1,4 +1,4 @@
-"""The archive on the server of SageMaker's scikit-learn image, with the image's packages, under serverless's constraints.
+"""The archive on the server of SageMaker's scikit-learn image, with its packages, under serverless's constraints.
 
 The server runs as a user other than root, without a network, and can write only to /tmp. AWS documents that a container
 on a serverless endpoint may lack the permission to write files:

@@ -62,7 +62,7 @@ def test_an_image_with_high_confidence_is_accepted(workflow, outcome_events, sev
     assert "data" not in execution.output["image"]
     event = workflow.message_about(outcome_events, '"accepted.png"')
     assert (event["detail-type"], event["detail"]) == ("Image Classified", execution.output)
-    assert execution.arn in event["resources"]
+    assert sorted(event["resources"]) == sorted([workflow.machine, execution.arn])  # each once
 
 
 def test_low_confidence_goes_to_review_and_is_no_function_error(workflow, outcome_events, seven):
