@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 import tomllib
 
 import pytest
@@ -178,3 +179,23 @@ def test_an_existing_endpoints_name_may_have_capitals():
     resources = json.dumps(RESOURCES["ClassifyImageFunction"]["Properties"]["Policies"])
     assert "endpoint/*" in resources
     assert "ExistingEndpointName" not in resources
+
+
+@pytest.mark.parametrize("parameters", ["", "EndpointType=none", "Architecture=x86_64 EndpointType=none"])
+def test_functions_are_built_for_the_architecture_that_is_deployed(parameters):
+    """sam deploy keeps the deployed value of a parameter that is left out; sam build knows only the default."""
+    command = ["make", "--dry-run", "deploy", f"PARAMETERS={parameters}", "ENV=staging"]
+    lines = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    options = [
+        re.search(r"/sam (build|deploy) (.*)", line)[2].strip() for line in lines if re.search("/sam [bd]", line)
+    ]
+    assert len(options) == 2 and options[0] == options[1]
+    assert "--config-env staging" in options[0]
+    if parameters:
+        assert len(re.findall(r"Architecture=\w+", options[0])) == 1
+
+
+@pytest.mark.parametrize("environment", ["default", "staging", "prod"])
+def test_every_environment_names_its_architecture_for_build_and_deploy(environment):
+    settings = tomllib.loads((ROOT / "samconfig.toml").read_text())[environment]
+    assert "Architecture=" in settings["global"]["parameters"]["parameter_overrides"]
