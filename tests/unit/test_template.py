@@ -160,11 +160,26 @@ def test_the_bucket_refuses_plain_http_and_keeps_old_versions_for_a_time():
     assert {"NoncurrentVersionExpiration", "AbortIncompleteMultipartUpload"} <= set(rule)
 
 
-def test_every_queue_is_encrypted_and_only_this_accounts_rules_may_send_to_it():
-    queues = [resource for resource in RESOURCES.values() if resource["Type"] == "AWS::SQS::Queue"]
-    assert all(queue["Properties"]["SqsManagedSseEnabled"] for queue in queues)
+def test_only_this_accounts_rules_may_send_to_the_failure_queue():
     (statement,) = RESOURCES["FailureQueuePolicy"]["Properties"]["PolicyDocument"]["Statement"]
-    assert statement["Condition"]["StringEquals"] == {"aws:SourceAccount": {"Ref": "AWS::AccountId"}}
+    assert statement["Condition"]["StringEqualsIfExists"] == {"aws:SourceAccount": {"Ref": "AWS::AccountId"}}
+    assert "${AWS::AccountId}" in statement["Condition"]["ArnLike"]["aws:SourceArn"]["Fn::Sub"]
+
+
+def test_bucket_queues_topic_and_logs_can_have_a_key_and_bucket_and_queues_are_encrypted_without():
+    key = {"Ref": "EncryptionKeyArn"}
+    own = {"Fn::If": ["HasEncryptionKey", key, {"Ref": "AWS::NoValue"}]}
+    properties = {"AWS::SQS::Queue": "KmsMasterKeyId", "AWS::SNS::Topic": "KmsMasterKeyId"}
+    properties["AWS::Logs::LogGroup"] = "KmsKeyId"
+    for resource in RESOURCES.values():
+        if resource["Type"] in properties:
+            assert resource["Properties"][properties[resource["Type"]]] == own
+        if resource["Type"] == "AWS::SQS::Queue":
+            assert resource["Properties"]["SqsManagedSseEnabled"] == {"Fn::If": ["HasEncryptionKey", False, True]}
+    (rule,) = RESOURCES["ImageBucket"]["Properties"]["BucketEncryption"]["ServerSideEncryptionConfiguration"]
+    _, with_key, without = rule["ServerSideEncryptionByDefault"]["Fn::If"]
+    assert with_key == {"SSEAlgorithm": "aws:kms", "KMSMasterKeyID": key}
+    assert without == {"SSEAlgorithm": "AES256"}
 
 
 def test_every_role_can_have_a_permissions_boundary():
