@@ -1,6 +1,6 @@
 # make help lists the commands. Each one installs what it needs; everything it creates is in .venv, .local and .aws-sam.
 .DEFAULT_GOAL := help
-.PHONY: help run report up down classify evaluate trace dashboard test test-sam-local test-containers test-launch test-notebook test-aws notebook invoke lint train train-sagemaker package-model build deploy destroy bench bench-endpoint clean lock
+.PHONY: help run report up down classify evaluate trace dashboard test test-sam-local test-containers test-launch test-notebook test-aws notebook invoke lint train train-sagemaker package-model build deploy destroy empty-bucket bench bench-endpoint clean lock
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 SHELL = bash
@@ -102,15 +102,22 @@ train-sagemaker: .local/.launch | $(DIGITS) ## Train the model as a SageMaker jo
 
 package-model: .local/.run $(PACKAGE) ## Build model.tar.gz for SageMaker
 
+# For build and deploy alike, so that the functions are built for the architecture that is deployed.
+ENV ?= default
+OVERRIDES = $(if $(PARAMETERS),--parameter-overrides $(if $(findstring Architecture=,$(PARAMETERS)),,Architecture=arm64) $(PARAMETERS))
 build: .local/.sam ## Build the functions for AWS
-	@$(SAM_BUILD) build
+	@$(SAM_BUILD) build --config-env $(ENV) $(OVERRIDES)
 	@.local/venvs/lambda/bin/python tools/compile.py .aws-sam/build
 
-deploy: build ## Deploy to AWS with sam deploy, which shows the changes and asks for confirmation
-	@$(SAM_BUILD) deploy --guided
+deploy: build ## Deploy to AWS, after showing the changes: [ENV=staging] [PARAMETERS="EndpointType=serverless ModelDataUrl=s3://..."]
+	@$(SAM_BUILD) deploy --config-env $(ENV) $(OVERRIDES)
+	@echo "Uploads to a new bucket start nothing for about five minutes: S3 needs them to begin sending events."
 
-destroy: .local/.sam ## Delete the stack on AWS
-	@$(SAM_BUILD) delete
+destroy: .local/.sam ## Delete the stack on AWS, and say what remains: [ENV=staging]
+	@.local/venvs/sam/bin/python tools/destroy.py $(ENV)
+
+empty-bucket: .local/.sam ## Delete every object of a bucket, with all versions: BUCKET=name
+	@.local/venvs/sam/bin/python tools/empty_bucket.py "$(BUCKET)"
 
 bench: .local/.test $(PACKAGE) $(BUILT) ## Measure the workflow and the report page, for benchmarks/README.md
 	@$(PROJECT) -m benchmarks.workflow

@@ -73,12 +73,15 @@ class Model:
 
 
 def model_fn(model_dir: str | Path) -> Model:
-    """Load model.onnx and metadata.json from the folder `model_dir`.
+    """Load model.onnx and metadata.json from the folder `model_dir`, or SM_MODEL_DIR if it has no model.
 
-    The model runs on the calling thread only: concurrent requests and the batches of a request use the other cores,
-    without waiting for each other.
+    The scikit-learn image passes the folder model/ of its base folder, which template.yaml moves to /tmp. The model
+    runs on the calling thread only: concurrent requests and the batches of a request use the other cores, without
+    waiting for each other.
     """
     folder = Path(model_dir)
+    if not (folder / "metadata.json").exists():
+        folder = Path(os.environ.get("SM_MODEL_DIR", model_dir))
     metadata = json.loads((folder / "metadata.json").read_text(encoding="utf-8"))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1

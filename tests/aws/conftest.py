@@ -8,6 +8,7 @@ import json
 import os
 import time
 import uuid
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +20,8 @@ from workflow import Workflow
 
 ROOT = Path(__file__).parents[2]
 STACK_NAME = os.environ.get("AWS_STACK_NAME")
+# https://docs.aws.amazon.com/AmazonS3/latest/userguide/enable-event-notifications-eventbridge.html: about five minutes
+SECONDS_UNTIL_S3_SENDS_EVENTS = 330 if STACK_NAME and "AWS_ENDPOINT_URL" not in os.environ else 0
 SECONDS_UNTIL_A_ROLE_WORKS = 15 if STACK_NAME and "AWS_ENDPOINT_URL" not in os.environ else 0
 
 
@@ -49,6 +52,8 @@ def client():
 def workflow(stack_name):
     (described,) = boto3.client("cloudformation").describe_stacks(StackName=stack_name)["Stacks"]
     outputs = {output["OutputKey"]: output["OutputValue"] for output in described["Outputs"]}
+    age = (datetime.now(UTC) - described["CreationTime"]).total_seconds()
+    time.sleep(max(0, SECONDS_UNTIL_S3_SENDS_EVENTS - age))
     return Workflow(SimpleNamespace(client=boto3.client), outputs)
 
 

@@ -1,4 +1,13 @@
-"""The scenarios of tests/integration on AWS, and the conformance tests that the emulator's adapter must pass."""
+"""The scenarios of tests/integration on AWS, the conformance tests that the emulator's adapter must pass, and what only
+AWS can show."""
+
+import json
+import os
+
+import boto3
+import pytest
+from botocore.config import Config
+from botocore.exceptions import ClientError
 
 from test_conformance_lambda import (  # noqa: F401
     test_a_retry_matches_the_class_name_of_an_exception,
@@ -22,9 +31,39 @@ from test_workflow import (  # noqa: F401
     test_an_execution_can_override_the_threshold,
     test_an_image_with_high_confidence_is_accepted,
     test_an_object_outside_the_prefix_or_a_folder_starts_no_execution,
+    test_an_overwritten_image_is_classified_as_it_was_uploaded,
     test_an_upload_starts_an_execution_whatever_its_key,
     test_invalid_input_fails_with_the_name_of_its_field,
     test_low_confidence_goes_to_review_and_is_no_function_error,
     test_other_keys_of_the_input_are_dropped,
     test_technical_failures_reach_the_failure_queue_and_low_confidence_does_not,
 )
+from tools import destroy
+from workflow import wait_for
+
+
+@pytest.mark.skipif("AWS_ENDPOINT_URL" in os.environ, reason="the emulator has no TLS")
+def test_the_bucket_denies_requests_without_tls(workflow):
+    plain = boto3.client("s3", use_ssl=False, config=Config(retries={"total_max_attempts": 1}))
+    workflow.s3.list_objects_v2(Bucket=workflow.bucket, MaxKeys=1)
+    with pytest.raises(ClientError, match="AccessDenied"):
+        plain.list_objects_v2(Bucket=workflow.bucket, MaxKeys=1)
+
+
+def test_the_log_levels_keep_the_prediction_log(workflow, seven):
+    execution = workflow.classify("logged.png", seven)
+    group = workflow.outputs["PredictionLogGroupName"]
+    pattern = f'{{ $.message = "prediction" && $.execution_arn = "{execution.arn}" }}'
+    logs = boto3.client("logs")
+    found = wait_for(lambda: logs.filter_log_events(logGroupName=group, filterPattern=pattern)["events"], 300)
+    assert json.loads(found[0]["message"])["outcome"] == "accepted"
+
+
+def test_the_policy_allows_the_endpoint_in_the_case_that_sagemaker_gives_its_arn(workflow):
+    """With a stack of EndpointType existing whose endpoint's name has capitals, invoked by the tests above."""
+    arn = boto3.client("sagemaker").describe_endpoint(EndpointName=workflow.outputs["EndpointName"])["EndpointArn"]
+    assert arn.rpartition("/")[2] == workflow.outputs["EndpointName"].lower()
+
+
+def test_what_the_stack_would_leave_is_listed(stack_name):
+    assert "aws-sam-cli-managed-default" in destroy.leftovers(boto3.client, stack_name)[-1]

@@ -65,7 +65,7 @@ def is_up(url):
 class Emulator:
     """The emulator's processes, and clients for them."""
 
-    def __init__(self, directory):
+    def __init__(self, directory, **variables):
         self.port, self.sagemaker_port = free_port(socket.SOCK_STREAM), free_port(socket.SOCK_STREAM)
         self.xray_port = free_port(socket.SOCK_DGRAM)
         self.segments = directory / "segments.jsonl"
@@ -91,6 +91,7 @@ class Emulator:
             "AWS_ACCESS_KEY_ID": "test",
             "AWS_SECRET_ACCESS_KEY": "test",
             "AWS_DEFAULT_REGION": "us-east-1",
+            **variables,
         }
         server = directory / "server.py"
         server.write_text(MODEL_SERVER)

@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from resources import eventually, failing_task, invoke_task
 
 
@@ -10,6 +12,17 @@ def delays_between_attempts(client, execution, wait_scale):
     failed = [event["timestamp"] for event in events if event["type"] == "TaskFailed"]
     scheduled = [event["timestamp"] for event in events if event["type"] == "TaskScheduled"]
     return [(after - before).total_seconds() / wait_scale for before, after in zip(failed, scheduled[1:], strict=False)]
+
+
+@pytest.fixture
+def queue_of_events(client):
+    """A queue that receives the events of the source `conformance`."""
+    events, sqs = client("events"), client("sqs")
+    url = sqs.create_queue(QueueName="conformance-events")["QueueUrl"]
+    arn = sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
+    events.put_rule(Name="conformance-events", EventPattern=json.dumps({"source": ["conformance"]}))
+    events.put_targets(Rule="conformance-events", Targets=[{"Id": "queue", "Arn": arn}])
+    return url
 
 
 def test_max_delay_seconds_limits_the_delay_of_a_retry(client, machine, execute, wait_scale):
@@ -45,6 +58,18 @@ def test_the_input_of_a_task_has_a_maximum_size_and_states_all_does_not_catch_th
     arn = machine({"Task": task, "Caught": {"Type": "Succeed"}})
     assert execute(arn, {"text": "small"})["status"] == "SUCCEEDED"
     assert execute(arn, {"text": "x" * 140_000})["error"] == "States.DataLimitExceeded"
+
+
+def test_an_event_names_its_state_machine_and_execution(client, machine, execute, queue_of_events):
+    """https://docs.aws.amazon.com/step-functions/latest/dg/connect-eventbridge.html, the Resources field"""
+    entry = {"Source": "conformance", "DetailType": "Test", "Detail": {}, "Resources": ["arn:aws:test"]}
+    task = {"Type": "Task", "Resource": "arn:aws:states:::events:putEvents", "Arguments": {"Entries": [entry]}}
+    arn = machine({"Publish": task | {"End": True}})
+    execution = execute(arn)
+    assert execution["status"] == "SUCCEEDED"
+    received = eventually(lambda: client("sqs").receive_message(QueueUrl=queue_of_events).get("Messages"))
+    resources = json.loads(received[0]["Body"])["resources"]
+    assert sorted(resources) == sorted(["arn:aws:test", arn, execution["executionArn"]])
 
 
 def test_an_execution_is_logged_without_its_data(client, machine, execute):

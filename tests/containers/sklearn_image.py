@@ -4,14 +4,16 @@ sagemaker-containers starts gunicorn with gevent workers and wraps the model's f
 Only the image's entry point is not published as a package: `application` replaces it, and `collections.Mapping`
 replaces the image's patch for sagemaker-containers, which predates Python 3.10.
 
-    python sklearn_image.py REQUESTS RESPONSES    # in a network namespace of its own: see test_sklearn_image.py
+    python sklearn_image.py MODEL REQUESTS RESPONSES    # in namespaces of its own: see test_sklearn_image.py
 
-starts the server, sends each file of the folder REQUESTS (the first line is its content type), and writes the responses
+starts the server as a user without privileges who can write only to /tmp, as a serverless endpoint may run it, sends
+each file of the folder REQUESTS (the first line is its content type), and writes the responses
 to the folder RESPONSES. RESPONSES/libraries lists the shared libraries that the workers loaded.
 """
 
 import collections
 import collections.abc
+import ctypes
 import fcntl
 import functools
 import http.client
@@ -31,6 +33,8 @@ collections.Mapping = collections.abc.Mapping
 from sagemaker_containers.beta.framework import env, server, transformer, worker  # noqa: E402
 
 SECONDS_TO_START = 60
+WITHOUT_PRIVILEGES = ["unshare", "--user", "--map-user=1000", "--map-group=1000"]
+libc = ctypes.CDLL(None, use_errno=True)
 
 
 @functools.cache
@@ -51,6 +55,23 @@ def loopback_up():
     set_flags, up_and_running = 0x8914, 0x1 | 0x40
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         fcntl.ioctl(any_socket, set_flags, struct.pack("16sH22x", b"lo", up_and_running))
+
+
+def set_read_only(path, read_only, *, recursive=False):
+    """Change a mount, or with `recursive` also those below it: mount_setattr(2)."""
+    attributes = struct.pack("QQQQ", read_only, not read_only, 0, 0)  # MOUNT_ATTR_RDONLY is 1
+    result = libc.syscall(442, -100, os.fsencode(path), 0x8000 * recursive, attributes, len(attributes))
+    assert result == 0, os.strerror(ctypes.get_errno())
+
+
+def make_read_only(model):
+    """Leave only /tmp and /proc writable, and the model in /tmp read-only."""
+    for path in ("/tmp", model):
+        subprocess.run(["mount", "--bind", path, path], check=True)
+    set_read_only("/", True, recursive=True)
+    for path in ("/tmp", "/proc"):
+        set_read_only(path, False)
+    set_read_only(model, True)
 
 
 def send(method, path, body=b"", content_type="application/octet-stream"):
@@ -83,9 +104,11 @@ def libraries(pid):
 
 
 def main():
-    requests, responses = map(Path, sys.argv[1:])
+    model, requests, responses = map(Path, sys.argv[1:])
     loopback_up()
-    process = subprocess.Popen([sys.executable, "-c", "import sklearn_image; sklearn_image.serve()"])
+    make_read_only(model)
+    server = [sys.executable, "-c", "import sklearn_image; sklearn_image.serve()"]
+    process = subprocess.Popen([*WITHOUT_PRIVILEGES, *server])
     try:
         wait_until_healthy(process)
         for request in sorted(requests.iterdir()):
@@ -99,6 +122,9 @@ def main():
 
 
 def serve():
+    for path in (os.environ["SM_MODEL_DIR"], sys.prefix, "/var/tmp"):
+        assert not os.access(path, os.W_OK), path
+    assert os.getuid() == 1000
     server.start("sklearn_image:application")
 
 

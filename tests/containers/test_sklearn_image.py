@@ -1,4 +1,9 @@
-"""The archive on the server of SageMaker's scikit-learn image, with the image's packages and no network."""
+"""The archive on the server of SageMaker's scikit-learn image, with its packages, under serverless's constraints.
+
+The server runs as a user other than root, without a network, and can write only to /tmp. AWS documents that a container
+on a serverless endpoint may lack the permission to write files:
+https://docs.aws.amazon.com/sagemaker/latest/dg/serverless-endpoints-troubleshooting.html
+"""
 
 import json
 import os
@@ -10,52 +15,79 @@ from pathlib import Path
 import pytest
 
 from conftest import ROOT, invoke, unavailable
+from documents import RESOURCES
 
-VENV = ROOT / ".local/venvs/sklearn-serving"
+VENV = (ROOT / ".local/venvs/sklearn-serving").resolve()
+WITHOUT_PRIVILEGES = ["unshare", "--user", "--map-user=1000", "--map-group=1000"]
 
 
 @pytest.fixture(scope="module")
 def unshare():
-    """The command that runs a process without network access."""
+    """The command that runs a process without network access, with mounts of its own."""
     if platform.machine() != "x86_64":
         pytest.skip("the archive's lib/ is for x86_64")
     if not (VENV / "bin/gunicorn").exists():
         unavailable("needs the image's packages for Python 3.12: make test-containers installs them")
-    command = ["unshare", "--net"] + (["--map-root-user"] if os.geteuid() else [])
-    if not shutil.which("unshare") or subprocess.run([*command, "true"], capture_output=True).returncode:
-        unavailable("needs a network namespace: run make test-containers as root, or allow user namespaces")
+    command = ["unshare", "--net", "--mount"] + (["--map-root-user"] if os.geteuid() else [])
+    probe = [*command, *WITHOUT_PRIVILEGES, "true"]
+    if not shutil.which("unshare") or subprocess.run(probe, capture_output=True).returncode:
+        unavailable("needs namespaces: run make test-containers as root, or allow user namespaces")
     return command
 
 
 @pytest.fixture(scope="module")
-def responses(unshare, opt_ml, requests, tmp_path_factory):
-    """A folder with the server's responses. Its environment is the one that template.yaml defines for SageMaker."""
-    sent, received = tmp_path_factory.mktemp("requests"), tmp_path_factory.mktemp("responses")
+def serve(unshare, opt_ml, requests, tmp_path_factory):
+    """A function that runs the server with the template's variables, but for `changed`: its process and responses."""
+    sent, model = tmp_path_factory.mktemp("requests"), opt_ml / "model"
     for name, request in requests.items():
         (sent / name).write_bytes(request.content_type.encode() + b"\n" + request.body)
     (sent / "broken").write_bytes(b"image/png\nno image")
-    model = opt_ml / "model"
-    environment = {
+    container = RESOURCES["Model"]["Properties"]["PrimaryContainer"]["Environment"]
+    variables = {
+        name: (value["Fn::If"][2] if isinstance(value, dict) else value).replace("/opt/ml/model", str(model))
+        for name, value in container.items()
+    }
+    machine = {
         "PATH": f"{VENV / 'bin'}:{os.environ['PATH']}",
-        "HOME": str(opt_ml),
-        "SAGEMAKER_BASE_DIR": str(opt_ml),
-        "SAGEMAKER_PROGRAM": "inference.py",
-        "SAGEMAKER_SUBMIT_DIRECTORY": str(model / "code"),
-        "PYTHONPATH": f"{model / 'lib'}:{Path(__file__).parent}",
-        "PIP_NO_BUILD_ISOLATION": "0",
+        "HOME": "/nonexistent",
         "PIP_CONFIG_FILE": os.devnull,
         "PYTHONDONTWRITEBYTECODE": "1",
         "SAGEMAKER_BIND_TO_PORT": "8080",
-        "SAGEMAKER_USE_NGINX": "false",
     }
-    command = [*unshare, VENV / "bin/python", Path(__file__).with_name("sklearn_image.py"), sent, received]
-    try:
-        server = subprocess.run(command, env=environment, cwd=opt_ml, capture_output=True, text=True, timeout=150)
-        assert server.returncode == 0, server.stdout + server.stderr
-        yield received
-    finally:  # the server's start installed the code with pip
-        uninstall = [VENV / "bin/python", "-m", "pip", "uninstall", "--quiet", "--yes", "inference"]
-        subprocess.run(uninstall, check=True, capture_output=True)
+
+    def serve(**changed):
+        received, base = tmp_path_factory.mktemp("responses"), tmp_path_factory.mktemp("base")
+        environment = {
+            name: value.replace("/tmp/sagemaker", str(base)) for name, value in (machine | variables | changed).items()
+        }
+        environment["PYTHONPATH"] += f":{Path(__file__).parent}"
+        command = [*unshare, VENV / "bin/python", Path(__file__).with_name("sklearn_image.py"), model, sent, received]
+        server = subprocess.run(command, env=environment, cwd="/", capture_output=True, text=True, timeout=150)
+        return server, received
+
+    return serve
+
+
+@pytest.fixture(scope="module")
+def responses(serve):
+    """A folder with the server's responses."""
+    server, received = serve()
+    assert server.returncode == 0, server.stdout + server.stderr
+    return received
+
+
+@pytest.mark.parametrize(
+    ("variable", "default", "error"),
+    [
+        ("SAGEMAKER_BASE_DIR", "/opt/ml", "/opt/ml"),
+        ("PIP_TARGET", "", "Read-only file system"),
+        ("SAGEMAKER_USE_NGINX", "true", "/etc/sagemaker-nginx.conf"),
+    ],
+)
+def test_it_does_not_start_without_a_variable_of_the_template(serve, variable, default, error):
+    server, _ = serve(**{variable: default})
+    assert server.returncode != 0
+    assert error in server.stdout + server.stderr
 
 
 def read(folder, name):

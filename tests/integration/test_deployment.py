@@ -187,6 +187,7 @@ def test_the_compiled_code_is_uploaded_once_and_used(workflow, stack, tmp_path):
         ({"FurtherImageBuckets": "arn:aws:s3:::*"}, "FurtherImageBuckets"),
         ({"Labels": "it's, that"}, "Labels"),
         ({"Threshold": "1.5"}, "Threshold"),
+        ({"Threshold": ".5"}, "Threshold"),
     ],
 )
 def test_invalid_parameters_fail_before_anything_is_created(stack, parameters, sentence):

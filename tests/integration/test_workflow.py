@@ -62,7 +62,7 @@ def test_an_image_with_high_confidence_is_accepted(workflow, outcome_events, sev
     assert "data" not in execution.output["image"]
     event = workflow.message_about(outcome_events, '"accepted.png"')
     assert (event["detail-type"], event["detail"]) == ("Image Classified", execution.output)
-    assert execution.arn in event["resources"]
+    assert sorted(event["resources"]) == sorted([workflow.machine, execution.arn])  # each once
 
 
 def test_low_confidence_goes_to_review_and_is_no_function_error(workflow, outcome_events, seven):
@@ -181,6 +181,14 @@ def test_an_upload_starts_an_execution_whatever_its_key(workflow, seven, name):
     key = workflow.upload(workflow.outputs["UploadPrefix"] + name, seven)
     execution = workflow.started_by_upload(key)
     assert (execution.status, execution.output["s3_key"]) == ("SUCCEEDED", key)
+
+
+def test_an_overwritten_image_is_classified_as_it_was_uploaded(workflow, seven):
+    key = workflow.outputs["UploadPrefix"] + "overwritten.png"
+    put = [workflow.s3.put_object(Bucket=workflow.bucket, Key=key, Body=body) for body in (seven, b"no image")]
+    started = [workflow.started_by_upload(key, response["VersionId"]) for response in put]
+    assert [execution.status for execution in started] == ["SUCCEEDED", "FAILED"]
+    assert started[0].output["s3_version_id"] == put[0]["VersionId"]
 
 
 def test_an_object_outside_the_prefix_or_a_folder_starts_no_execution(workflow, seven):

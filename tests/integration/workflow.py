@@ -75,14 +75,15 @@ class Workflow:
         self.visited |= set(execution.states)
         return execution
 
-    def started_by_upload(self, key: str) -> Execution:
-        """The execution that the upload of this key started, after its end."""
+    def started_by_upload(self, key: str, version: str | None = None) -> Execution:
+        """The execution that the upload of this key (and version) started, after its end."""
 
         def find():
             for page in self.states.get_paginator("list_executions").paginate(stateMachineArn=self.machine):
                 for row in page["executions"]:
                     request = json.loads(self.states.describe_execution(executionArn=row["executionArn"])["input"])
-                    if request.get("detail", {}).get("object", {}).get("key") == key:
+                    uploaded = request.get("detail", {}).get("object", {})
+                    if uploaded.get("key") == key and version in (None, uploaded["version-id"]):
                         return row["executionArn"]
             return None
 

@@ -63,6 +63,11 @@ def png_header(width, height):
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
+def test_the_model_is_in_sm_model_dir_if_the_hosts_folder_has_none(tmp_path, monkeypatch):
+    monkeypatch.setenv("SM_MODEL_DIR", str(write_tiny_model(tmp_path)))
+    assert inference.model_fn(tmp_path / "nonexistent").labels
+
+
 def test_the_most_probable_label_comes_first(model):
     assert invoke(encode(plain_image("white")), "image/png", model) == (json.dumps(WHITE), "application/json")
     assert invoke(encode(plain_image("black")), "image/png", model) == (json.dumps(BLACK), "application/json")

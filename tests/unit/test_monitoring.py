@@ -200,3 +200,23 @@ def test_every_saved_query_is_documented():
     titles = {row["Name"]["Fn::Sub"].removeprefix("${AWS::StackName}/") for row in QUERIES.values()}
     assert len(titles) == 10
     assert {name.strip("`") for name, _ in rows(MONITORING, "## Saved queries")} == titles
+
+
+def test_the_documented_price_of_idle_monitoring_follows_from_the_template():
+    """$0.10 for each metric of an alarm, $0.50 for a composite one; $3 for a dashboard with more than 50 metrics.
+
+    https://aws.amazon.com/cloudwatch/pricing/
+    """
+    operations = (ROOT / "docs/operations.md").read_text()
+
+    def price(alarms):
+        watched = sum(len([row for row in each.get("Metrics", [{}]) if "Expression" not in row]) for each in alarms)
+        return f"${0.1 * watched + 0.5:.2f}"
+
+    always = [alarm for name, alarm in ALARMS.items() if "Condition" not in RESOURCES[name]]
+    created = [alarm for name, alarm in ALARMS.items() if name not in DEPLOYMENT_ALARMS]
+    assert f"Alarms are {price(always)} a month ({price(created)} with a" in operations.replace("\n", " ")
+    assert len(list(shown())) > 50
+    readme = (ROOT / "README.md").read_text()
+    for alarms in (always, created):
+        assert f"${3 + float(price(alarms)[1:]):.2f} a month: monitoring" in readme

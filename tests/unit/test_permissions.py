@@ -9,27 +9,33 @@ import pytest
 from documents import LAMBDA_STATES, ROOT, STATES, transformed
 from test_state_machine import snake_case
 
+ENCRYPTED_QUEUE = dict.fromkeys(
+    ["kms:Decrypt", "kms:GenerateDataKey"], "with EncryptionKeyArn, whoever sends to a queue encrypts the message"
+)
+LOG_DELIVERY = {
+    "logs:CreateLogDelivery",
+    "logs:DeleteLogDelivery",
+    "logs:DescribeLogGroups",
+    "logs:DescribeResourcePolicies",
+    "logs:GetLogDelivery",
+    "logs:ListLogDeliveries",
+    "logs:PutResourcePolicy",
+    "logs:UpdateLogDelivery",
+}
 # Permissions without a call in the code, and the reason for each.
 REASONS = {
     "RetrieveImageFunctionRole": {
         "s3:GetObjectVersion": "get_object with a VersionId",
+        "kms:Decrypt": "with EncryptionKeyArn, images are encrypted",
         "s3:ListBucket": "without it a missing object is a 403 instead of a 404",
     },
-    "RecordOutcomeFunctionRole": {"sqs:SendMessage": "events that could not be recorded go to the failure queue"},
+    "RecordOutcomeFunctionRole": {
+        "sqs:SendMessage": "events that could not be recorded go to the failure queue",
+        **ENCRYPTED_QUEUE,
+    },
     "ClassifyImageStateMachineRole": {
-        **dict.fromkeys(
-            [
-                "logs:CreateLogDelivery",
-                "logs:DeleteLogDelivery",
-                "logs:DescribeLogGroups",
-                "logs:DescribeResourcePolicies",
-                "logs:GetLogDelivery",
-                "logs:ListLogDeliveries",
-                "logs:PutResourcePolicy",
-                "logs:UpdateLogDelivery",
-            ],
-            "the delivery of execution logs",
-        ),
+        **ENCRYPTED_QUEUE,
+        **dict.fromkeys(LOG_DELIVERY, "the delivery of execution logs"),
     },
     "ModelRole": {
         "s3:GetObject": "SageMaker fetches the model",
@@ -58,7 +64,7 @@ MANAGED = {  # SAM adds these
     "AWSXRayDaemonWriteAccess": "a function's traces",
     "AWSXrayWriteOnlyAccess": "Tracing: Active",
 }
-WITHOUT_RESOURCE = {"ecr:GetAuthorizationToken", "cloudwatch:PutMetricData", *REASONS["ClassifyImageStateMachineRole"]}
+WITHOUT_RESOURCE = {"ecr:GetAuthorizationToken", "cloudwatch:PutMetricData", *LOG_DELIVERY}
 ROLES = {name: role for name, role in transformed()["Resources"].items() if role["Type"] == "AWS::IAM::Role"}
 
 

@@ -1,11 +1,14 @@
 """Checks of template.yaml that the linters do not make."""
 
+import json
 import re
+import subprocess
 import tomllib
 
 import pytest
+from botocore.loaders import Loader
 
-from documents import RESOURCES, ROOT, TEMPLATE
+from documents import RESOURCES, ROOT, TEMPLATE, transformed
 
 TEXT = (ROOT / "template.yaml").read_text()
 FUNCTIONS = {name: resource for name, resource in RESOURCES.items() if resource["Type"] == "AWS::Serverless::Function"}
@@ -27,9 +30,9 @@ def test_a_function_is_invoked_through_an_alias_that_follows_every_property(name
 
 def test_every_function_is_traced_and_logs_json_with_a_retention():
     assert TEMPLATE["Globals"]["Function"]["Tracing"] == "Active"
+    assert TEMPLATE["Globals"]["Function"]["LoggingConfig"]["LogFormat"] == "JSON"
     for resource in FUNCTIONS.values():
         group = resource["Properties"]["LoggingConfig"]["LogGroup"]["Ref"]
-        assert resource["Properties"]["LoggingConfig"]["LogFormat"] == "JSON"
         assert RESOURCES[group]["Properties"]["RetentionInDays"] == {"Ref": "LogRetentionDays"}
 
 
@@ -61,7 +64,7 @@ def test_no_partition_region_or_account_is_hard_coded():
 
 def test_parameters_have_the_documented_defaults():
     defaults = {name: parameter["Default"] for name, parameter in TEMPLATE["Parameters"].items()}
-    assert defaults["Threshold"] == 0.75
+    assert defaults["Threshold"] == "0.75"
     assert defaults["EndpointType"] == "none"
     assert defaults["Architecture"] == "arm64"
 
@@ -84,3 +87,130 @@ def test_the_bucket_is_private_and_encrypted():
     properties = RESOURCES["ImageBucket"]["Properties"]
     assert set(properties["PublicAccessBlockConfiguration"].values()) == {True}
     assert "BucketEncryption" in properties
+
+
+def test_the_log_level_is_lambdas_own_and_keeps_the_prediction_log():
+    """Powertools ignores POWERTOOLS_LOG_LEVEL where Lambda sets AWS_LAMBDA_LOG_LEVEL, as it does with JSON logs.
+
+    https://docs.aws.amazon.com/lambda/latest/dg/monitoring-cloudwatchlogs-log-level.html
+    """
+    settings = TEMPLATE["Globals"]["Function"]
+    assert settings["LoggingConfig"] == {"LogFormat": "JSON", "ApplicationLogLevel": "INFO", "SystemLogLevel": "INFO"}
+    assert "POWERTOOLS_LOG_LEVEL" not in settings["Environment"]["Variables"]
+
+
+def test_every_region_has_a_row_and_those_without_an_image_require_one():
+    """CloudFormation looks up every FindInMap, in the branch of an If that is not taken too."""
+    partitions = Loader().load_data("partitions")["partitions"]
+    regions = {region for partition in partitions for region in partition["regions"] if not region.endswith("-global")}
+    registries = TEMPLATE["Mappings"]["ScikitLearnRegistry"]
+    assert set(registries) == regions
+    (assertion,) = TEMPLATE["Rules"]["ImageForRegion"]["Assertions"]
+    refused = assertion["Assert"]["Fn::Not"][0]["Fn::Contains"][0]
+    assert set(refused) == {region for region, row in registries.items() if row["Account"] == "none"}
+
+
+@pytest.mark.parametrize("name", ["Threshold", "MinAcceptanceRate"])
+def test_a_parameter_in_the_dashboards_json_is_a_json_number(name):
+    parameter = TEMPLATE["Parameters"][name]
+    allowed = [text for text in ("1", "0.5", "1.0", "0.000001") if re.fullmatch(parameter["AllowedPattern"], text)]
+    assert [json.loads(text) for text in allowed] == [1, 0.5, 1, 0.000001]
+    refused = (".5", "5.", "01", "1e-1", "1.5", "-0.5", "0,5", "")
+    assert [text for text in refused if re.fullmatch(parameter["AllowedPattern"], text)] == []
+    assert bool(re.fullmatch(parameter["AllowedPattern"], "0")) == (name == "MinAcceptanceRate")
+
+
+def test_parameters_are_substituted_into_the_dashboard_only_where_a_json_value_stands():
+    body, _ = RESOURCES["Dashboard"]["Properties"]["DashboardBody"]["Fn::Sub"]
+    used = set(re.findall(r"\$\{(\w+)\}", body)) & set(TEMPLATE["Parameters"])
+    assert used == {"Threshold", "MinAcceptanceRate"}
+
+
+def test_every_parameter_is_in_one_group_of_the_console():
+    groups = TEMPLATE["Metadata"]["AWS::CloudFormation::Interface"]["ParameterGroups"]
+    shown = [name for group in groups for name in group["Parameters"]]
+    assert sorted(shown) == sorted(TEMPLATE["Parameters"])
+
+
+def test_numbers_in_rules_and_conditions_are_quoted():
+    """A parameter's value is a string; Equals and Contains compare strings."""
+
+    def compared(node):
+        if isinstance(node, dict):
+            for function, arguments in node.items():
+                if function in ("Fn::Equals", "Fn::Contains"):
+                    yield from (each for each in arguments if not isinstance(each, dict))
+                yield from compared(arguments)
+        elif isinstance(node, list):
+            for each in node:
+                yield from compared(each)
+
+    values = [*compared(TEMPLATE["Rules"]), *compared(TEMPLATE["Conditions"])]
+    assert "0" in values
+    assert {type(value) for value in values} == {str, list}
+
+
+def test_the_bucket_refuses_plain_http_and_keeps_old_versions_for_a_time():
+    (statement,) = RESOURCES["ImageBucketPolicy"]["Properties"]["PolicyDocument"]["Statement"]
+    assert (statement["Effect"], statement["Principal"], statement["Action"]) == ("Deny", "*", "s3:*")
+    assert statement["Condition"] == {"Bool": {"aws:SecureTransport": "false"}}
+    properties = RESOURCES["ImageBucket"]["Properties"]
+    assert properties["VersioningConfiguration"] == {"Status": "Enabled"}
+    (rule,) = properties["LifecycleConfiguration"]["Rules"]
+    assert {"NoncurrentVersionExpiration", "AbortIncompleteMultipartUpload"} <= set(rule)
+
+
+def test_only_this_accounts_rules_may_send_to_the_failure_queue():
+    (statement,) = RESOURCES["FailureQueuePolicy"]["Properties"]["PolicyDocument"]["Statement"]
+    assert statement["Condition"]["StringEqualsIfExists"] == {"aws:SourceAccount": {"Ref": "AWS::AccountId"}}
+    assert "${AWS::AccountId}" in statement["Condition"]["ArnLike"]["aws:SourceArn"]["Fn::Sub"]
+
+
+def test_bucket_queues_topic_and_logs_can_have_a_key_and_bucket_and_queues_are_encrypted_without():
+    key = {"Ref": "EncryptionKeyArn"}
+    own = {"Fn::If": ["HasEncryptionKey", key, {"Ref": "AWS::NoValue"}]}
+    properties = {"AWS::SQS::Queue": "KmsMasterKeyId", "AWS::SNS::Topic": "KmsMasterKeyId"}
+    properties["AWS::Logs::LogGroup"] = "KmsKeyId"
+    for resource in RESOURCES.values():
+        if resource["Type"] in properties:
+            assert resource["Properties"][properties[resource["Type"]]] == own
+        if resource["Type"] == "AWS::SQS::Queue":
+            assert resource["Properties"]["SqsManagedSseEnabled"] == {"Fn::If": ["HasEncryptionKey", False, True]}
+    (rule,) = RESOURCES["ImageBucket"]["Properties"]["BucketEncryption"]["ServerSideEncryptionConfiguration"]
+    _, with_key, without = rule["ServerSideEncryptionByDefault"]["Fn::If"]
+    assert with_key == {"SSEAlgorithm": "aws:kms", "KMSMasterKeyID": key}
+    assert without == {"SSEAlgorithm": "AES256"}
+
+
+def test_every_role_can_have_a_permissions_boundary():
+    roles = [row for row in transformed()["Resources"].values() if row["Type"] == "AWS::IAM::Role"]
+    boundary = {"Fn::If": ["HasBoundary", {"Ref": "PermissionsBoundaryArn"}, {"Ref": "AWS::NoValue"}]}
+    assert len(roles) == 7
+    assert all(role["Properties"]["PermissionsBoundary"] == boundary for role in roles)
+
+
+def test_an_existing_endpoints_name_may_have_capitals():
+    """IAM sees the endpoint's ARN in lower case."""
+    resources = json.dumps(RESOURCES["ClassifyImageFunction"]["Properties"]["Policies"])
+    assert "endpoint/*" in resources
+    assert "ExistingEndpointName" not in resources
+
+
+@pytest.mark.parametrize("parameters", ["", "EndpointType=none", "Architecture=x86_64 EndpointType=none"])
+def test_functions_are_built_for_the_architecture_that_is_deployed(parameters):
+    """sam deploy keeps the deployed value of a parameter that is left out; sam build knows only the default."""
+    command = ["make", "--dry-run", "deploy", f"PARAMETERS={parameters}", "ENV=staging"]
+    lines = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    options = [
+        re.search(r"/sam (build|deploy) (.*)", line)[2].strip() for line in lines if re.search("/sam [bd]", line)
+    ]
+    assert len(options) == 2 and options[0] == options[1]
+    assert "--config-env staging" in options[0]
+    if parameters:
+        assert len(re.findall(r"Architecture=\w+", options[0])) == 1
+
+
+@pytest.mark.parametrize("environment", ["default", "staging", "prod"])
+def test_every_environment_names_its_architecture_for_build_and_deploy(environment):
+    settings = tomllib.loads((ROOT / "samconfig.toml").read_text())[environment]
+    assert "Architecture=" in settings["global"]["parameters"]["parameter_overrides"]

@@ -1,6 +1,7 @@
-"""Step Functions: retry delays, the payload size limit, execution logs and traces.
+"""Step Functions: retry delays, the payload size limit, the resources of events, execution logs and traces.
 
 https://docs.aws.amazon.com/step-functions/latest/dg/concepts-error-handling.html
+https://docs.aws.amazon.com/step-functions/latest/dg/connect-eventbridge.html
 https://docs.aws.amazon.com/step-functions/latest/dg/cw-logs.html
 https://docs.aws.amazon.com/step-functions/latest/dg/concepts-xray-tracing.html
 """
@@ -26,6 +27,7 @@ PAYLOAD_LIMIT = 262_144  # bytes
 EXECUTION_DATA = ("input", "output", "parameters", "cause")
 trace_root: contextvars.ContextVar[str] = contextvars.ContextVar("trace_root")
 trace_header: contextvars.ContextVar[str | None] = contextvars.ContextVar("trace_header", default=None)
+task_context: contextvars.ContextVar[dict[str, Any]] = contextvars.ContextVar("task_context")
 log_queue: queue.SimpleQueue[tuple[str, str, dict[str, Any]]] = queue.SimpleQueue()
 
 
@@ -76,8 +78,18 @@ def check_size(value: Any) -> None:
         raise service._ExecutionError("States.DataLimitExceeded", f"The payload exceeds {PAYLOAD_LIMIT} bytes.")
 
 
+@override(service, "_execute_task")
+def execute_task(original: Callable[..., Any], state: Any, data: Any, execution: Any, context: dict[str, Any]) -> Any:
+    task_context.set(context)
+    return original(state, data, execution, context)
+
+
 @override(service, "_invoke_resource")
 def invoke(original: Callable[[str, Any], Any], resource: str, data: Any) -> Any:
+    if resource.endswith(":events:putEvents"):
+        arns = [task_context.get()[kind]["Id"] for kind in ("StateMachine", "Execution")]
+        entries = [entry | {"Resources": [*entry.get("Resources", []), *arns]} for entry in data["Entries"]]
+        data = data | {"Entries": entries}
     check_size(data)
     result = original(resource, data)
     check_size(result)

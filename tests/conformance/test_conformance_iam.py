@@ -1,0 +1,38 @@
+"""IAM, as AWS documents it."""
+
+import json
+
+import boto3
+import pytest
+
+from emulated import Emulator
+
+
+@pytest.fixture
+def enforcing(tmp_path):
+    """An emulator that enforces policies, as the local stack's does."""
+    emulator = Emulator(tmp_path, AUTH="true")
+    yield emulator
+    emulator.stop()
+
+
+def test_requests_to_the_api_are_over_tls(enforcing):
+    """The local stack stands for AWS's APIs, which SDKs call over TLS.
+
+    https://docs.aws.amazon.com/AmazonS3/latest/userguide/security-best-practices.html, encryption of data in transit
+    """
+    s3 = enforcing.client("s3")
+    s3.create_bucket(Bucket="conformance")
+    deny = {"Effect": "Deny", "Principal": "*", "Action": "s3:*", "Resource": "arn:aws:s3:::conformance/*"}
+    deny["Condition"] = {"Bool": {"aws:SecureTransport": "false"}}
+    policy = {"Version": "2012-10-17", "Statement": [deny]}
+    s3.put_bucket_policy(Bucket="conformance", Policy=json.dumps(policy))
+    iam = enforcing.client("iam")
+    iam.create_user(UserName="reader")
+    allow = {"Effect": "Allow", "Action": "s3:*", "Resource": "*"}
+    policy = {"Version": "2012-10-17", "Statement": [allow]}
+    iam.put_user_policy(UserName="reader", PolicyName="s3", PolicyDocument=json.dumps(policy))
+    key = iam.create_access_key(UserName="reader")["AccessKey"]
+    user = {"aws_access_key_id": key["AccessKeyId"], "aws_secret_access_key": key["SecretAccessKey"]}
+    reader = boto3.client("s3", endpoint_url=s3.meta.endpoint_url, region_name="us-east-1", **user)
+    reader.put_object(Bucket="conformance", Key="image.png", Body=b"image")

@@ -1,0 +1,81 @@
+"""Delete a stack with sam delete, and say what it leaves: python tools/destroy.py [ENVIRONMENT OF SAMCONFIG]"""
+
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import boto3
+from botocore.client import BaseClient
+from botocore.exceptions import ClientError
+
+ROOT = Path(__file__).resolve().parent.parent
+Clients = Callable[[str], BaseClient]
+
+
+def describe(clients: Clients, stack_name: str) -> dict[str, Any]:
+    (stack,) = clients("cloudformation").describe_stacks(StackName=stack_name)["Stacks"]
+    return stack
+
+
+def resources(clients: Clients, stack_name: str) -> dict[str, dict[str, str]]:
+    pages = clients("cloudformation").get_paginator("list_stack_resources").paginate(StackName=stack_name)
+    return {row["LogicalResourceId"]: row for page in pages for row in page["StackResourceSummaries"]}
+
+
+def obstacles(clients: Clients, stack_name: str) -> list[str]:
+    """Why the stack cannot be deleted yet, with the command that helps."""
+    s3, found = clients("s3"), []
+    for row in resources(clients, stack_name).values():
+        bucket = row.get("PhysicalResourceId", "")
+        if row["ResourceType"] == "AWS::S3::Bucket" and bucket:
+            listed = s3.list_object_versions(Bucket=bucket, MaxKeys=1)
+            if listed.get("Versions") or listed.get("DeleteMarkers"):
+                found.append(f"s3://{bucket} holds images, or old versions: make empty-bucket BUCKET={bucket}")
+    return found
+
+
+def leftovers(clients: Clients, stack_name: str) -> list[str]:
+    """What remains after the stack is deleted, with the command that removes it; the stack must still exist."""
+    parameters = {row["ParameterKey"]: row["ParameterValue"] for row in describe(clients, stack_name)["Parameters"]}
+    found = []
+    template = clients("cloudformation").get_template(StackName=stack_name, TemplateStage="Processed")["TemplateBody"]
+    for name, row in resources(clients, stack_name).items():
+        policy = template["Resources"].get(name, {}).get("DeletionPolicy") if isinstance(template, dict) else None
+        if policy in ("Retain", "RetainExceptOnCreate"):
+            found.append(f"{row['ResourceType']} {row['PhysicalResourceId']}, which the template retains")
+        if row["ResourceType"] == "AWS::SageMaker::Endpoint":
+            endpoint = row["PhysicalResourceId"].split("/")[-1]
+            group = f"/aws/sagemaker/Endpoints/{endpoint}"
+            found.append(f"the endpoint's log: aws logs delete-log-group --log-group-name {group}")
+    if url := parameters.get("ModelDataUrl"):
+        found.append(f"the model: aws s3 rm {url}")
+    if url := parameters.get("DataCaptureUrl"):
+        found.append(f"captured requests and responses: aws s3 rm {url} --recursive")
+    if url := parameters.get("InferenceImageUri"):
+        found.append(f"the endpoint's image in ECR: {url}")
+    return [*found, "SAM's bucket and stack aws-sam-cli-managed-default, which all your SAM projects share"]
+
+
+def main(environment: str) -> None:
+    settings = tomllib.loads((ROOT / "samconfig.toml").read_text())[environment]["global"]["parameters"]
+    session = boto3.Session(region_name=settings["region"])
+    try:
+        blocked = obstacles(session.client, settings["stack_name"])
+        left = leftovers(session.client, settings["stack_name"])
+    except ClientError as error:
+        sys.exit(str(error))
+    if blocked:
+        sys.exit("The stack cannot be deleted yet:\n  " + "\n  ".join(blocked))
+    sam = [str(Path(sys.executable).with_name("sam")), "delete", "--config-env", environment]
+    if code := subprocess.run(
+        [*sam, "--stack-name", settings["stack_name"], "--region", settings["region"]]
+    ).returncode:
+        sys.exit(code)
+    print("\nLeft, if you confirmed:\n  " + "\n  ".join(left))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:] or ["default"])
