@@ -4,6 +4,7 @@ outcome       accepted, review (the confidence is below the threshold) or error
 s3_bucket, s3_key, s3_version_id, execution_arn
 label, confidence, threshold, predictions (the best MAX_PREDICTIONS), endpoint, image    accepted and review
 error, cause                                                                            error: its name and message
+redrives      how often the execution was redriven before; omitted if never
 """
 
 from typing import Any

@@ -82,7 +82,7 @@ class Workflow:
             for page in self.states.get_paginator("list_executions").paginate(stateMachineArn=self.machine):
                 for row in page["executions"]:
                     request = json.loads(self.states.describe_execution(executionArn=row["executionArn"])["input"])
-                    if request.get("detail", {}).get("object", {}).get("key") == key:
+                    if request.get("s3_key") == key:
                         return row["executionArn"]
             return None
 

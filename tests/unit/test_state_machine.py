@@ -24,6 +24,7 @@ LAMBDA_ERRORS = {
     "States.Timeout",
 }
 INTEGRATION_ERRORS = {"States.TaskFailed", "States.Timeout"}  # TaskFailed: any other error of SQS or EventBridge
+NOT_STATES = ("StartExecution", "RecordOutcome")  # EventBridge invokes them before and after an execution
 PERMANENT_ERRORS = {
     "EndpointAccessDeniedError",
     "EndpointNotConfiguredError",
@@ -132,12 +133,14 @@ def test_one_name_leads_from_the_state_to_its_function_event_and_test(state):
 
 def test_the_template_has_no_function_that_the_definition_does_not_use():
     functions = {name for name, resource in RESOURCES.items() if resource["Type"] == "AWS::Serverless::Function"}
-    assert functions == {f"{state}Function" for state in LAMBDA_STATES} | {"RecordOutcomeFunction"}
+    assert functions == {f"{name}Function" for name in [*LAMBDA_STATES, *NOT_STATES]}
 
 
-def test_one_name_leads_from_record_outcome_to_its_event_and_test():
-    assert RESOURCES["RecordOutcomeFunction"]["Properties"]["Handler"] == "record_outcome.lambda_handler"
-    for path in ("functions/record_outcome.py", "events/record_outcome.json", "tests/unit/test_record_outcome.py"):
+@pytest.mark.parametrize("function", NOT_STATES)
+def test_one_name_leads_from_a_function_that_is_no_state_to_its_event_and_test(function):
+    module = snake_case(function)
+    assert RESOURCES[f"{function}Function"]["Properties"]["Handler"] == f"{module}.lambda_handler"
+    for path in (f"functions/{module}.py", f"events/{module}.json", f"tests/unit/test_{module}.py"):
         assert (ROOT / path).is_file(), path
 
 
