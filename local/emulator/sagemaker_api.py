@@ -17,12 +17,14 @@ import tarfile
 import threading
 import time
 from email.message import Message
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import boto3
 import urllib3
+
+from local.emulator.browsers import Guarded
 
 ACCOUNT, REGION = "000000000000", os.environ.get("AWS_DEFAULT_REGION", "us-east-1")
 KINDS = {"Model": "model", "EndpointConfig": "endpoint-config", "Endpoint": "endpoint"}  # the resource types in ARNs
@@ -162,7 +164,7 @@ def control(target: str, request: dict[str, Any]) -> dict[str, Any]:
     return resource
 
 
-class Api(BaseHTTPRequestHandler):
+class Api(Guarded):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
 
