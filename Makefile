@@ -9,14 +9,15 @@ SHELL = bash
 # Otherwise ONNX Runtime's official builds send telemetry to Microsoft.
 export ORT_DISABLE_TELEMETRY = 1
 # Commands are modules of this folder, with their packages in .venv.
-unexport PYTHONHOME PYTHONPATH PYTHONSAFEPATH
+unexport PYTHONHOME PYTHONPATH PYTHONSAFEPATH PYTHONWARNINGS
 PYTHON ?= python3
 PROJECT = .venv/bin/python
 DIGITS = .local/data/digits
 MODEL = .local/model/metadata.json
 PACKAGE = .local/package/archive.txt
 BUILT = .local/sam/build/template.yaml
-SAM = $(CURDIR)/.local/venvs/sam/bin/sam
+# As modules: a script of an environment names its Python by the path where it was installed.
+SAM = .local/venvs/sam/bin/python -m samcli
 # For commands that need no account: without credentials, SAM does not call AWS.
 NO_AWS = -u AWS_PROFILE -u AWS_ACCESS_KEY_ID -u AWS_SECRET_ACCESS_KEY AWS_CONFIG_FILE=/dev/null AWS_SHARED_CREDENTIALS_FILE=/dev/null AWS_DEFAULT_REGION=us-east-1 AWS_EC2_METADATA_DISABLED=true SAM_CLI_TELEMETRY=0
 # SAM must build the functions with their runtime's Python.
@@ -40,6 +41,9 @@ down: ## Stop the local stack
 
 classify: .local/.run $(PACKAGE) $(BUILT) ## Classify an image of your own: IMAGE=path [THRESHOLD=t]
 	@$(PROJECT) -m local.classify "$(IMAGE)" --threshold "$(THRESHOLD)"
+
+redrive: .local/.run ## Start again what the failure queue holds, locally or with STACK=name on AWS
+	@$(PROJECT) -m local.redrive --stack "$$STACK"
 
 dashboard: .local/.notebook ## Draw the stack's dashboard from the local stack's data
 	@$(PROJECT) -m local.report.dashboard
@@ -73,19 +77,19 @@ lint: .local/.test ## Check code, types, templates, the state machine and workfl
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	@# One run for each folder that its host loads flat, and one for the packages.
-	.venv/bin/mypy functions
-	.venv/bin/mypy endpoint
-	MYPYPATH=endpoint .venv/bin/mypy training --exclude training/launch
-	.venv/bin/mypy --explicit-package-bases local monitoring tools training/launch
+	$(PROJECT) -m mypy functions
+	$(PROJECT) -m mypy endpoint
+	MYPYPATH=endpoint $(PROJECT) -m mypy training --exclude training/launch
+	$(PROJECT) -m mypy --explicit-package-bases local monitoring tools training/launch
 	@for file in events/*.json statemachine/*.json; do $(PROJECT) -m json.tool $$file > /dev/null || exit 1; done
-	.venv/bin/statelint --ignore=FLOAT statemachine/*.json
+	$(PROJECT) -m statelint --ignore=FLOAT statemachine/*.json
 	env $(NO_AWS) $(SAM) validate --lint --template template.yaml
 	@mkdir -p .local/lint
 	@# SAM's output depends on this parameter; cfn-lint resolves CloudFormation's conditions itself.
 	for preference in AllAtOnce Canary10Percent5Minutes; do \
 	  env $(NO_AWS) .local/venvs/sam/bin/python tools/transform.py DeploymentPreference=$$preference > .local/lint/$$preference.yaml || exit 1; \
 	done
-	.local/venvs/sam/bin/cfn-lint .local/lint/*.yaml .github/oidc.yaml
+	.local/venvs/sam/bin/python .local/venvs/sam/bin/cfn-lint .local/lint/*.yaml .github/oidc.yaml
 	.venv/bin/zizmor --offline --no-progress --quiet .github
 
 train: .local/.run | $(DIGITS) ## Train the model on scikit-learn's scans of digits

@@ -33,7 +33,7 @@ def is_folder(s3_object: dict[str, Any]) -> bool:
     return s3_object["key"].endswith("/") and not s3_object.get("size")
 
 
-def request_for(detail: dict[str, Any]) -> tuple[str, dict[str, str]]:
+def request_for(detail: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """The execution's name and input. An unversioned bucket has no version, but a sequencer for each upload of a key.
 
     https://docs.aws.amazon.com/AmazonS3/latest/userguide/ev-events.html
@@ -47,7 +47,7 @@ def request_for(detail: dict[str, Any]) -> tuple[str, dict[str, str]]:
 
 
 @tracer.capture_method(capture_response=False)
-def start(name: str, request: dict[str, str]) -> bool:
+def start(name: str, request: dict[str, Any]) -> bool:
     """Start the execution; False if one with this name has ended. For a running one, Step Functions returns success.
 
     https://docs.aws.amazon.com/step-functions/latest/apireference/API_StartExecution.html

@@ -18,6 +18,7 @@ import concurrent.futures
 import hashlib
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -33,6 +34,8 @@ LOCAL = ROOT / ".local"
 OLDEST, NEWEST = (3, 11), (3, 14)  # the pinned PyTorch and ONNX Runtime have wheels for these
 LAMBDA_PYTHON = "3.13"  # the functions' runtime in template.yaml
 SKLEARN_PYTHON = "3.12"  # the scikit-learn image's, for which endpoint/package.py packs
+# Variables of the user's that would change Python, or where pip installs to; indexes, proxies and caches stay.
+FOREIGN = ("PYTHON", "VIRTUAL_ENV", "PIP_USER", "PIP_TARGET", "PIP_PREFIX", "PIP_ROOT", "PIP_PYTHON", "PIP_REQUIRE")
 PYTORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 
 
@@ -42,7 +45,8 @@ class SetupError(Exception):
 
 def run(arguments: list[str | Path], log: Path) -> None:
     """Run a command with its output in a log file; SetupError with the end of the log if it fails."""
-    environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(FOREIGN)}
+    environment["PIP_USER"] = "0"  # overrides pip's configuration files
     with log.open("ab") as output:
         output.write(f"\n$ {' '.join(map(str, arguments))}\n".encode())
         output.flush()
@@ -79,7 +83,17 @@ def install(name: str, python: str, venv: Path, requirements: str, torch: bool =
     if torch:
         index = ["--extra-index-url", PYTORCH_CPU_INDEX, "--retries", "2"]
         run([*pip, "--no-deps", *index, torch_requirement()], log)
+    if not any(any(venv.glob(f"lib/python*/site-packages/{name}-*.dist-info")) for name in names_in(lock)):
+        raise SetupError(
+            f"pip reported success, but {venv.relative_to(ROOT)} is empty: check pip's configuration files."
+        )
     stamp.write_text(wanted)
+
+
+def names_in(lock: Path) -> list[str]:
+    """The names of the pinned packages, as their installed folders have them."""
+    pins = [line.partition("==") for line in lock.read_text().splitlines()]
+    return [re.sub(r"[-_.]+", "_", name) for name, pinned, _ in pins if pinned and not name.startswith((" ", "#"))]
 
 
 def torch_requirement() -> str:

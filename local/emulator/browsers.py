@@ -7,6 +7,7 @@ https://www.w3.org/TR/fetch-metadata/
 
 import ipaddress
 from collections.abc import Awaitable, Callable, Mapping
+from email.message import Message
 from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,7 +15,7 @@ from urllib.parse import urlsplit
 Application = Callable[[Any, Any, Any], Awaitable[None]]
 
 
-def refusal(headers: Mapping[str, str]) -> str | None:
+def refusal(headers: Mapping[str, str] | Message) -> str | None:
     """Why the request is refused, or None. The names of `headers` are in lower case, or matched without case."""
     host, origin, site = (headers.get(name) for name in ("host", "origin", "sec-fetch-site"))
     if not is_local(host):

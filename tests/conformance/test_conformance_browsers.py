@@ -9,7 +9,6 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 # What a page can send to any origin without asking: AWS's Query protocol by fetch, form and image, and JSON as text.
 PAGE = """<!doctype html><title>page</title><body><script>

@@ -1,6 +1,7 @@
 """The definition itself, and against the template, the functions and their tests."""
 
 import ast
+import random
 import re
 import subprocess
 import sys
@@ -155,7 +156,11 @@ def test_every_task_has_a_timeout_and_tasks_of_a_kind_retry_alike_but_for_their_
     own_errors = set(exception_names())
     for kind, errors in ((LAMBDA_STATES, LAMBDA_ERRORS), (tasks.keys() - LAMBDA_STATES, INTEGRATION_ERRORS)):
         (first, *others) = [
-            [retrier | {"ErrorEquals": set(retrier["ErrorEquals"]) - own_errors} for retrier in tasks[name]["Retry"]]
+            [
+                retrier | {"ErrorEquals": common}
+                for retrier in tasks[name]["Retry"]
+                if (common := set(retrier["ErrorEquals"]) - own_errors)
+            ]
             for name in kind
         ]
         assert all(other == first for other in others)
@@ -187,6 +192,21 @@ def test_retries_back_off_with_jitter():
             assert retry["JitterStrategy"] == "FULL"
             assert retry["BackoffRate"] > 1
             assert retry["MaxDelaySeconds"] >= retry["IntervalSeconds"]
+
+
+def test_an_execution_survives_an_outage_of_the_endpoint_of_ten_minutes_and_its_retries_are_bounded():
+    retries = {retry["ErrorEquals"][0]: retry for retry in STATES["ClassifyImage"]["Retry"]}
+    retry = retries["EndpointUnavailableError"]
+    ceilings = [
+        min(retry["IntervalSeconds"] * retry["BackoffRate"] ** attempt, retry["MaxDelaySeconds"])
+        for attempt in range(retry["MaxAttempts"])
+    ]
+    chance = random.Random(0)
+    waits = sorted(sum(chance.uniform(0, ceiling) for ceiling in ceilings) for _ in range(20_000))
+    assert waits[0] > 600  # with full jitter; the mean is 25 minutes
+    assert sum(ceilings) < DEFINITION["TimeoutSeconds"] / 2
+    assert sum(ceilings[:4]) > 20  # a short outage costs seconds, not minutes
+    assert retry["MaxAttempts"] * 0.025 / 1000 < 0.001  # US dollars of transitions for an image that fails in the end
 
 
 def test_no_partition_region_or_account_is_hard_coded():
