@@ -46,8 +46,8 @@ def parsed(text: str | None) -> Any:
 def object_in(execution_input: Any) -> dict[str, Any]:
     """The object named in an execution's input, which is {s3_bucket, s3_key} or an upload's event."""
     match execution_input:
-        case {"detail": {"bucket": {"name": bucket}, "object": {"key": key}}}:
-            return {"s3_bucket": bucket, "s3_key": key}
+        case {"detail": {"bucket": {"name": bucket}, "object": {"key": key, **more}}}:
+            return {"s3_bucket": bucket, "s3_key": key, "s3_version_id": more.get("version-id")}
         case {"s3_bucket": _, "s3_key": _}:
             return execution_input
     return {}

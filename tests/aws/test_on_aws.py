@@ -7,6 +7,11 @@ from test_conformance_lambda import (  # noqa: F401
     test_reserved_concurrency_applies_to_every_version_of_a_function,
     test_simultaneous_cold_starts_each_get_a_process,
 )
+from test_conformance_s3 import (  # noqa: F401
+    bucket,
+    queue,
+    test_the_event_of_an_upload_to_a_versioned_bucket_has_the_objects_version,
+)
 from test_conformance_stepfunctions import (  # noqa: F401
     test_full_jitter_randomises_the_delay_of_a_retry,
     test_max_delay_seconds_limits_the_delay_of_a_retry,
@@ -21,6 +26,7 @@ from test_workflow import (  # noqa: F401
     test_an_execution_can_override_the_threshold,
     test_an_image_with_high_confidence_is_accepted,
     test_an_object_outside_the_prefix_or_a_folder_starts_no_execution,
+    test_an_overwritten_image_is_classified_as_it_was_uploaded,
     test_an_upload_starts_an_execution_whatever_its_key,
     test_invalid_input_fails_with_the_name_of_its_field,
     test_low_confidence_goes_to_review_and_is_no_function_error,

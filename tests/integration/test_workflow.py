@@ -183,6 +183,14 @@ def test_an_upload_starts_an_execution_whatever_its_key(workflow, seven, name):
     assert (execution.status, execution.output["s3_key"]) == ("SUCCEEDED", key)
 
 
+def test_an_overwritten_image_is_classified_as_it_was_uploaded(workflow, seven):
+    key = workflow.outputs["UploadPrefix"] + "overwritten.png"
+    put = [workflow.s3.put_object(Bucket=workflow.bucket, Key=key, Body=body) for body in (seven, b"no image")]
+    started = [workflow.started_by_upload(key, response["VersionId"]) for response in put]
+    assert [execution.status for execution in started] == ["SUCCEEDED", "FAILED"]
+    assert started[0].output["s3_version_id"] == put[0]["VersionId"]
+
+
 def test_an_object_outside_the_prefix_or_a_folder_starts_no_execution(workflow, seven):
     outside = {"results/uploads/outside.png": seven, "uploads": seven, "uploads/folder/": b""}
     keys = [workflow.upload(key, content) for key, content in outside.items()]

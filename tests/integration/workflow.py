@@ -75,14 +75,14 @@ class Workflow:
         self.visited |= set(execution.states)
         return execution
 
-    def started_by_upload(self, key: str) -> Execution:
-        """The execution that the upload of this key started, after its end."""
+    def started_by_upload(self, key: str, version: str | None = None) -> Execution:
+        """The execution that the upload of this key (and version) started, after its end."""
 
         def find():
             for page in self.states.get_paginator("list_executions").paginate(stateMachineArn=self.machine):
                 for row in page["executions"]:
                     request = json.loads(self.states.describe_execution(executionArn=row["executionArn"])["input"])
-                    if request.get("s3_key") == key:
+                    if request.get("s3_key") == key and version in (None, request.get("s3_version_id")):
                         return row["executionArn"]
             return None
 
