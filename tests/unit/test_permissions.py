@@ -145,3 +145,40 @@ def test_a_role_has_no_managed_policies_but_sams_and_no_wildcards(role):
         assert not any(action.endswith("*") for action in actions(statement))
         if statement["Resource"] == "*":
             assert actions(statement) <= WITHOUT_RESOURCE
+
+
+def evaluated(node, values):
+    """CloudFormation's value of an expression of these functions; `values` has parameters and pseudo parameters."""
+    match node:
+        case {"Ref": name}:
+            return values[name]
+        case {"Fn::Select": [index, items]}:
+            return evaluated(items, values)[int(index)]
+        case {"Fn::Split": [delimiter, text]}:
+            return evaluated(text, values).split(delimiter)
+        case {"Fn::Join": [delimiter, items]}:
+            return delimiter.join(evaluated(item, values) for item in items)
+        case {"Fn::Sub": [text, variables]}:
+            known = values | {name: evaluated(value, values) for name, value in variables.items()}
+            return re.sub(r"\$\{([\w:]+)\}", lambda match: known[match[1]], text)
+    return node
+
+
+@pytest.mark.parametrize("repository", ["endpoint", "team/endpoint", "a/b/c", "a/b/c/d", "team.x_y-z/e"])
+@pytest.mark.parametrize("version", [":1", ":latest", "@sha256:" + "0" * 64, ":1@sha256:" + "0" * 64])
+@pytest.mark.parametrize("suffix", ["amazonaws.com", "amazonaws.com.cn"])
+def test_the_models_role_can_pull_from_its_own_repository_only(repository, version, suffix):
+    (statement,) = [each for each in statements(policies("ModelRole")) if "ecr:BatchGetImage" in actions(each)]
+    own_image = statement["Resource"]["Fn::If"][1]
+    values = {"AWS::Partition": "aws", "AWS::Region": "us-east-1"}
+    values["InferenceImageUri"] = f"123456789012.dkr.ecr.us-east-1.{suffix}/{repository}{version}"
+    assert evaluated(own_image, values) == f"arn:aws:ecr:us-east-1:123456789012:repository/{repository}"
+
+
+def test_the_state_machine_can_publish_only_the_events_of_the_workflow():
+    (statement,) = [
+        each for each in statements(policies("ClassifyImageStateMachineRole")) if "events:PutEvents" in actions(each)
+    ]
+    sources = {entry["Source"] for state in STATES.values() for entry in state.get("Arguments", {}).get("Entries", [])}
+    assert statement["Condition"] == {"StringEquals": {"events:source": "image-classification"}}
+    assert sources == {"image-classification"}
