@@ -18,6 +18,7 @@ PACKAGE = .local/package/archive.txt
 BUILT = .local/sam/build/template.yaml
 # As modules: a script of an environment names its Python by the path where it was installed.
 SAM = .local/venvs/sam/bin/python -m samcli
+SBOM = .local/venvs/audit/bin/python -m cyclonedx_py requirements --output-reproducible
 # For commands that need no account: without credentials, SAM does not call AWS.
 NO_AWS = -u AWS_PROFILE -u AWS_ACCESS_KEY_ID -u AWS_SECRET_ACCESS_KEY AWS_CONFIG_FILE=/dev/null AWS_SHARED_CREDENTIALS_FILE=/dev/null AWS_DEFAULT_REGION=us-east-1 AWS_EC2_METADATA_DISABLED=true SAM_CLI_TELEMETRY=0
 # SAM must build the functions with their runtime's Python.
@@ -50,6 +51,9 @@ dashboard: .local/.notebook ## Draw the stack's dashboard from the local stack's
 
 test: .local/.test $(PACKAGE) $(BUILT) ## Run the unit, conformance and integration tests
 	@$(PROJECT) -m pytest
+
+soak: .local/.test $(PACKAGE) $(BUILT) ## Run 5,000 executions while faults are injected: [EXECUTIONS=number]
+	@EXECUTIONS="$${EXECUTIONS:-5000}" $(PROJECT) -m pytest tests/integration/test_soak.py
 
 test-sam-local: .local/.test $(PACKAGE) $(BUILT) ## Test the functions in Docker, with sam local
 	@$(PROJECT) -m pytest tests/sam_local
@@ -92,6 +96,11 @@ lint: .local/.test ## Check code, types, templates, the state machine and workfl
 	.local/venvs/sam/bin/python .local/venvs/sam/bin/cfn-lint .local/lint/*.yaml .github/oidc.yaml
 	.venv/bin/zizmor --offline --no-progress --quiet .github
 
+audit: .local/.audit ## Look up known vulnerabilities of all pinned packages
+	@failed=0; for file in $(AUDITED); do \
+	  echo "$$file"; .local/venvs/audit/bin/python -m pip_audit --disable-pip --require-hashes -r $$file || failed=1; \
+	done; exit $$failed
+
 train: .local/.run | $(DIGITS) ## Train the model on scikit-learn's scans of digits
 	@$(PROJECT) training/train.py
 
@@ -100,9 +109,10 @@ train-sagemaker: .local/.launch | $(DIGITS) ## Train the model as a SageMaker jo
 
 package-model: .local/.run $(PACKAGE) ## Build model.tar.gz for SageMaker
 
-build: .local/.sam ## Build the functions for AWS
+build: .local/.sam .local/.audit ## Build the functions for AWS, and .aws-sam/sbom.json, a CycloneDX list of their packages
 	@$(SAM_BUILD) build
 	@.local/venvs/lambda/bin/python tools/compile.py .aws-sam/build
+	@$(SBOM) functions/requirements.txt --output-file .aws-sam/sbom.json
 
 deploy: build ## Deploy to AWS with sam deploy, which shows the changes and asks for confirmation
 	@$(SAM_BUILD) deploy --guided
@@ -120,7 +130,7 @@ bench-endpoint: .local/.test .local/.containers .local/.bench $(PACKAGE) ## Comp
 clean: down ## Delete everything that these commands created
 	rm -rf .venv .local .aws-sam
 
-.local/.run .local/.test .local/.launch .local/.sam .local/.notebook .local/.containers .local/.bench: .local/.%: requirements/*.txt tools/install.py
+.local/.run .local/.test .local/.launch .local/.sam .local/.notebook .local/.containers .local/.bench .local/.audit: .local/.%: requirements/*.txt tools/install.py
 	@$(PYTHON) tools/install.py $*
 	@touch $@
 
@@ -139,6 +149,7 @@ $(BUILT): template.yaml samconfig.toml functions/*.py functions/requirements.txt
 	@$(PROJECT) -m local.deployment build
 	@touch $@
 
+AUDITED = functions/requirements.txt endpoint/requirements.txt $(filter-out requirements/torch.txt,$(wildcard requirements/*.txt))
 LOCK = .local/venvs/uv/bin/uv pip compile --quiet --universal --generate-hashes --no-annotate --custom-compile-command "make lock" pyproject.toml
 lock: ## Pin pyproject.toml's dependency groups again
 	@$(PYTHON) tools/install.py uv
@@ -148,6 +159,7 @@ lock: ## Pin pyproject.toml's dependency groups again
 	$(LOCK) --python-version 3.11 --group emulator -o requirements/emulator.txt
 	$(LOCK) --python-version 3.11 --group sam -o requirements/sam.txt
 	$(LOCK) --python-version 3.11 --group sagemaker --group test-launch -o requirements/sagemaker.txt
+	$(LOCK) --python-version 3.11 --group audit -o requirements/audit.txt
 	$(LOCK) --python-version 3.11 --group uv -o requirements/uv.txt
 	$(LOCK) --python-version 3.12 --group build -o requirements/build.txt
 	$(LOCK) --python-version 3.12 --group sklearn-serving --overrides requirements/sklearn-serving.overrides -o requirements/sklearn-serving.txt

@@ -1,5 +1,6 @@
 """EventBridge delivers at least once and in any order: each object version has one execution and one outcome."""
 
+import contextlib
 import json
 import random
 from concurrent.futures import ThreadPoolExecutor
@@ -28,18 +29,25 @@ def received(workflow, queue, contains, count, seconds=SECONDS_FOR_ALL):
     return receive()
 
 
+@contextlib.contextmanager
+def queue_of(workflow, name, pattern):
+    """A queue that receives the events of this pattern."""
+    queue = workflow.sqs.create_queue(QueueName=name)["QueueUrl"]
+    arn = workflow.sqs.get_queue_attributes(QueueUrl=queue, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
+    events = workflow.stack.client("events")
+    events.put_rule(Name=name, EventPattern=json.dumps(pattern))
+    events.put_targets(Rule=name, Targets=[{"Id": "queue", "Arn": arn}])
+    yield queue
+    events.remove_targets(Rule=name, Ids=["queue"])
+    events.delete_rule(Name=name)
+
+
 @pytest.fixture
 def ends(workflow):
     """A queue that receives the event of every execution that ends."""
-    queue = workflow.sqs.create_queue(QueueName="ends")["QueueUrl"]
-    arn = workflow.sqs.get_queue_attributes(QueueUrl=queue, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
-    events = workflow.stack.client("events")
-    status = {"status": ["SUCCEEDED", "FAILED", "TIMED_OUT", "ABORTED"]}
-    events.put_rule(Name="ends", EventPattern=json.dumps({"source": ["aws.states"], "detail": status}))
-    events.put_targets(Rule="ends", Targets=[{"Id": "queue", "Arn": arn}])
-    yield queue
-    events.remove_targets(Rule="ends", Ids=["queue"])
-    events.delete_rule(Name="ends")
+    pattern = {"source": ["aws.states"], "detail": {"status": ["SUCCEEDED", "FAILED", "TIMED_OUT", "ABORTED"]}}
+    with queue_of(workflow, "ends", pattern) as queue:
+        yield queue
 
 
 def deliver(workflow, function, events):

@@ -1,4 +1,4 @@
-"""With the emulator's IAM on, each permission that is taken away breaks exactly its step, or is listed with a reason."""
+"""With the emulator's IAM on, each permission taken away breaks exactly its step, or is listed with a reason."""
 
 import contextlib
 import json

@@ -1,9 +1,12 @@
 """The checkout and its tools: any path, any environment of the user's."""
 
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
@@ -83,3 +86,40 @@ def test_an_environment_that_stayed_empty_is_not_taken_for_installed(tmp_path, m
 @pytest.mark.parametrize("text", ["7", '"text"', "[]", "null", "{", "", "[" * 100_000, '{"s3_key": 7}'])
 def test_an_execution_with_any_input_has_a_key_or_none(text):
     assert executions.object_key(text) == ""
+
+
+def test_every_package_is_pinned_with_a_hash():
+    files = [
+        *(ROOT / "requirements").glob("*.txt"),
+        ROOT / "functions/requirements.txt",
+        ROOT / "endpoint/requirements.txt",
+    ]
+    for file in files:
+        entries = re.split(r"\n(?=\S)", file.read_text())
+        pins = [entry for entry in entries if not entry.startswith("#")]
+        assert pins and all("==" in pin and "--hash=sha256:" in pin for pin in pins), file
+
+
+def test_pytorch_is_pinned_for_every_supported_python_and_machine():
+    groups = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]
+    assert f"{groups['train'][0]}+cpu" == install.torch_requirement()
+    versions = install.NEWEST[1] - install.OLDEST[1] + 1
+    assert len(set(re.findall(r"--hash=sha256:(\w{64})", install.TORCH.read_text()))) == 2 * versions
+
+
+def test_base_images_are_pinned_by_digest():
+    text = (ROOT / "endpoint/Dockerfile").read_text()
+    (default,) = re.findall(r"^ARG BASE=(\S+)$", text, re.MULTILINE)
+    assert re.fullmatch(r"[\w.:/-]+@sha256:[0-9a-f]{64}", default)
+    assert set(re.findall(r"^FROM (\S+)", text, re.MULTILINE)) == {"$BASE"}
+
+
+def test_the_bill_of_materials_lists_the_functions_packages(tmp_path):
+    python = ROOT / ".local/venvs/audit/bin/python"
+    if not python.exists():
+        pytest.skip("needs CycloneDX: make build or make audit once")
+    command = [python, "-m", "cyclonedx_py", "requirements", ROOT / "functions/requirements.txt"]
+    document = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+    listed = {f"{component['name']}=={component['version']}" for component in document["components"]}
+    pinned = re.findall(r"^(\S+==\S+)", (ROOT / "functions/requirements.txt").read_text(), re.MULTILINE)
+    assert document["bomFormat"] == "CycloneDX" and listed == set(pinned)
