@@ -1,6 +1,6 @@
 # make help lists the commands. Each one installs what it needs; everything it creates is in .venv, .local and .aws-sam.
 .DEFAULT_GOAL := help
-.PHONY: help run report up down classify evaluate trace dashboard test test-sam-local test-containers test-launch test-notebook test-aws notebook invoke lint train train-sagemaker package-model build deploy destroy empty-bucket bench bench-endpoint clean lock
+.PHONY: help run report up down classify evaluate trace redrive dashboard test test-sam-local test-containers test-launch test-notebook test-aws notebook invoke lint train train-sagemaker package-model build deploy destroy empty-bucket bench bench-endpoint clean lock
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 SHELL = bash
@@ -9,14 +9,16 @@ SHELL = bash
 # Otherwise ONNX Runtime's official builds send telemetry to Microsoft.
 export ORT_DISABLE_TELEMETRY = 1
 # Commands are modules of this folder, with their packages in .venv.
-unexport PYTHONHOME PYTHONPATH PYTHONSAFEPATH
+unexport PYTHONHOME PYTHONPATH PYTHONSAFEPATH PYTHONWARNINGS
 PYTHON ?= python3
 PROJECT = .venv/bin/python
 DIGITS = .local/data/digits
 MODEL = .local/model/metadata.json
 PACKAGE = .local/package/archive.txt
 BUILT = .local/sam/build/template.yaml
-SAM = $(CURDIR)/.local/venvs/sam/bin/sam
+# As modules: a script of an environment names its Python by the path where it was installed.
+SAM = .local/venvs/sam/bin/python -m samcli
+SBOM = .local/venvs/audit/bin/python -m cyclonedx_py requirements --output-reproducible
 # For commands that need no account: without credentials, SAM does not call AWS.
 NO_AWS = -u AWS_PROFILE -u AWS_ACCESS_KEY_ID -u AWS_SECRET_ACCESS_KEY AWS_CONFIG_FILE=/dev/null AWS_SHARED_CREDENTIALS_FILE=/dev/null AWS_DEFAULT_REGION=us-east-1 AWS_EC2_METADATA_DISABLED=true SAM_CLI_TELEMETRY=0
 # SAM must build the functions with their runtime's Python.
@@ -46,12 +48,17 @@ evaluate: .local/.run $(if $(STACK),,$(PACKAGE) $(BUILT)) ## Evaluate the deploy
 
 trace: .local/.run ## Show what happened to one image: KEY=key or ARN=arn [STACK=name]
 	@$(PROJECT) -m local.trace --key "$(KEY)" --arn "$(ARN)" --stack "$(STACK)"
+redrive: .local/.run ## Start again what the failure queue holds, locally or with STACK=name on AWS
+	@$(PROJECT) -m local.redrive --stack "$$STACK"
 
 dashboard: .local/.notebook ## Draw the stack's dashboard from the local stack's data
 	@$(PROJECT) -m local.report.dashboard
 
 test: .local/.test $(PACKAGE) $(BUILT) ## Run the unit, conformance and integration tests
 	@$(PROJECT) -m pytest
+
+soak: .local/.test $(PACKAGE) $(BUILT) ## Run 5,000 executions while faults are injected: [EXECUTIONS=number]
+	@EXECUTIONS="$${EXECUTIONS:-5000}" $(PROJECT) -m pytest tests/integration/test_soak.py
 
 test-sam-local: .local/.test $(PACKAGE) $(BUILT) ## Test the functions in Docker, with sam local
 	@$(PROJECT) -m pytest tests/sam_local
@@ -79,20 +86,25 @@ lint: .local/.test ## Check code, types, templates, the state machine and workfl
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	@# One run for each folder that its host loads flat, and one for the packages.
-	.venv/bin/mypy functions
-	.venv/bin/mypy endpoint
-	MYPYPATH=endpoint .venv/bin/mypy training --exclude training/launch
-	.venv/bin/mypy --explicit-package-bases local monitoring tools training/launch
+	$(PROJECT) -m mypy functions
+	$(PROJECT) -m mypy endpoint
+	MYPYPATH=endpoint $(PROJECT) -m mypy training --exclude training/launch
+	$(PROJECT) -m mypy --explicit-package-bases local monitoring tools training/launch
 	@for file in events/*.json statemachine/*.json; do $(PROJECT) -m json.tool $$file > /dev/null || exit 1; done
-	.venv/bin/statelint --ignore=FLOAT statemachine/*.json
+	$(PROJECT) -m statelint --ignore=FLOAT statemachine/*.json
 	env $(NO_AWS) $(SAM) validate --lint --template template.yaml
 	@mkdir -p .local/lint
 	@# SAM's output depends on this parameter; cfn-lint resolves CloudFormation's conditions itself.
 	for preference in AllAtOnce Canary10Percent5Minutes; do \
 	  env $(NO_AWS) .local/venvs/sam/bin/python tools/transform.py DeploymentPreference=$$preference > .local/lint/$$preference.yaml || exit 1; \
 	done
-	.local/venvs/sam/bin/cfn-lint .local/lint/*.yaml .github/oidc.yaml
+	.local/venvs/sam/bin/python .local/venvs/sam/bin/cfn-lint .local/lint/*.yaml .github/oidc.yaml
 	.venv/bin/zizmor --offline --no-progress --quiet .github
+
+audit: .local/.audit ## Look up known vulnerabilities of all pinned packages
+	@failed=0; for file in $(AUDITED); do \
+	  echo "$$file"; .local/venvs/audit/bin/python -m pip_audit --disable-pip --require-hashes -r $$file || failed=1; \
+	done; exit $$failed
 
 train: .local/.run | $(DIGITS) ## Train the model on scikit-learn's scans of digits
 	@$(PROJECT) training/train.py
@@ -105,9 +117,10 @@ package-model: .local/.run $(PACKAGE) ## Build model.tar.gz for SageMaker
 # For build and deploy alike, so that the functions are built for the architecture that is deployed.
 ENV ?= default
 OVERRIDES = $(if $(PARAMETERS),--parameter-overrides $(if $(findstring Architecture=,$(PARAMETERS)),,Architecture=arm64) $(PARAMETERS))
-build: .local/.sam ## Build the functions for AWS
+build: .local/.sam .local/.audit ## Build the functions for AWS, and .aws-sam/sbom.json, a CycloneDX list of their packages
 	@$(SAM_BUILD) build --config-env $(ENV) $(OVERRIDES)
 	@.local/venvs/lambda/bin/python tools/compile.py .aws-sam/build
+	@$(SBOM) functions/requirements.txt --output-file .aws-sam/sbom.json
 
 deploy: build ## Deploy to AWS, after showing the changes: [ENV=staging] [PARAMETERS="EndpointType=serverless ModelDataUrl=s3://..."]
 	@$(SAM_BUILD) deploy --config-env $(ENV) $(OVERRIDES)
@@ -129,7 +142,7 @@ bench-endpoint: .local/.test .local/.containers .local/.bench $(PACKAGE) ## Comp
 clean: down ## Delete everything that these commands created
 	rm -rf .venv .local .aws-sam
 
-.local/.run .local/.test .local/.launch .local/.sam .local/.notebook .local/.containers .local/.bench: .local/.%: requirements/*.txt tools/install.py
+.local/.run .local/.test .local/.launch .local/.sam .local/.notebook .local/.containers .local/.bench .local/.audit: .local/.%: requirements/*.txt tools/install.py
 	@$(PYTHON) tools/install.py $*
 	@touch $@
 
@@ -148,6 +161,7 @@ $(BUILT): template.yaml samconfig.toml functions/*.py functions/requirements.txt
 	@$(PROJECT) -m local.deployment build
 	@touch $@
 
+AUDITED = functions/requirements.txt endpoint/requirements.txt $(filter-out requirements/torch.txt,$(wildcard requirements/*.txt))
 LOCK = .local/venvs/uv/bin/uv pip compile --quiet --universal --generate-hashes --no-annotate --custom-compile-command "make lock" pyproject.toml
 lock: ## Pin pyproject.toml's dependency groups again
 	@$(PYTHON) tools/install.py uv
@@ -157,6 +171,7 @@ lock: ## Pin pyproject.toml's dependency groups again
 	$(LOCK) --python-version 3.11 --group emulator -o requirements/emulator.txt
 	$(LOCK) --python-version 3.11 --group sam -o requirements/sam.txt
 	$(LOCK) --python-version 3.11 --group sagemaker --group test-launch -o requirements/sagemaker.txt
+	$(LOCK) --python-version 3.11 --group audit -o requirements/audit.txt
 	$(LOCK) --python-version 3.11 --group uv -o requirements/uv.txt
 	$(LOCK) --python-version 3.12 --group build -o requirements/build.txt
 	$(LOCK) --python-version 3.12 --group sklearn-serving --overrides requirements/sklearn-serving.overrides -o requirements/sklearn-serving.txt

@@ -5,6 +5,7 @@ s3_bucket, s3_key, s3_version_id, execution_arn
 trace_id      the execution's trace in X-Ray: accepted and review
 label, confidence, threshold, predictions (the best MAX_PREDICTIONS), endpoint, image    accepted and review
 error, cause                                                                            error: its name and message
+redrives      how often the execution was redriven before; omitted if never
 """
 
 from typing import Any

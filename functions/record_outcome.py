@@ -1,27 +1,38 @@
 """RecordOutcome: an execution that has ended -> a line in the prediction log, and business metrics.
 
-Not a state: EventBridge invokes it for every execution that ends, including those that a Catch would miss.
+Not a state: EventBridge invokes it for every execution that ends, including those that a Catch would miss. It does so
+at least once, so the outcome is claimed in a table before it is recorded.
 
 in   EventBridge's event "Step Functions Execution Status Change"
-out  the line: prediction_log.py
+out  the line: prediction_log.py; recorded is false if the outcome was recorded already
 """
 
 import json
+import os
+import re
 from typing import Any
 
+import boto3
 from aws_lambda_powertools import Logger, Metrics, Tracer, single_metric
 from aws_lambda_powertools.metrics import MetricUnit
 from aws_lambda_powertools.utilities.typing import LambdaContext
+from botocore.config import Config
 
 import prediction_log
 
 NOT_ACCEPTED = "THRESHOLD_CONFIDENCE_NOT_MET"
 MAX_LABELS = 10  # each label costs a custom metric: none for models with more labels
 COMPLETE = 0.99  # a smaller sum means the list was truncated: the model has more labels
+REDRIVE = re.compile(r"-redrive-(\d+)$")  # ends the name of an execution that make redrive started
+CLAIM_SECONDS = 7 * 24 * 3600  # EventBridge and Lambda together deliver an event for at most 30 hours
+OUTCOME_TABLE = os.environ["OUTCOME_TABLE"]
 
 logger = Logger(xray_trace_id=None)  # it would be this invocation's, beside the execution's trace_id
-tracer = Tracer(auto_patch=False)  # there are no clients to trace, and patching would import botocore
+tracer = Tracer(auto_patch=False)  # patching botocore would cost more time than the one call that it traces
 metrics = Metrics()
+dynamodb = boto3.client(
+    "dynamodb", config=Config(connect_timeout=1, read_timeout=2, retries={"mode": "standard", "total_max_attempts": 3})
+)
 
 
 def parsed(text: str | None) -> Any:
@@ -37,8 +48,8 @@ def object_in(execution_input: Any) -> dict[str, Any]:
     match execution_input:
         case {"detail": {"bucket": {"name": bucket}, "object": {"key": key, **more}}}:
             return {"s3_bucket": bucket, "s3_key": key, "s3_version_id": more.get("version-id")}
-        case {"s3_bucket": bucket, "s3_key": key}:
-            return {"s3_bucket": bucket, "s3_key": key}
+        case {"s3_bucket": _, "s3_key": _}:
+            return execution_input
     return {}
 
 
@@ -58,6 +69,39 @@ def failure_of(detail: dict[str, Any]) -> dict[str, Any]:
     return prediction_log.failed(request, error, str(message or ""))
 
 
+def redrives_of(detail: dict[str, Any]) -> int:
+    """How often this execution, or the one that it repeats, was redriven before it ended this time."""
+    restart = REDRIVE.search(detail["executionArn"])
+    return (int(restart[1]) if restart else 0) + (detail.get("redriveCount") or 0)
+
+
+def claim(outcome: str, request_id: str, expires: int) -> bool:
+    """Whether this invocation is the one to record the outcome. Lambda's retries keep the ID of the request."""
+    try:
+        dynamodb.put_item(
+            TableName=OUTCOME_TABLE,
+            Item={"outcome": {"S": outcome}, "request": {"S": request_id}, "expires": {"N": str(expires)}},
+            ConditionExpression="attribute_not_exists(outcome) OR request = :request",
+            ExpressionAttributeValues={":request": {"S": request_id}},
+        )
+    except dynamodb.exceptions.ConditionalCheckFailedException:
+        return False
+    return True
+
+
+def count(result: dict[str, Any] | None, line: dict[str, Any], is_redrive: bool) -> None:
+    """Count the image once, by its last outcome: what a redrive decides no longer counts as failed."""
+    if not is_redrive:
+        metrics.add_metric("Images", MetricUnit.Count, 1)
+    if result:
+        count_decision(result)
+    else:
+        with single_metric("Errors", MetricUnit.Count, 1) as metric:
+            metric.add_dimension("error", line["error"])
+    if bool(result) == is_redrive:
+        metrics.add_metric("Failed", MetricUnit.Count, -1 if is_redrive else 1)
+
+
 def count_decision(result: dict[str, Any]) -> None:
     metrics.add_metric("Accepted", MetricUnit.Count, int(result["accepted"]))
     metrics.add_metric("ForReview", MetricUnit.Count, int(not result["accepted"]))
@@ -69,25 +113,21 @@ def count_decision(result: dict[str, Any]) -> None:
             metric.add_dimension("label", result["label"])
 
 
-def count_failure(error: str) -> None:
-    metrics.add_metric("Failed", MetricUnit.Count, 1)
-    with single_metric("Errors", MetricUnit.Count, 1) as metric:
-        metric.add_dimension("error", error)
-
-
 @logger.inject_lambda_context(correlation_id_path="detail.executionArn")
 @tracer.capture_lambda_handler(capture_response=False)
 @metrics.log_metrics
 def lambda_handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     detail = event["detail"]
     tracer.put_annotation("execution_arn", detail["executionArn"])
-    metrics.add_metric("Images", MetricUnit.Count, 1)
-    if result := result_of(detail):
-        count_decision(result)
-        line = prediction_log.decided(result)
-    else:
-        line = failure_of(detail)
-        count_failure(line["error"])
-    milliseconds = detail["stopDate"] - detail["startDate"]
-    logger.info(prediction_log.MESSAGE, **line, milliseconds=milliseconds)
-    return line
+    redrives = redrives_of(detail)
+    result = result_of(detail)
+    line = prediction_log.decided(result) if result else failure_of(detail)
+    line |= {"redrives": redrives} if redrives else {}
+    outcome = f"{detail['executionArn']}#{detail.get('redriveCount') or 0}"
+    expires = detail["stopDate"] // 1000 + CLAIM_SECONDS
+    if not claim(outcome, context.aws_request_id, expires):
+        logger.info("outcome already recorded")
+        return line | {"recorded": False}
+    count(result, line, is_redrive=redrives > 0)
+    logger.info(prediction_log.MESSAGE, **line, milliseconds=detail["stopDate"] - detail["startDate"])
+    return line | {"recorded": True}

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from botocore.exceptions import ConnectionError, HTTPClientError
 from rich.console import Console
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -54,6 +55,9 @@ def report_errors() -> Iterator[None]:
     except StackError as error:
         console.print(f"[bold red]{type(error).__name__}[/]", end=": ")
         console.print(str(error), markup=False)
+        sys.exit(1)
+    except (HTTPClientError, ConnectionError) as error:
+        console.print(f"The local stack no longer responds: {error} Run the command again.", markup=False)
         sys.exit(1)
     except KeyboardInterrupt:
         console.print("\nInterrupted.")

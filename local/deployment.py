@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import json
 import platform
+import shlex
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,8 @@ BUILD = LOCAL / "sam/build"  # must match samconfig.toml
 STACK_NAME = "image-classification"
 MODEL_BUCKET = "models"  # outside the stack, as on AWS
 OUTPUTS = LOCAL / "outputs.json"
+# As a module: the script sam names its Python by the path where it was installed.
+SAM: list[str | Path] = [LOCAL / "venvs/sam/bin/python", "-m", "samcli"]
 
 
 def sam(stack: Stack | None, *arguments: str) -> None:
@@ -32,7 +35,7 @@ def sam(stack: Stack | None, *arguments: str) -> None:
     # sam build packages the functions with the runtime's Python, which it looks up on PATH.
     environment["PATH"] = f"{LOCAL / 'venvs/lambda/bin'}:{environment['PATH']}"
     config = ["--config-file", str(ROOT / "samconfig.toml"), "--config-env", "local"]
-    command: list[str | Path] = [LOCAL / "venvs/sam/bin/sam", *arguments, *config]
+    command: list[str | Path] = [*SAM, *arguments, *config]
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     log = LOCAL / "logs" / f"sam-{arguments[0]}.log"
     log.parent.mkdir(exist_ok=True)
@@ -105,11 +108,12 @@ def write_files(stack: Stack, outputs: dict[str, str]) -> None:
     sam_cli = LOCAL / "bin" / "sam"
     sam_cli.parent.mkdir(exist_ok=True)
     sam_cli.unlink(missing_ok=True)
-    sam_cli.symlink_to(LOCAL / "venvs/sam/bin/sam")
+    sam_cli.write_text(f'#!/bin/sh\nexec {shlex.join(map(str, SAM))} "$@"\n')
+    sam_cli.chmod(0o755)
     (LOCAL / "env").write_text(
         "# source .local/env points aws, sam and boto3 at the local stack. Written by make up.\n"
         "unset $(env | grep -o '^AWS_[A-Za-z0-9_]*')\n"
-        f'{exports}export PATH="$PATH:{sam_cli.parent}"\n'
+        f'{exports}export PATH="$PATH":{shlex.quote(str(sam_cli.parent))}\n'
     )
     OUTPUTS.write_text(json.dumps(outputs, indent=2) + "\n")
 

@@ -35,7 +35,7 @@ def outcome(execution: dict[str, Any]) -> Outcome:
     elif error == NOT_ACCEPTED:
         result = json.loads(execution["cause"])  # the Fail state's cause is the result
     return Outcome(
-        key=object_key(json.loads(execution["input"])),
+        key=object_key(execution["input"]),
         status="SUCCEEDED" if execution["status"] == "SUCCEEDED" else "FAILED",
         label=result and result["label"],
         confidence=result and result["confidence"],
@@ -47,10 +47,17 @@ def outcome(execution: dict[str, Any]) -> Outcome:
     )
 
 
-def object_key(execution_input: Any) -> str:
-    """The key in an execution's input, an upload event or {s3_bucket, s3_key}; empty if there is none."""
-    match execution_input:
-        case {"detail": {"object": {"key": key}}} | {"s3_key": key}:
+def object_key(execution_input: str) -> str:
+    """The key in an execution's input, an upload event or {s3_bucket, s3_key}; empty if there is none.
+
+    The local stack starts executions with any text as their input; only the function rejects it.
+    """
+    try:
+        parsed = json.loads(execution_input)
+    except (ValueError, RecursionError):
+        return ""
+    match parsed:
+        case {"detail": {"object": {"key": str(key)}}} | {"s3_key": str(key)}:
             return key
     return ""
 
@@ -89,7 +96,7 @@ class Watch:
                     self.unfinished.append(execution["executionArn"])
         for arn in list(self.unfinished):
             execution = self.states.describe_execution(executionArn=arn)
-            if not object_key(json.loads(execution["input"])).startswith(self.prefix):
+            if not object_key(execution["input"]).startswith(self.prefix):
                 self.unfinished.remove(arn)
             elif execution["status"] != "RUNNING":
                 self.unfinished.remove(arn)

@@ -25,11 +25,10 @@ from pathlib import Path
 
 import yaml
 
-from local.command import LOCAL, ROOT, StackError, console, lock, report_errors
-from local.deployment import BUILD, architecture, deployed
+from local.command import ROOT, StackError, console, lock, report_errors
+from local.deployment import BUILD, SAM, architecture, deployed
 from local.emulator.processes import Stack, clean_environment
 
-SAM = LOCAL / "venvs/sam/bin/sam"
 BASE_IMAGE_SCRIPT = ROOT / "tools/lambda_image.sh"
 SAMPLE = ROOT / "events/classify_image.json"
 
@@ -135,7 +134,7 @@ def sam_command(subcommand: str, template: Path, *arguments: str) -> list[str]:
     """`sam local invoke` or `sam local start-lambda`, for this machine's architecture."""
     overrides = f"Architecture={architecture()}"
     options = ["--config-env", "local", "--template", str(template), "--parameter-overrides", overrides]
-    return [str(SAM), "local", subcommand, *arguments, "--skip-pull-image", *options]
+    return [*map(str, SAM), "local", subcommand, *arguments, "--skip-pull-image", *options]
 
 
 def upload_sample(stack: Stack) -> None:
@@ -149,7 +148,7 @@ def upload_sample(stack: Stack) -> None:
 def invoke(stack: Stack, function: str, event: str) -> int:
     with tempfile.TemporaryDirectory() as directory, forwarded(stack) as variables:
         command = sam_command("invoke", template_with(variables, Path(directory)), function, "--event", event)
-        console.print(f"$ sam {shlex.join(command[1:])}", markup=False, soft_wrap=True)
+        console.print(f"$ sam {shlex.join(command[len(SAM) :])}", markup=False, soft_wrap=True)
         return subprocess.run(command, env=environment(stack, variables)).returncode
 
 

@@ -1,5 +1,6 @@
 """Read the prediction log, which has the outcome of every image, from CloudWatch Logs or from JSON Lines files.
 
+A redriven execution counts as its last outcome: only the last line of an execution and its redrives is returned.
 functions/prediction_log.py documents a line. The log group also has lines of the runtime and of metrics: these and
 anything that is not JSON are skipped. The same calls work on AWS and on the local stack.
 
@@ -9,7 +10,8 @@ anything that is not JSON are skipped. The same calls work on AWS and on the loc
 
 import gzip
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -31,27 +33,30 @@ def from_log_group(logs: BaseClient, name: str, since: datetime | None = None) -
 
 
 def from_files(paths: Iterable[Path]) -> list[dict[str, Any]]:
-    """The lines of files, plain or .gz: JSON Lines, or CloudWatch Logs exports, which put the time before each line."""
-    lines = []
-    for path in paths:
-        opened = gzip.open if path.suffix == ".gz" else open
-        with opened(path, "rt", encoding="utf-8", errors="replace") as file:
-            lines += parsed(file)
-    return lines
+    """The lines of files in chronological order, plain or .gz: JSON Lines, or CloudWatch Logs exports, which put the time before each line."""
+    return parsed(text for path in paths for text in texts_of(path))
+
+
+def texts_of(path: Path) -> Iterator[str]:
+    opened = gzip.open if path.suffix == ".gz" else open
+    with opened(path, "rt", encoding="utf-8", errors="replace") as file:
+        yield from file
 
 
 def parsed(texts: Iterable[str]) -> list[dict[str, Any]]:
-    """The texts that are lines of the prediction log, parsed."""
-    lines = []
-    for text in texts:
+    """The texts that are lines of the prediction log, parsed: the last one of each execution."""
+    lines: dict[Any, dict[str, Any]] = {}
+    for number, text in enumerate(texts):
         _time, brace, rest = text.partition("{")
         try:
             line = json.loads(brace + rest)
         except ValueError:
             continue
         if isinstance(line, dict) and line.get("message") == MESSAGE and "outcome" in line:
-            lines.append(line)
-    return lines
+            execution = re.sub(r"-redrive-\d+$", "", line["execution_arn"]) if "execution_arn" in line else number
+            lines.pop(execution, None)  # so that the last line takes its own place in time
+            lines[execution] = line
+    return list(lines.values())
 
 
 def time_of(line: dict[str, Any]) -> datetime:

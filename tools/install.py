@@ -1,4 +1,4 @@
-"""Install what the project's commands need: python3 tools/install.py run|test|notebook|launch|sam|containers|bench|uv
+"""Install what the project's commands need: python3 tools/install.py COMMAND, one of COMMANDS.
 
 Runs on Python 3.11 or later with only the standard library, and creates
 
@@ -9,6 +9,7 @@ Runs on Python 3.11 or later with only the standard library, and creates
   .local/venvs/sagemaker       SageMaker's SDK, to start training jobs: about 1 GB, only for `launch`
   .local/venvs/sklearn-serving Python 3.12, with the server of SageMaker's scikit-learn image, only for `containers`
   .local/venvs/bench-serving   the servers for `make bench-endpoint` to compare, only for `bench`
+  .local/venvs/audit           pip-audit, and CycloneDX for the functions' bill of materials
   .local/venvs/uv              for `make lock`, and to download a missing Python
 
 each from its file of exact, hashed pins in requirements/. Environments that are up to date are left unchanged.
@@ -18,22 +19,25 @@ import concurrent.futures
 import hashlib
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
 import threading
 import time
-import tomllib
 from pathlib import Path
 from typing import Any
 
-COMMANDS = ("run", "test", "notebook", "launch", "sam", "containers", "bench", "uv")
+COMMANDS = ("run", "test", "notebook", "launch", "sam", "containers", "bench", "audit", "uv")
 ROOT = Path(__file__).resolve().parent.parent
 LOCAL = ROOT / ".local"
 OLDEST, NEWEST = (3, 11), (3, 14)  # the pinned PyTorch and ONNX Runtime have wheels for these
 LAMBDA_PYTHON = "3.13"  # the functions' runtime in template.yaml
 SKLEARN_PYTHON = "3.12"  # the scikit-learn image's, for which endpoint/package.py packs
+# Variables of the user's that would change Python, or where pip installs to; indexes, proxies and caches stay.
+FOREIGN = ("PYTHON", "VIRTUAL_ENV", "PIP_USER", "PIP_TARGET", "PIP_PREFIX", "PIP_ROOT", "PIP_PYTHON", "PIP_REQUIRE")
 PYTORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+TORCH = ROOT / "requirements/torch.txt"
 
 
 class SetupError(Exception):
@@ -42,7 +46,8 @@ class SetupError(Exception):
 
 def run(arguments: list[str | Path], log: Path) -> None:
     """Run a command with its output in a log file; SetupError with the end of the log if it fails."""
-    environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(FOREIGN)}
+    environment["PIP_USER"] = "0"  # overrides pip's configuration files
     with log.open("ab") as output:
         output.write(f"\n$ {' '.join(map(str, arguments))}\n".encode())
         output.flush()
@@ -78,15 +83,23 @@ def install(name: str, python: str, venv: Path, requirements: str, torch: bool =
     run([*pinned, "--no-build-isolation" if sources else "--only-binary=:all:", "-r", lock], log)
     if torch:
         index = ["--extra-index-url", PYTORCH_CPU_INDEX, "--retries", "2"]
-        run([*pip, "--no-deps", *index, torch_requirement()], log)
+        run([*pinned, "--only-binary=:all:", *index, "-r", TORCH], log)
+    if not any(any(venv.glob(f"lib/python*/site-packages/{name}-*.dist-info")) for name in names_in(lock)):
+        raise SetupError(
+            f"pip reported success, but {venv.relative_to(ROOT)} is empty: check pip's configuration files."
+        )
     stamp.write_text(wanted)
 
 
+def names_in(lock: Path) -> list[str]:
+    """The names of the pinned packages, as their installed folders have them."""
+    pins = [line.partition("==") for line in lock.read_text().splitlines()]
+    return [re.sub(r"[-_.]+", "_", name) for name, pinned, _ in pins if pinned and not name.startswith((" ", "#"))]
+
+
 def torch_requirement() -> str:
-    """torch==x.y.z+cpu: the build without CUDA, which only PyTorch's own index has."""
-    groups = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]
-    pin = next(pin for pin in groups["train"] if pin.startswith("torch=="))
-    return f"{pin}+cpu"
+    """torch==x.y.z+cpu"""
+    return next(line for line in TORCH.read_text().splitlines() if line.startswith("torch==")).removesuffix(" \\")
 
 
 def works(python: str | Path, minor: str) -> bool:
@@ -172,6 +185,8 @@ def main(command: str) -> None:
     check_machine()
     if command == "uv":
         return install_all([("uv", sys.executable, LOCAL / "venvs/uv", "uv.txt")])
+    if command == "audit":
+        return install_all([("audit", sys.executable, LOCAL / "venvs/audit", "audit.txt")])
     if command == "launch":
         return install_all([("sagemaker", sys.executable, LOCAL / "venvs/sagemaker", "sagemaker.txt")])
     if command == "containers":

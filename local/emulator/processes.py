@@ -24,11 +24,12 @@ from typing import Any
 import boto3
 from botocore.client import BaseClient
 
-from local.command import LOCAL, ROOT, StackError
+from local.command import LOCAL, ROOT, StackError, console
 
 REGION = "us-east-1"
 SECONDS_TO_START = 60
 MODULES = {"xray": "xray_daemon", "sagemaker": "sagemaker_api", "emulator": "start"}
+HELPERS = {"xray": "the collector of traces", "sagemaker": "the emulated SageMaker"}
 NO_PROXY = {"NO_PROXY": "127.0.0.1,localhost", "no_proxy": "127.0.0.1,localhost"}
 os.environ |= NO_PROXY  # all addresses are local, so a proxy of the user's must not be used
 
@@ -75,7 +76,7 @@ class Stack:
 
 def clean_environment() -> dict[str, str]:
     """The user's environment without variables that would reconfigure AWS clients, SAM or Python."""
-    foreign = ("AWS_", "SAM_CLI_", "SAMCLI_", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
+    foreign = ("AWS_", "SAM_CLI_", "SAMCLI_", "PYTHON", "VIRTUAL_ENV", "PIP_USER", "PIP_TARGET", "PIP_PREFIX")
     return {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
 
 
@@ -103,11 +104,8 @@ def start(directory: Path, **variables: str) -> Stack:
     (directory / "tmp").mkdir(parents=True)
     tcp, udp = socket.SOCK_STREAM, socket.SOCK_DGRAM
     stack = Stack(directory, {"emulator": free_port(tcp), "sagemaker": free_port(tcp), "xray": free_port(udp)})
-    environment = clean_environment() | stack.aws_variables
-    xray = ["--port", stack.ports["xray"], "--output", directory / "xray.jsonl"]
-    spawn(stack, "xray", [sys.executable, *module("xray"), *xray], environment)
-    sagemaker = ["--port", stack.ports["sagemaker"], "--work-dir", directory / "sagemaker"]
-    spawn(stack, "sagemaker", [sys.executable, *module("sagemaker"), *sagemaker], environment)
+    for name in HELPERS:
+        start_helper(stack, name)
     emulator = {
         "PATH": os.environ["PATH"],  # the functions inherit this environment and must not see the user's
         "LANG": "C.UTF-8",
@@ -137,6 +135,16 @@ def start(directory: Path, **variables: str) -> Stack:
     return stack
 
 
+def start_helper(stack: Stack, name: str) -> None:
+    """Start a process other than the emulator: xray keeps its file, sagemaker the endpoints that it finds."""
+    options = {
+        "xray": ["--output", stack.directory / "xray.jsonl"],
+        "sagemaker": ["--work-dir", stack.directory / "sagemaker"],
+    }[name]
+    command = [sys.executable, *module(name), "--port", stack.ports[name], *options]
+    spawn(stack, name, command, clean_environment() | stack.aws_variables)
+
+
 def module(name: str) -> list[str]:
     """The Python arguments that run a process of the stack; is_running() looks for them on its command line."""
     return ["-m", f"local.emulator.{MODULES[name]}"]
@@ -144,7 +152,7 @@ def module(name: str) -> list[str]:
 
 def spawn(stack: Stack, name: str, command: list[Any], environment: dict[str, str]) -> None:
     """Start a process in its own session, so that Ctrl-C in this terminal does not stop it; stop() does."""
-    with (stack.directory / f"{name}.log").open("wb") as log:
+    with (stack.directory / f"{name}.log").open("ab") as log:
         streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
         process = subprocess.Popen([*map(str, command)], cwd=ROOT, env=environment, start_new_session=True, **streams)
     stack.pids[name] = process.pid
@@ -182,15 +190,24 @@ def tail(path: Path, lines: int = 15) -> str:
 
 def stop(stack: Stack) -> None:
     """Stop the processes and their functions, and wait until they have exited."""
-    ours = [pid for name, pid in stack.pids.items() if is_running(name, pid)]
-    for signal_number, patience in ((signal.SIGTERM, 5), (signal.SIGKILL, 5)):
-        for pid in ours:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(pid, signal_number)  # each leads its own process group, see spawn()
-        deadline = time.monotonic() + patience
-        while any(has_members(pid) for pid in ours) and time.monotonic() < deadline:
-            time.sleep(0.02)
+    end([pid for name, pid in stack.pids.items() if is_running(name, pid) or is_orphaned(pid)])
     (stack.directory / "stack.json").unlink(missing_ok=True)
+
+
+def end(groups: list[int]) -> None:
+    """Stop process groups, by force if necessary, and wait until they have exited."""
+    for signal_number, patience in ((signal.SIGTERM, 5), (signal.SIGKILL, 5)):
+        for group in groups:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(group, signal_number)  # each process of the stack leads its own group, see spawn()
+        deadline = time.monotonic() + patience
+        while any(has_members(group) for group in groups) and time.monotonic() < deadline:
+            time.sleep(0.02)
+
+
+def is_orphaned(group: int) -> bool:
+    """Whether the process that led this group is gone but its children are not, as functions of a killed emulator."""
+    return not Path(f"/proc/{group}").exists() and has_members(group)
 
 
 def has_members(group: int) -> bool:
@@ -205,13 +222,37 @@ def has_members(group: int) -> bool:
 
 
 def running(directory: Path) -> Stack | None:
-    """The running stack in `directory`, or None; the remaining processes of a partly dead stack are stopped."""
+    """The running stack in `directory`, or None. Helpers that died are restarted; without the emulator all is lost."""
     try:
         saved = json.loads((directory / "stack.json").read_text())
     except (OSError, ValueError):
         return None
     stack = Stack(directory, saved["ports"], saved["pids"])
-    if len(stack.pids) == len(stack.ports) and all(is_running(name, pid) for name, pid in stack.pids.items()):
-        return stack
-    stop(stack)
-    return None
+    dead = [name for name in stack.ports if name not in stack.pids or not is_running(name, stack.pids[name])]
+    if "emulator" in dead:
+        log = stack.directory / "emulator.log"
+        console.print(
+            f"The local stack has died. Its memory is lost: buckets, executions, queues, endpoints and logs; {log} has "
+            "its last lines. make up starts a new one, with the current template and model: upload the images again.",
+            markup=False,
+        )
+        stop(stack)
+        return None
+    for name in dead:
+        end([pid for pid in [stack.pids.get(name)] if pid and is_orphaned(pid)])
+        start_helper(stack, name)
+        wait_for_port(stack, name)
+        console.print(f"Restarted {HELPERS[name]}, which had died; see {stack.directory / name}.log", markup=False)
+    return stack
+
+
+def wait_for_port(stack: Stack, name: str) -> None:
+    """Wait until a restarted helper is listening. UDP has no connections: its process only has to stay."""
+    deadline = time.monotonic() + SECONDS_TO_START
+    while name != "xray":
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", stack.ports[name]), 1):
+            return
+        if not is_running(name, stack.pids[name]) or time.monotonic() > deadline:
+            log = stack.directory / f"{name}.log"
+            raise StackError(f"{HELPERS[name]} died and does not start again:\n{tail(log)}")
+        time.sleep(0.05)

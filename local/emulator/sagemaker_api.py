@@ -1,6 +1,7 @@
 """Emulate SageMaker's control and runtime APIs on one port; each endpoint is a real server process.
 
-An endpoint downloads its model archive from the emulated S3 and starts the model server on it, under the contract of
+The resources are kept in the work directory, so that a restarted process serves the same endpoints. An endpoint
+downloads its model archive from the emulated S3 and starts the model server on it, under the contract of
 https://docs.aws.amazon.com/sagemaker/latest/dg/your-algorithms-inference-code.html, in this Python environment instead
 of a container. Usage: python -m local.emulator.sagemaker_api --port 4567 --work-dir .local/sagemaker
 """
@@ -17,17 +18,20 @@ import tarfile
 import threading
 import time
 from email.message import Message
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import boto3
 import urllib3
 
+from local.emulator.browsers import Guarded
+
 ACCOUNT, REGION = "000000000000", os.environ.get("AWS_DEFAULT_REGION", "us-east-1")
 KINDS = {"Model": "model", "EndpointConfig": "endpoint-config", "Endpoint": "endpoint"}  # the resource types in ARNs
 TIMEOUT = 60  # seconds, of startup and of an invocation
 resources: dict[str, dict[str, dict[str, Any]]] = {kind: {} for kind in KINDS}
+lock = threading.RLock()  # of resources
 containers: dict[str, "Container"] = {}  # by endpoint name
 processes: list[subprocess.Popen[bytes]] = []
 http = urllib3.PoolManager(maxsize=32, retries=False)
@@ -52,8 +56,10 @@ class Container:
         self.slots = threading.Semaphore(int(serverless["MaxConcurrency"]) if serverless else 1000)
         self.directory = options.work_dir.resolve() / f"{endpoint_name}-{time.time_ns()}"
         model = find("Model", variant["ModelName"])["PrimaryContainer"]
+        self.environment = model.get("Environment", {})
+        self.starting = threading.Lock()
         self.fetch(model["ModelDataUrl"])
-        self.start(model.get("Environment", {}))
+        self.start()
 
     def fetch(self, url: str) -> None:
         self.directory.mkdir(parents=True)
@@ -62,18 +68,18 @@ class Container:
         with tarfile.open(self.directory / "model.tar.gz") as archive:
             archive.extractall(self.directory / "model", filter="data")
 
-    def start(self, environment: dict[str, str]) -> None:
+    def start(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = str(free.getsockname()[1])
         self.url = f"http://127.0.0.1:{port}"
         model_dir = str(self.directory / "model")
         variables = {"SAGEMAKER_MODEL_SERVER_WORKERS": "1"}  # leaves cores for everything else on this machine
-        variables |= {name: value.replace("/opt/ml/model", model_dir) for name, value in environment.items()}
+        variables |= {name: value.replace("/opt/ml/model", model_dir) for name, value in self.environment.items()}
         variables.pop("PYTHONPATH", None)  # the archive's packages are for the container's Python
         variables |= {"SM_MODEL_DIR": model_dir, "SAGEMAKER_BIND_TO_PORT": port}
         log = self.directory / "server.log"
         command = [sys.executable, options.server, "serve", "--host", "127.0.0.1"]
-        with log.open("wb") as output:
+        with log.open("ab") as output:
             self.process = subprocess.Popen(command, env=os.environ | variables, stdout=output, stderr=output)
         processes.append(self.process)
         deadline = time.monotonic() + TIMEOUT
@@ -96,6 +102,9 @@ class Container:
             raise ApiError(413, "413", f"HTTP content length exceeded {self.body_limit} bytes.")
         if not self.slots.acquire(blocking=False):
             raise ApiError(429, "ThrottlingException", "The endpoint's maximum concurrency is exceeded.")
+        with self.starting:  # SageMaker replaces a container that died
+            if self.process.poll() is not None:
+                self.start()
         passed = {name: headers[name] for name in ("Content-Type", "Accept") if name in headers}
         url = f"{self.url}/invocations"
         try:
@@ -122,15 +131,32 @@ def deploy(endpoint: dict[str, Any], config_name: str) -> None:
     except Exception as error:  # DescribeEndpoint reports every failure
         endpoint |= {"EndpointStatus": "Failed", "FailureReason": str(error)}
         return
-    old = containers.get(name)
-    if endpoint is resources["Endpoint"].get(name):
-        containers[name] = container
-        endpoint |= {"EndpointStatus": "InService", "EndpointConfigName": config_name}
-        endpoint.pop("FailureReason", None)
-    else:
-        old = container  # the endpoint was deleted meanwhile
+    with lock:
+        old = containers.get(name)
+        if endpoint is resources["Endpoint"].get(name):
+            containers[name] = container
+            endpoint |= {"EndpointStatus": "InService", "EndpointConfigName": config_name}
+            endpoint.pop("FailureReason", None)
+            save()
+        else:
+            old = container  # the endpoint was deleted meanwhile
     if old:
         old.process.terminate()
+
+
+def save() -> None:
+    path = options.work_dir / "resources.json"
+    path.with_suffix(".tmp").write_text(json.dumps(resources))
+    path.with_suffix(".tmp").replace(path)
+
+
+def restore() -> None:
+    """Start the endpoints of a process that died; until then, connections to the port are refused."""
+    path = options.work_dir / "resources.json"
+    if path.exists():
+        resources.update(json.loads(path.read_text()))
+    for endpoint in list(resources["Endpoint"].values()):
+        deploy(endpoint, endpoint["EndpointConfigName"])
 
 
 def find(kind: str, name: str) -> dict[str, Any]:
@@ -162,7 +188,7 @@ def control(target: str, request: dict[str, Any]) -> dict[str, Any]:
     return resource
 
 
-class Api(BaseHTTPRequestHandler):
+class Api(Guarded):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
 
@@ -181,7 +207,9 @@ class Api(BaseHTTPRequestHandler):
 
     def dispatch(self, body: bytes) -> tuple[bytes, dict[str, str]]:
         if target := self.headers["X-Amz-Target"]:
-            response = json.dumps(control(target, json.loads(body)))
+            with lock:
+                response = json.dumps(control(target, json.loads(body)))
+                save()
             return response.encode(), {"Content-Type": "application/x-amz-json-1.1"}
         name = self.path.split("/")[2]
         if name not in containers:
@@ -195,8 +223,10 @@ if __name__ == "__main__":
     parser.add_argument("--work-dir", type=Path, required=True)
     parser.add_argument("--server", default="endpoint/server.py", help="script of the model server")
     options = parser.parse_args()
+    options.work_dir.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     try:
+        restore()
         ThreadingHTTPServer(("127.0.0.1", options.port), Api).serve_forever()
     finally:
         for process in processes:

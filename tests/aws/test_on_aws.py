@@ -16,6 +16,11 @@ from test_conformance_lambda import (  # noqa: F401
     test_reserved_concurrency_applies_to_every_version_of_a_function,
     test_simultaneous_cold_starts_each_get_a_process,
 )
+from test_conformance_s3 import (  # noqa: F401
+    bucket,
+    queue,
+    test_the_event_of_an_upload_to_a_versioned_bucket_has_the_objects_version,
+)
 from test_conformance_stepfunctions import (  # noqa: F401
     test_full_jitter_randomises_the_delay_of_a_retry,
     test_max_delay_seconds_limits_the_delay_of_a_retry,

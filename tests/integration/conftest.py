@@ -1,5 +1,6 @@
 """The whole stack on the emulated AWS, deployed once, with an endpoint that can be made to fail."""
 
+import contextlib
 import json
 import threading
 import urllib.error
@@ -23,12 +24,22 @@ class EndpointProxy(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
         self.runtime_url = ""
         self.planted: list[tuple[int, dict[str, str], bytes] | None] = []
+        self.is_down = False
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     def respond(self, body: bytes, status: int = 200, error: str = "", times: int = 1) -> None:
         """Return this to the next requests, without invoking the endpoint."""
         headers = {"Content-Type": "application/json"} | ({"x-amzn-errortype": error} if error else {})
         self.planted += [(status, headers, body)] * times
+
+    @contextlib.contextmanager
+    def outage(self):
+        """Close every connection without a response."""
+        self.is_down = True
+        try:
+            yield
+        finally:
+            self.is_down = False
 
     def hang_up(self, times: int) -> None:
         """Close the next connections without a response."""
@@ -40,6 +51,9 @@ class EndpointProxyHandler(BaseHTTPRequestHandler):
 
     def do_POST(self):
         body = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.server.is_down:
+            self.close_connection = True
+            return
         if self.server.planted:
             if not (response := self.server.planted.pop(0)):
                 self.close_connection = True

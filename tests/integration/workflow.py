@@ -82,8 +82,7 @@ class Workflow:
             for page in self.states.get_paginator("list_executions").paginate(stateMachineArn=self.machine):
                 for row in page["executions"]:
                     request = json.loads(self.states.describe_execution(executionArn=row["executionArn"])["input"])
-                    uploaded = request.get("detail", {}).get("object", {})
-                    if uploaded.get("key") == key and version in (None, uploaded["version-id"]):
+                    if request.get("s3_key") == key and version in (None, request.get("s3_version_id")):
                         return row["executionArn"]
             return None
 

@@ -20,6 +20,8 @@ os.environ.update(
     POWERTOOLS_SERVICE_NAME="image-classification",
     POWERTOOLS_METRICS_NAMESPACE="ImageClassification",
     POWERTOOLS_TRACE_DISABLED="true",
+    STATE_MACHINE_ARN="arn:aws:states:us-east-1:123456789012:stateMachine:image-classification-ClassifyImageStateMachine",
+    OUTCOME_TABLE="image-classification-OutcomeTable",
 )
 
 

@@ -13,6 +13,7 @@ import check_confidence
 import classify_image
 import record_outcome
 import retrieve_image
+import start_execution
 from documents import ROOT, STATES
 
 EXECUTION = "arn:aws:states:us-east-1:123456789012:execution:machine:name"
@@ -72,13 +73,13 @@ def test_check_confidence_accepts_its_event(event, context):
     assert check_confidence.lambda_handler(event("check_confidence"), context)["accepted"]
 
 
-@pytest.mark.parametrize("name", ["classify_image_execution", "s3_object_created"])
+@pytest.mark.parametrize("name", ["classify_image_execution", "start_execution"])
 def test_an_execution_starts_with_the_event_of_retrieve_image(event, name):
     assert payload("RetrieveImage", event(name)) == event("retrieve_image") | {"execution_arn": EXECUTION}
 
 
 def test_the_version_in_an_upload_event_is_passed_on(event):
-    upload = event("s3_object_created")
+    upload = event("start_execution")
     upload["detail"]["object"]["version-id"] = "v1"
     assert payload("RetrieveImage", upload)["s3_version_id"] == "v1"
 
@@ -93,11 +94,17 @@ def test_an_input_that_is_no_object_reaches_the_function_unchanged(wrong):
     assert payload("RetrieveImage", wrong) == wrong
 
 
+def test_start_execution_outputs_the_event_of_an_execution(event):
+    assert start_execution.request_for(event("start_execution")["detail"])[1] == event("classify_image_execution")
+
+
 def test_record_outcome_accepts_its_event(event, context):
-    assert record_outcome.lambda_handler(event("record_outcome"), context)["outcome"] == "accepted"
+    with Stubber(record_outcome.dynamodb) as dynamodb:
+        dynamodb.add_response("put_item", {})
+        assert record_outcome.lambda_handler(event("record_outcome"), context)["outcome"] == "accepted"
 
 
 def test_every_event_file_is_tested_here():
-    functions = {"retrieve_image", "classify_image", "check_confidence", "record_outcome"}
+    functions = {"retrieve_image", "classify_image", "check_confidence", "record_outcome", "start_execution"}
     names = {path.stem for path in (ROOT / "events").glob("*.json")}
-    assert names == functions | {"classify_image_execution", "s3_object_created"}
+    assert names == functions | {"classify_image_execution"}

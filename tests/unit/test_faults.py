@@ -39,7 +39,7 @@ FAULTS = {  # the file, the original text, the planted text, the tests that must
     "image bytes in the logs": (TEMPLATE, "IncludeExecutionData: false", "IncludeExecutionData: true", "template"),
     "a parameter in a function's variables": (TEMPLATE, "LOG_LEVEL: INFO", "LOG_LEVEL: !Ref Labels", "template"),
     "a hard-coded partition": (TEMPLATE, "arn:${AWS::Partition}:sagemaker", "arn:aws:sagemaker", "template"),
-    "a trigger that matches its own output": (TEMPLATE, "{key: [{prefix: !Ref UploadPrefix}], ", "{", "template"),
+    "a trigger that matches its own output": (TEMPLATE, "{key: [{prefix: !Ref UploadPrefix}]}", "{}", "template"),
     "an event without a field": ("events/check_confidence.json", '"threshold": 0.75,', "", "events"),
     "an undocumented default": (TEMPLATE, "Default: 2048", "Default: 4096", "docs"),
     "a documented command that does not exist": ("README.md", "make package-model", "make pack-model", "docs"),

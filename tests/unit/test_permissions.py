@@ -7,7 +7,7 @@ import re
 import pytest
 
 from documents import LAMBDA_STATES, ROOT, STATES, transformed
-from test_state_machine import snake_case
+from test_state_machine import NOT_STATES, snake_case
 
 ENCRYPTED_QUEUE = dict.fromkeys(
     ["kms:Decrypt", "kms:GenerateDataKey"], "with EncryptionKeyArn, whoever sends to a queue encrypts the message"
@@ -28,6 +28,10 @@ REASONS = {
         "s3:GetObjectVersion": "get_object with a VersionId",
         "kms:Decrypt": "with EncryptionKeyArn, images are encrypted",
         "s3:ListBucket": "without it a missing object is a 403 instead of a 404",
+    },
+    "StartExecutionFunctionRole": {
+        "sqs:SendMessage": "uploads that could not start an execution go to the failure queue",
+        **ENCRYPTED_QUEUE,
     },
     "RecordOutcomeFunctionRole": {
         "sqs:SendMessage": "events that could not be recorded go to the failure queue",
@@ -57,7 +61,6 @@ REASONS = {
         "s3:PutObject": "data capture",
         "kms:GenerateDataKey": "data capture with a key",
     },
-    "ClassifyImageStateMachineUploadRole": {"states:StartExecution": "EventBridge starts an execution for an upload"},
 }
 MANAGED = {  # SAM adds these
     "AWSLambdaBasicExecutionRole": "a function's log",
@@ -116,17 +119,19 @@ def test_the_roles_are_those_listed_here():
     assert set(ROLES) == listed
 
 
-@pytest.mark.parametrize("state", [*LAMBDA_STATES, "RecordOutcome"])
+@pytest.mark.parametrize("state", [*LAMBDA_STATES, *NOT_STATES])
 def test_a_function_is_allowed_exactly_what_it_calls(state):
     called = calls_of_code(snake_case(state))
     assert granted(f"{state}FunctionRole") == called | set(REASONS.get(f"{state}FunctionRole", {}))
 
 
 def test_the_calls_of_the_code_are_found():
-    assert [calls_of_code(snake_case(state)) for state in LAMBDA_STATES] == [
+    assert [calls_of_code(snake_case(state)) for state in [*LAMBDA_STATES, *NOT_STATES]] == [
         {"s3:GetObject"},
         {"sagemaker:InvokeEndpoint"},
         set(),
+        {"states:StartExecution"},
+        {"dynamodb:PutItem"},
     ]
 
 
@@ -149,9 +154,8 @@ def test_further_buckets_are_read_like_the_stacks_own_and_only_if_the_parameter_
     assert objects["Resource"] == {"Fn::Split": [",", joined]}
 
 
-@pytest.mark.parametrize("role", ["ModelRole", "ClassifyImageStateMachineUploadRole"])
-def test_what_aws_calls_in_a_role_is_listed(role):
-    assert granted(role) == set(REASONS[role])
+def test_what_sagemaker_calls_in_the_models_role_is_listed():
+    assert granted("ModelRole") == set(REASONS["ModelRole"])
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -163,3 +167,40 @@ def test_a_role_has_no_managed_policies_but_sams_and_no_wildcards(role):
         assert not any(action.endswith("*") for action in actions(statement))
         if statement["Resource"] == "*":
             assert actions(statement) <= WITHOUT_RESOURCE
+
+
+def evaluated(node, values):
+    """CloudFormation's value of an expression of these functions; `values` has parameters and pseudo parameters."""
+    match node:
+        case {"Ref": name}:
+            return values[name]
+        case {"Fn::Select": [index, items]}:
+            return evaluated(items, values)[int(index)]
+        case {"Fn::Split": [delimiter, text]}:
+            return evaluated(text, values).split(delimiter)
+        case {"Fn::Join": [delimiter, items]}:
+            return delimiter.join(evaluated(item, values) for item in items)
+        case {"Fn::Sub": [text, variables]}:
+            known = values | {name: evaluated(value, values) for name, value in variables.items()}
+            return re.sub(r"\$\{([\w:]+)\}", lambda match: known[match[1]], text)
+    return node
+
+
+@pytest.mark.parametrize("repository", ["endpoint", "team/endpoint", "a/b/c", "a/b/c/d", "team.x_y-z/e"])
+@pytest.mark.parametrize("version", [":1", ":latest", "@sha256:" + "0" * 64, ":1@sha256:" + "0" * 64])
+@pytest.mark.parametrize("suffix", ["amazonaws.com", "amazonaws.com.cn"])
+def test_the_models_role_can_pull_from_its_own_repository_only(repository, version, suffix):
+    (statement,) = [each for each in statements(policies("ModelRole")) if "ecr:BatchGetImage" in actions(each)]
+    own_image = statement["Resource"]["Fn::If"][1]
+    values = {"AWS::Partition": "aws", "AWS::Region": "us-east-1"}
+    values["InferenceImageUri"] = f"123456789012.dkr.ecr.us-east-1.{suffix}/{repository}{version}"
+    assert evaluated(own_image, values) == f"arn:aws:ecr:us-east-1:123456789012:repository/{repository}"
+
+
+def test_the_state_machine_can_publish_only_the_events_of_the_workflow():
+    (statement,) = [
+        each for each in statements(policies("ClassifyImageStateMachineRole")) if "events:PutEvents" in actions(each)
+    ]
+    sources = {entry["Source"] for state in STATES.values() for entry in state.get("Arguments", {}).get("Entries", [])}
+    assert statement["Condition"] == {"StringEquals": {"events:source": "image-classification"}}
+    assert sources == {"image-classification"}

@@ -60,6 +60,14 @@ def test_files_of_json_lines_and_exports_of_cloudwatch_logs_are_read(tmp_path):
     assert prediction_log.from_files([plain, export]) == [ACCEPTED, ERROR]
 
 
+def test_a_redriven_execution_counts_as_its_last_outcome():
+    arn = "arn:aws:states:us-east-1:123456789012:execution:machine:name"
+    failed, other, again = (ERROR | {"execution_arn": each} for each in (arn, f"{arn}2", f"{arn}-redrive-1"))
+    accepted = ACCEPTED | {"execution_arn": f"{arn}-redrive-2", "redrives": 2}
+    lines = [failed, other, other, again, accepted]
+    assert prediction_log.parsed(map(json.dumps, lines)) == [other, accepted]
+
+
 def test_the_time_of_a_line_is_its_parsed_timestamp():
     assert prediction_log.time_of(ACCEPTED) == datetime(2026, 11, 24, 9, 0, 1, 250000, tzinfo=UTC)
 

@@ -1,6 +1,8 @@
 import json
+from types import SimpleNamespace
 
 import pytest
+from botocore.stub import ANY, Stubber
 
 import record_outcome
 from prediction_log import MAX_PREDICTIONS
@@ -8,6 +10,15 @@ from prediction_log import MAX_PREDICTIONS
 ARN = "arn:aws:states:us-east-1:123456789012:execution:image-classification-ClassifyImageStateMachine:"
 ARN += "17793124-05d4-b198-2fde-7ededc63b103"
 REQUESTED = {"s3_bucket": "images", "s3_key": "uploads/seven.png"}
+
+
+@pytest.fixture(autouse=True)
+def table():
+    """The outcome table, which accepts one claim; a test can add further responses."""
+    with Stubber(record_outcome.dynamodb) as stubber:
+        stubber.add_response("put_item", {})
+        yield stubber
+        stubber.assert_no_pending_responses()
 
 
 def ended(event, status, **detail):
@@ -41,7 +52,9 @@ def test_an_accepted_image_is_logged_and_counted(event, context, capsys, log):
         "s3_key": "uploads/seven.png",
         "execution_arn": ARN,
         **{key: result[key] for key in ("label", "confidence", "threshold", "endpoint", "image", "predictions")},
+        "recorded": True,
     }
+    del line["recorded"]
     logged = json.loads(written.getvalue())
     assert logged["message"] == "prediction"
     assert {key: logged[key] for key in line} == line
@@ -85,7 +98,8 @@ def test_any_other_end_of_an_execution_is_recorded_as_an_error_by_name(
     event, context, capsys, status, detail, error, cause
 ):
     line = record_outcome.lambda_handler(ended(event, status, **detail), context)
-    assert line == {"outcome": "error", **REQUESTED, "execution_arn": ARN, "error": error, "cause": cause}
+    recorded = {"outcome": "error", **REQUESTED, "execution_arn": ARN, "error": error, "cause": cause}
+    assert line == recorded | {"recorded": True}
     assert metrics_in(capsys.readouterr().out) == {
         ("Images",): [1],
         ("Failed",): [1],
@@ -96,11 +110,12 @@ def test_any_other_end_of_an_execution_is_recorded_as_an_error_by_name(
 @pytest.mark.parametrize("text", ["no JSON", "[]", '{"s3_bucket": 1}', None, '{"detail": {"object": {}}}'])
 def test_an_execution_with_nonsensical_input_is_recorded_anyway(event, context, text):
     line = record_outcome.lambda_handler(ended(event, "FAILED", input=text, error="InvalidInputError"), context)
-    assert line == {"outcome": "error", "execution_arn": ARN, "error": "InvalidInputError", "cause": ""}
+    recorded = {"outcome": "error", "execution_arn": ARN, "error": "InvalidInputError", "cause": ""}
+    assert line == recorded | {"recorded": True}
 
 
 def test_an_upload_is_recorded_by_its_object(event, context):
-    upload = json.dumps(event("s3_object_created"))
+    upload = json.dumps(event("start_execution"))
     line = record_outcome.lambda_handler(ended(event, "TIMED_OUT", input=upload), context)
     assert (line["s3_bucket"], line["s3_key"]) == ("images", "uploads/seven.png")
 
@@ -111,3 +126,59 @@ def test_a_model_with_many_labels_has_no_metric_per_label(event, context, capsys
     line = record_outcome.lambda_handler(ended(event, "SUCCEEDED", output=json.dumps(result)), context)
     assert len(line["predictions"]) == MAX_PREDICTIONS
     assert "LabelConfidence" not in {name for name, *_ in metrics_in(capsys.readouterr().out)}
+
+
+def test_a_failure_is_recorded_with_the_version_of_its_object(event, context):
+    request = json.dumps(REQUESTED | {"s3_version_id": "v1", "threshold": 0.5})
+    line = record_outcome.lambda_handler(ended(event, "TIMED_OUT", input=request), context)
+    assert (line["s3_version_id"], line["s3_key"]) == ("v1", REQUESTED["s3_key"])
+
+
+def test_an_outcome_is_claimed_by_its_execution_and_redrive_before_it_is_recorded(event, context, table):
+    table.add_response(
+        "put_item",
+        {},
+        {
+            "TableName": "image-classification-OutcomeTable",
+            "Item": {
+                "outcome": {"S": f"{ARN}#2"},
+                "request": {"S": "request"},
+                "expires": {"N": str(1795510801 + 7 * 86400)},
+            },
+            "ConditionExpression": ANY,
+            "ExpressionAttributeValues": {":request": {"S": "request"}},
+        },
+    )
+    record_outcome.lambda_handler(event("record_outcome"), context)
+    record_outcome.lambda_handler(ended(event, "TIMED_OUT", redriveCount=2), context)
+
+
+def test_an_outcome_that_another_invocation_recorded_is_neither_logged_nor_counted(event, context, capsys, log, table):
+    table.add_client_error("put_item", "ConditionalCheckFailedException")
+    record_outcome.lambda_handler(event("record_outcome"), SimpleNamespace(**vars(context)))
+    capsys.readouterr()
+    written = log(record_outcome)
+    again = record_outcome.lambda_handler(event("record_outcome"), context)
+    assert not again["recorded"]
+    assert '"message":"prediction"' not in written.getvalue().replace(" ", "")
+    assert metrics_in(capsys.readouterr().out) == {}
+
+
+RESTARTED = {"executionArn": f"{ARN}-redrive-1"}
+
+
+@pytest.mark.parametrize("redriven", [{"redriveCount": 1}, RESTARTED], ids=["by AWS", "by make redrive"])
+def test_a_redriven_execution_counts_as_its_last_outcome(event, context, capsys, redriven):
+    again = event("record_outcome")
+    again["detail"] |= redriven
+    line = record_outcome.lambda_handler(again, context)
+    assert (line["outcome"], line["redrives"]) == ("accepted", 1)
+    counted = metrics_in(capsys.readouterr().out)
+    assert (counted[("Accepted",)], counted[("Failed",)]) == ([1], [-1])
+    assert ("Images",) not in counted
+
+
+def test_a_redriven_execution_that_fails_again_is_counted_as_failed_once(event, context, capsys):
+    failed = ended(event, "FAILED", error="EndpointUnavailableError", **RESTARTED)
+    record_outcome.lambda_handler(failed, context)
+    assert metrics_in(capsys.readouterr().out) == {("Errors", ("error", "EndpointUnavailableError")): [1]}

@@ -1,6 +1,7 @@
 """The definition itself, and against the template, the functions and their tests."""
 
 import ast
+import random
 import re
 import subprocess
 import sys
@@ -24,6 +25,7 @@ LAMBDA_ERRORS = {
     "States.Timeout",
 }
 INTEGRATION_ERRORS = {"States.TaskFailed", "States.Timeout"}  # TaskFailed: any other error of SQS or EventBridge
+NOT_STATES = ("StartExecution", "RecordOutcome")  # EventBridge invokes them before and after an execution
 PERMANENT_ERRORS = {
     "EndpointAccessDeniedError",
     "EndpointNotConfiguredError",
@@ -132,12 +134,14 @@ def test_one_name_leads_from_the_state_to_its_function_event_and_test(state):
 
 def test_the_template_has_no_function_that_the_definition_does_not_use():
     functions = {name for name, resource in RESOURCES.items() if resource["Type"] == "AWS::Serverless::Function"}
-    assert functions == {f"{state}Function" for state in LAMBDA_STATES} | {"RecordOutcomeFunction"}
+    assert functions == {f"{name}Function" for name in [*LAMBDA_STATES, *NOT_STATES]}
 
 
-def test_one_name_leads_from_record_outcome_to_its_event_and_test():
-    assert RESOURCES["RecordOutcomeFunction"]["Properties"]["Handler"] == "record_outcome.lambda_handler"
-    for path in ("functions/record_outcome.py", "events/record_outcome.json", "tests/unit/test_record_outcome.py"):
+@pytest.mark.parametrize("function", NOT_STATES)
+def test_one_name_leads_from_a_function_that_is_no_state_to_its_event_and_test(function):
+    module = snake_case(function)
+    assert RESOURCES[f"{function}Function"]["Properties"]["Handler"] == f"{module}.lambda_handler"
+    for path in (f"functions/{module}.py", f"events/{module}.json", f"tests/unit/test_{module}.py"):
         assert (ROOT / path).is_file(), path
 
 
@@ -152,7 +156,11 @@ def test_every_task_has_a_timeout_and_tasks_of_a_kind_retry_alike_but_for_their_
     own_errors = set(exception_names())
     for kind, errors in ((LAMBDA_STATES, LAMBDA_ERRORS), (tasks.keys() - LAMBDA_STATES, INTEGRATION_ERRORS)):
         (first, *others) = [
-            [retrier | {"ErrorEquals": set(retrier["ErrorEquals"]) - own_errors} for retrier in tasks[name]["Retry"]]
+            [
+                retrier | {"ErrorEquals": common}
+                for retrier in tasks[name]["Retry"]
+                if (common := set(retrier["ErrorEquals"]) - own_errors)
+            ]
             for name in kind
         ]
         assert all(other == first for other in others)
@@ -184,6 +192,21 @@ def test_retries_back_off_with_jitter():
             assert retry["JitterStrategy"] == "FULL"
             assert retry["BackoffRate"] > 1
             assert retry["MaxDelaySeconds"] >= retry["IntervalSeconds"]
+
+
+def test_an_execution_survives_an_outage_of_the_endpoint_of_ten_minutes_and_its_retries_are_bounded():
+    retries = {retry["ErrorEquals"][0]: retry for retry in STATES["ClassifyImage"]["Retry"]}
+    retry = retries["EndpointUnavailableError"]
+    ceilings = [
+        min(retry["IntervalSeconds"] * retry["BackoffRate"] ** attempt, retry["MaxDelaySeconds"])
+        for attempt in range(retry["MaxAttempts"])
+    ]
+    chance = random.Random(0)
+    waits = sorted(sum(chance.uniform(0, ceiling) for ceiling in ceilings) for _ in range(20_000))
+    assert waits[0] > 600  # with full jitter; the mean is 25 minutes
+    assert sum(ceilings) < DEFINITION["TimeoutSeconds"] / 2
+    assert sum(ceilings[:4]) > 20  # a short outage costs seconds, not minutes
+    assert retry["MaxAttempts"] * 0.025 / 1000 < 0.001  # US dollars of transitions for an image that fails in the end
 
 
 def test_no_partition_region_or_account_is_hard_coded():

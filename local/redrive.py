@@ -1,0 +1,145 @@
+"""make redrive [STACK=name]: start again what the failure queue holds, on the local stack or on AWS.
+
+- An execution that failed, timed out or was stopped is started again with the same input, under its name and
+  "-redrive-1", "-redrive-2" ... A new execution uses the current definition, which AWS's RedriveExecution does not.
+- An upload that started no execution is passed to StartExecution.
+- An outcome that was not recorded is passed to RecordOutcome.
+
+A message is deleted only after this succeeded. Each name is derived from the message, so a command that is
+interrupted and repeated starts nothing twice. What fails again returns to the queue as a new message.
+"""
+
+import argparse
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import boto3
+from botocore.client import BaseClient
+from botocore.exceptions import BotoCoreError, ClientError
+
+from local.command import LOCAL, StackError, console, lock, report_errors
+from local.deployment import OUTPUTS
+from local.emulator.processes import running
+
+SECONDS_HIDDEN = 300  # of a message while it is worked on; a failed one is visible again afterwards
+MAX_NAME = 80  # characters of an execution's name
+
+
+class RedriveError(Exception):
+    """This message could not be redriven and stays in the queue."""
+
+
+def messages(sqs: BaseClient, queue_url: str) -> Iterator[dict[str, Any]]:
+    """The visible messages of a queue, each once."""
+    query = {"QueueUrl": queue_url, "MaxNumberOfMessages": 10, "VisibilityTimeout": SECONDS_HIDDEN}
+    while received := sqs.receive_message(**query, MessageAttributeNames=["All"]).get("Messages"):
+        yield from received
+
+
+def next_name(arn: str) -> str:
+    """The name under which an execution is started again."""
+    name, _, number = re.fullmatch(r"(.*?)(-redrive-(\d+))?", arn.rpartition(":")[2]).groups()  # type: ignore[union-attr]
+    suffix = f"-redrive-{int(number or 0) + 1}"
+    return name[: MAX_NAME - len(suffix)] + suffix
+
+
+class Redrive:
+    """Redrives the messages of one stack's failure queue. `client` makes boto3 clients."""
+
+    def __init__(self, client: Callable[[str], BaseClient], outputs: dict[str, str]) -> None:
+        self.states, self.functions, self.sqs = (client(name) for name in ("stepfunctions", "lambda", "sqs"))
+        self.outputs = outputs
+
+    def run(self) -> tuple[Counter[str], list[str]]:
+        """How many executions, uploads and outcomes were redriven, and why other messages stay in the queue."""
+        done: Counter[str] = Counter()
+        left = []
+        queue = self.outputs["FailureQueueUrl"]
+        for message in messages(self.sqs, queue):
+            try:
+                done[self.redrive(message)] += 1
+            except (RedriveError, ClientError) as error:
+                left.append(str(error))
+                continue
+            self.sqs.delete_message(QueueUrl=queue, ReceiptHandle=message["ReceiptHandle"])
+        return done, left
+
+    def redrive(self, message: dict[str, Any]) -> str:
+        try:
+            body = json.loads(message["Body"])
+            event = body.get("requestPayload", body)  # an event that a function rejected, in the emulator's envelope
+            source, detail = event["source"], event["detail"]
+        except (ValueError, KeyError, AttributeError, TypeError):
+            raise RedriveError(f"message {message['MessageId']} is no event") from None
+        # Only what a function or a target rejected has attributes: the reason and the target.
+        undelivered = event is not body or bool(message.get("MessageAttributes"))
+        if source == "aws.s3":
+            self.invoke("StartExecution", event)
+            return "uploads"
+        if source == "aws.states" and detail["stateMachineArn"] == self.outputs["ClassifyImageStateMachineArn"]:
+            if undelivered:
+                self.invoke("RecordOutcome", event)
+                return "outcomes"
+            self.restart(detail)
+            return "executions"
+        raise RedriveError(f"message {message['MessageId']} is of another source: {source}")
+
+    def restart(self, detail: dict[str, Any]) -> None:
+        arn = detail["executionArn"]
+        request = detail.get("input") or self.states.describe_execution(executionArn=arn)["input"]
+        name = next_name(arn)
+        try:
+            self.states.start_execution(stateMachineArn=detail["stateMachineArn"], name=name, input=request)
+        except self.states.exceptions.ExecutionAlreadyExists:
+            return  # by an interrupted command, or for a second event of the same failure
+        console.print(f"started {name} ({detail.get('error') or detail['status']})", markup=False)
+
+    def invoke(self, function: str, event: dict[str, Any]) -> None:
+        name = self.outputs[f"{function}FunctionName"]
+        response = self.functions.invoke(FunctionName=name, Qualifier="live", Payload=json.dumps(event))
+        if "FunctionError" in response:
+            raise RedriveError(f"{function}: {json.load(response['Payload']).get('errorMessage')}")
+        console.print(f"passed {event['detail'].get('executionArn') or event['detail']['object']['key']} to {function}")
+
+
+def stack_on_aws(name: str) -> Redrive:
+    (described,) = boto3.client("cloudformation").describe_stacks(StackName=name)["Stacks"]
+    return Redrive(boto3.client, {row["OutputKey"]: row["OutputValue"] for row in described["Outputs"]})
+
+
+def local_stack() -> Redrive:
+    stack = running(LOCAL / "stack")
+    if not stack or not OUTPUTS.exists():
+        raise StackError("The local stack is not running. For a stack on AWS: make redrive STACK=name")
+    return Redrive(stack.client, json.loads(OUTPUTS.read_text()))
+
+
+def report(done: Counter[str], left: list[str]) -> None:
+    """Print what was redriven; StackError if messages are left."""
+    for reason, number in Counter(left).items():
+        console.print(f"left in the queue: {number} x {reason}", markup=False)
+    counts = [f"{done[kind]} {kind}" for kind in ("executions", "uploads", "outcomes")]
+    console.print(f"Redriven: {', '.join(counts)}." if done else "Nothing was redriven.")
+    if left:
+        raise StackError(f"{len(left)} messages could not be redriven and are still in the failure queue.")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stack", default="", help="name of a stack on AWS; otherwise the local stack")
+    options = parser.parse_args()
+    with report_errors():
+        try:
+            if options.stack:
+                return report(*stack_on_aws(options.stack).run())
+            with lock():
+                return report(*local_stack().run())
+        except (BotoCoreError, ClientError) as error:
+            raise StackError(str(error)) from None
+
+
+if __name__ == "__main__":
+    main()

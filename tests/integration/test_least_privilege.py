@@ -1,0 +1,98 @@
+"""With the emulator's IAM on, each permission taken away breaks exactly its step, or is listed with a reason."""
+
+import contextlib
+import json
+
+import pytest
+
+from test_permissions import REASONS, ROLES, actions, granted, policies, statements
+from test_workflow import prediction_lines
+from workflow import wait_for
+
+# The emulator does not check these, or nothing in the workflow uses them:
+NOT_SHOWN = {
+    ("RetrieveImageFunctionRole", "s3:ListBucket"): "the emulated S3 returns 404 for a missing object without it too",
+    ("ClassifyImageFunctionRole", "sagemaker:InvokeEndpoint"): "the emulated SageMaker checks no permission",
+    ("StartExecutionFunctionRole", "sqs:SendMessage"): "the emulator delivers to dead-letter queues without the role",
+    ("RecordOutcomeFunctionRole", "sqs:SendMessage"): "the emulator delivers to dead-letter queues without the role",
+}
+NOT_SHOWN_ROLES = {
+    "ClassifyImageStateMachineRole": "the emulator does not check a state machine's role",
+    "ModelRole": "the emulated SageMaker assumes no role",
+}
+
+
+@contextlib.contextmanager
+def without(workflow, role, action):
+    """Take a permission from a role of the deployed stack."""
+    pages = workflow.stack.client("cloudformation").get_paginator("list_stack_resources")
+    rows = [row for page in pages.paginate(StackName="image-classification") for row in page["StackResourceSummaries"]]
+    (name,) = [row["PhysicalResourceId"] for row in rows if row["LogicalResourceId"] == role]
+    iam = workflow.stack.client("iam")
+    before = {}
+    for policy in iam.list_role_policies(RoleName=name)["PolicyNames"]:
+        before[policy] = document = iam.get_role_policy(RoleName=name, PolicyName=policy)["PolicyDocument"]
+        kept = []
+        for statement in document["Statement"]:
+            left = actions(statement) - {action}
+            kept += [statement | {"Action": sorted(left)}] if left else []
+        if kept:
+            new = json.dumps(document | {"Statement": kept})
+            iam.put_role_policy(RoleName=name, PolicyName=policy, PolicyDocument=new)
+        else:
+            iam.delete_role_policy(RoleName=name, PolicyName=policy)
+    try:
+        yield
+    finally:
+        for policy, document in before.items():
+            iam.put_role_policy(RoleName=name, PolicyName=policy, PolicyDocument=json.dumps(document))
+
+
+def retrieve_fails(workflow, seven):
+    assert workflow.classify("denied.png", seven).error == "ImageAccessDeniedError"
+
+
+def retrieve_of_a_version_fails(workflow, seven):
+    stored = workflow.s3.put_object(Bucket=workflow.bucket, Key="denied.png", Body=seven)
+    request = {"s3_bucket": workflow.bucket, "s3_key": "denied.png"}
+    assert workflow.execute(request | {"s3_version_id": stored["VersionId"]}).error == "ImageAccessDeniedError"
+    assert workflow.execute(request).status == "SUCCEEDED"
+
+
+def upload_reaches_the_failure_queue(workflow, seven):
+    workflow.upload("uploads/denied.png", seven)
+    message = workflow.message_about(workflow.outputs["FailureQueueUrl"], "uploads/denied.png", 30)
+    assert message["requestPayload"]["source"] == "aws.s3"
+
+
+def outcome_reaches_the_failure_queue(workflow, seven):
+    execution = workflow.classify("denied.png", seven)
+    assert execution.status == "SUCCEEDED"
+    message = workflow.message_about(workflow.outputs["FailureQueueUrl"], execution.arn, 30)
+    assert message["requestPayload"]["detail"]["status"] == "SUCCEEDED"
+    assert execution.arn not in [line["execution_arn"] for line in prediction_lines(workflow)]
+
+
+SHOWN = {
+    ("RetrieveImageFunctionRole", "s3:GetObject"): retrieve_fails,
+    ("RetrieveImageFunctionRole", "s3:GetObjectVersion"): retrieve_of_a_version_fails,
+    ("StartExecutionFunctionRole", "states:StartExecution"): upload_reaches_the_failure_queue,
+    ("RecordOutcomeFunctionRole", "dynamodb:PutItem"): outcome_reaches_the_failure_queue,
+}
+
+
+def test_every_permission_is_shown_or_listed_with_a_reason():
+    every = {(role, action) for role in ROLES for action in granted(role) if role not in NOT_SHOWN_ROLES}
+    assert every == set(SHOWN) | set(NOT_SHOWN)
+    assert set(NOT_SHOWN_ROLES) <= set(REASONS)
+    assert all(statements(policies(role)) for role in NOT_SHOWN_ROLES)
+
+
+@pytest.mark.parametrize(("role", "action"), SHOWN)
+def test_without_a_permission_exactly_its_step_fails(workflow, seven, role, action):
+    with without(workflow, role, action):
+        SHOWN[role, action](workflow, seven)
+    key = workflow.upload(f"uploads/again/{action}.png", seven)
+    execution = workflow.started_by_upload(key)
+    assert execution.status == "SUCCEEDED"
+    wait_for(lambda: execution.arn in [line["execution_arn"] for line in prediction_lines(workflow)])
