@@ -199,9 +199,7 @@ def test_functions_are_built_for_the_architecture_that_is_deployed(parameters):
     """sam deploy keeps the deployed value of a parameter that is left out; sam build knows only the default."""
     command = ["make", "--dry-run", "deploy", f"PARAMETERS={parameters}", "ENV=staging"]
     lines = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
-    options = [
-        re.search(r"/sam (build|deploy) (.*)", line)[2].strip() for line in lines if re.search("/sam [bd]", line)
-    ]
+    options = [found[2].strip() for line in lines if (found := re.search(r" samcli (build|deploy) (.*)", line))]
     assert len(options) == 2 and options[0] == options[1]
     assert "--config-env staging" in options[0]
     if parameters:
