@@ -28,6 +28,11 @@ from test_conformance_stepfunctions import (  # noqa: F401
     test_the_input_of_a_task_has_a_maximum_size_and_states_all_does_not_catch_the_error,
     test_the_output_of_a_state_has_a_maximum_size,
 )
+from test_everyday import (  # noqa: F401
+    labelled,
+    test_a_named_stack_is_evaluated_with_the_users_own_credentials,
+    test_an_image_in_a_named_stack_is_followed,
+)
 from test_workflow import (  # noqa: F401
     test_a_broken_image_fails_by_name,
     test_a_large_photograph_is_shrunk_and_classified,

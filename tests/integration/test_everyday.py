@@ -1,9 +1,11 @@
 """make evaluate and make trace, on the local stack and, with STACK=name, as on AWS."""
 
 import csv
+import os
 import shutil
 import subprocess
 import sys
+import uuid
 
 import pytest
 from PIL import Image
@@ -14,12 +16,15 @@ from local.report import evaluation
 from local.target import Target
 from workflow import DIGITS, wait_for
 
-STACK_NAME = "image-classification"
+
+@pytest.fixture(scope="module")
+def stack_name():
+    return "image-classification"
 
 
 @pytest.fixture(scope="module")
-def deployed_stack(workflow, stack):
-    return Target(STACK_NAME, workflow.outputs, stack.client, stack)
+def deployed_stack(workflow, stack, stack_name):
+    return Target(stack_name, workflow.outputs, stack.client, stack)
 
 
 @pytest.fixture(scope="module")
@@ -50,19 +55,28 @@ def test_labelled_images_are_evaluated(deployed_stack, labelled, way):
     assert "damaged, or not one of" in str(error.cause) or "is not a readable" in str(error.cause)
 
 
-def run(stack, module, *arguments):
-    command = [sys.executable, "-m", f"local.{module}", *arguments, "--stack", STACK_NAME]
-    return subprocess.run(command, cwd=ROOT, env=stack.aws_variables, capture_output=True, text=True, timeout=120)
+def run(workflow, stack_name, module, *arguments):
+    """A command with STACK=name, and with variables that point at the local stack or, in tests/aws, at AWS."""
+    command = [sys.executable, "-m", f"local.{module}", *arguments, "--stack", stack_name]
+    environment = getattr(workflow.stack, "aws_variables", dict(os.environ))
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
 
 
-def test_a_named_stack_is_evaluated_with_the_users_own_credentials(workflow, stack, labelled, tmp_path):
-    done = run(stack, "evaluate", str(labelled), "--endpoint", "1", "--output", str(tmp_path))
+def test_a_named_stack_is_evaluated_with_the_users_own_credentials(workflow, stack_name, labelled, tmp_path):
+    done = run(workflow, stack_name, "evaluate", str(labelled), "--endpoint", "1", "--output", str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "accuracy 66.7%: 2 of 3 right" in done.stdout
     assert "notes.txt: ModelError" in done.stdout
     assert "should be 3" in (tmp_path / "report.html").read_text()
     with (tmp_path / "results.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 5
+
+
+def test_an_image_in_a_named_stack_is_followed(workflow, stack_name, seven):
+    execution = workflow.classify(f"followed/{uuid.uuid4()}.png", seven)
+    done = run(workflow, stack_name, "trace", "--arn", execution.arn)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "accepted: 7" in done.stdout and f"#/v2/executions/details/{execution.arn}" in done.stdout
 
 
 def test_an_image_is_followed_from_its_key_to_its_trace_and_outcome(workflow, stack, deployed_stack, seven):
@@ -80,9 +94,6 @@ def test_an_image_is_followed_from_its_key_to_its_trace_and_outcome(workflow, st
     assert {line["xray_trace_id"] for line in functions} == {found["trace_id"]} == {found["log"]["trace_id"]}
     assert "xray_trace_id" not in found["log"]
     assert {"s3 GetObject", "runtime.sagemaker InvokeEndpoint"} <= {each["name"] for each in found["segments"]}
-    done = run(stack, "trace", "--key", key)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "accepted: 7" in done.stdout and f"#/v2/executions/details/{execution.arn}" in done.stdout
 
 
 def test_a_failed_image_has_a_trace_too(workflow, deployed_stack):

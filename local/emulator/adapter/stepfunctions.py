@@ -25,7 +25,7 @@ from local.emulator.adapter import override
 
 PAYLOAD_LIMIT = 262_144  # bytes
 EXECUTION_DATA = ("input", "output", "parameters", "cause")
-trace_root: contextvars.ContextVar[str] = contextvars.ContextVar("trace_root")
+trace_root: contextvars.ContextVar[str | None] = contextvars.ContextVar("trace_root", default=None)
 trace_header: contextvars.ContextVar[str | None] = contextvars.ContextVar("trace_header", default=None)
 task_context: contextvars.ContextVar[dict[str, Any]] = contextvars.ContextVar("task_context")
 log_queue: queue.SimpleQueue[tuple[str, str, dict[str, Any]]] = queue.SimpleQueue()
@@ -61,7 +61,8 @@ def run_execution(original: Callable[[str], None], arn: str) -> None:
 @override(service, "_call_lambda")
 def call_lambda(original: Callable[[str, Any], Any], function: str, event: Any) -> Any:
     """Pass the execution's trace to the function. EventBridge's targets, as on AWS, have their own."""
-    token = trace_header.set(f"Root={trace_root.get()};Parent={secrets.token_hex(8)};Sampled=1")
+    root = trace_root.get()
+    token = trace_header.set(root and f"Root={root};Parent={secrets.token_hex(8)};Sampled=1")
     try:
         return original(function, event)
     finally:
