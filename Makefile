@@ -1,6 +1,10 @@
 # make help lists the commands. Each one installs what it needs; everything it creates is in .venv, .local and .aws-sam.
 .DEFAULT_GOAL := help
+<<<<<<< HEAD
 .PHONY: help run report up down classify evaluate trace redrive dashboard test test-sam-local test-containers test-launch test-notebook test-aws notebook invoke lint train train-sagemaker package-model build deploy destroy empty-bucket bench bench-endpoint clean lock
+=======
+.PHONY: help run report up down classify dashboard test test-sam-local test-containers test-launch test-notebook test-aws notebook invoke lint train train-sagemaker package-model build deploy destroy bench bench-endpoint clean lock redrive soak audit
+>>>>>>> faults
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 SHELL = bash
@@ -19,6 +23,8 @@ BUILT = .local/sam/build/template.yaml
 # As modules: a script of an environment names its Python by the path where it was installed.
 SAM = .local/venvs/sam/bin/python -m samcli
 SBOM = .local/venvs/audit/bin/python -m cyclonedx_py requirements --output-reproducible
+# The value of a variable for the shell, whatever its characters; make itself would expand a $.
+quoted = '$(subst ','\'',$(value $(1)))'
 # For commands that need no account: without credentials, SAM does not call AWS.
 NO_AWS = -u AWS_PROFILE -u AWS_ACCESS_KEY_ID -u AWS_SECRET_ACCESS_KEY AWS_CONFIG_FILE=/dev/null AWS_SHARED_CREDENTIALS_FILE=/dev/null AWS_DEFAULT_REGION=us-east-1 AWS_EC2_METADATA_DISABLED=true SAM_CLI_TELEMETRY=0
 # SAM must build the functions with their runtime's Python.
@@ -41,7 +47,7 @@ down: ## Stop the local stack
 	@if [ -x $(PROJECT) ]; then $(PROJECT) -m local.deployment down; else echo "The local stack was not running."; fi
 
 classify: .local/.run $(PACKAGE) $(BUILT) ## Classify an image of your own: IMAGE=path [THRESHOLD=t]
-	@$(PROJECT) -m local.classify "$(IMAGE)" --threshold "$(THRESHOLD)"
+	@$(PROJECT) -m local.classify $(call quoted,IMAGE) --threshold=$(call quoted,THRESHOLD)
 
 evaluate: .local/.run $(if $(STACK),,$(PACKAGE) $(BUILT)) ## Evaluate the deployed model on labelled images: DIR=class/folders [ENDPOINT=1] [STACK=name]
 	@$(PROJECT) -m local.evaluate "$(DIR)" --endpoint "$(ENDPOINT)" --stack "$(STACK)"
@@ -49,7 +55,7 @@ evaluate: .local/.run $(if $(STACK),,$(PACKAGE) $(BUILT)) ## Evaluate the deploy
 trace: .local/.run ## Show what happened to one image: KEY=key or ARN=arn [STACK=name]
 	@$(PROJECT) -m local.trace --key "$(KEY)" --arn "$(ARN)" --stack "$(STACK)"
 redrive: .local/.run ## Start again what the failure queue holds, locally or with STACK=name on AWS
-	@$(PROJECT) -m local.redrive --stack "$$STACK"
+	@$(PROJECT) -m local.redrive --stack=$(call quoted,STACK)
 
 dashboard: .local/.notebook ## Draw the stack's dashboard from the local stack's data
 	@$(PROJECT) -m local.report.dashboard
@@ -80,7 +86,7 @@ notebook: .local/.notebook $(BUILT) ## Set up training/starter.ipynb and show ho
 	@echo "In a browser: .venv/bin/python -m pip install jupyterlab && .venv/bin/jupyter lab training/starter.ipynb"
 
 invoke: .local/.test $(PACKAGE) $(BUILT) ## Run one function in Docker: FUNCTION=ClassifyImageFunction EVENT=events/classify_image.json
-	@$(PROJECT) -m local.invoke "$(FUNCTION)" "$(EVENT)"
+	@$(PROJECT) -m local.invoke $(call quoted,FUNCTION) $(call quoted,EVENT)
 
 lint: .local/.test ## Check code, types, templates, the state machine and workflows
 	.venv/bin/ruff check .

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,10 @@ def classify(stack: Stack, outputs: dict[str, str], image: Path, threshold: floa
     states = stack.client("stepfunctions")
     machine = outputs["ClassifyImageStateMachineArn"]
     started = states.start_execution(stateMachineArn=machine, input=json.dumps(request))
-    outcome = finished(states, started["executionArn"], time.monotonic() + SECONDS_TO_CLASSIFY)
+    try:
+        outcome = finished(states, started["executionArn"], time.monotonic() + SECONDS_TO_CLASSIFY)
+    except TimeoutError as error:
+        raise StackError(f"{error}: the endpoint may not respond. The workflow retries it for 25 minutes.") from None
     if not outcome.result:
         raise StackError(f"{outcome.error}: {error_message(outcome)}")
     result = outcome.result
@@ -41,18 +45,38 @@ def classify(stack: Stack, outputs: dict[str, str], image: Path, threshold: floa
     console.print(f"\n{decision}: {verdict} in {outcome.seconds:.2f} s")
 
 
+def check(image: Path) -> None:
+    """StackError if this is no file that can be read and uploaded."""
+    try:
+        if not image.is_file():
+            raise StackError(f"{image if image.name else 'IMAGE'} is not a file: make classify IMAGE=path/to/image.jpg")
+        image.open("rb").close()
+        image.name.encode()
+    except OSError as error:
+        raise StackError(f"{image} cannot be read: {error.strerror}") from None
+    except UnicodeEncodeError:
+        raise StackError(f"{image}: rename the file, its name is not valid UTF-8") from None
+
+
+def threshold_in(text: str) -> float | None:
+    """The threshold of an execution; None if the text is empty. Raises StackError."""
+    try:
+        threshold = float(text) if text else None
+    except ValueError:
+        threshold = math.nan
+    if threshold is not None and not 0 < threshold <= 1:  # as NaN
+        raise StackError(f"THRESHOLD={text} is not a number above 0 and at most 1")
+    return threshold
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("image", type=Path)
     parser.add_argument("--threshold", default="")
     options = parser.parse_args()
     with report_errors(), lock():
-        if not options.image.is_file():
-            raise StackError(f"{str(options.image) or 'IMAGE'} is not a file: make classify IMAGE=path/to/image.jpg")
-        try:
-            threshold = float(options.threshold) if options.threshold else None
-        except ValueError:
-            raise StackError(f"THRESHOLD={options.threshold} is not a number: use one above 0 and at most 1") from None
+        check(options.image)
+        threshold = threshold_in(options.threshold)
         with deployed() as (stack, outputs):
             classify(stack, outputs, options.image, threshold)
 

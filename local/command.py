@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import io
 import signal
 import sys
 import time
@@ -50,6 +51,8 @@ def exit_on_sigterm() -> None:
 def report_errors() -> Iterator[None]:
     """Print a StackError as one sentence, without a traceback, and exit with status 1."""
     exit_on_sigterm()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # not every terminal and file name is UTF-8
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         yield
     except StackError as error:

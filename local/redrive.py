@@ -102,7 +102,8 @@ class Redrive:
         response = self.functions.invoke(FunctionName=name, Qualifier="live", Payload=json.dumps(event))
         if "FunctionError" in response:
             raise RedriveError(f"{function}: {json.load(response['Payload']).get('errorMessage')}")
-        console.print(f"passed {event['detail'].get('executionArn') or event['detail']['object']['key']} to {function}")
+        subject = event["detail"].get("executionArn") or event["detail"]["object"]["key"]
+        console.print(f"passed {subject} to {function}", markup=False)
 
 
 def stack_on_aws(name: str) -> Redrive:

@@ -4,6 +4,7 @@ Images are decoded and resized by the endpoint's own `preprocess`, so that train
 """
 
 import sys
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,9 @@ from inference import DECODE_ERRORS, UnsupportedImageError, preprocess
 Classes = dict[str, list[Path]]  # the files of each label
 Skipped = list[tuple[Path, str]]  # files with the reason
 
+# Of Windows, macOS's archives, Synology, Linux; in lower case
+LEFT_BY_SYSTEMS = {"thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "system volume information"}
+LEFT_BY_SYSTEMS |= {"__macosx", "icon\r", "@eadir", "#recycle", "lost+found"}
 MIN_SIDE, MAX_SIDE = 16, 64  # pixels
 MAX_UNREADABLE = 0.1  # fraction of the files; with more, it is probably the wrong folder
 SMALL_SIDE = 32  # pixels; smaller images need only a smaller network and a shorter training
@@ -84,7 +88,9 @@ def list_images(folder: Path, min_classes: int = 2) -> Classes:
     folder = Path(folder)
     if not folder.is_dir():
         raise MissingFolderError(f"{folder} is not a folder")
-    classes = {path.name: _visible(path) for path in _visible(folder) if path.is_dir()}
+    classes: Classes = {}
+    for path in [path for path in _visible(folder) if path.is_dir()]:  # macOS decomposes é, other systems do not
+        classes.setdefault(unicodedata.normalize("NFC", path.name), []).extend(_visible(path))
     filled = {label: paths for label, paths in classes.items() if paths}
     if len(filled) < min_classes:
         needed = "at least two folders" if min_classes == 2 else "a folder"
@@ -179,7 +185,12 @@ def stratified_split(targets: np.ndarray, fractions: Sequence[float], seed: int)
 
 
 def _visible(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    """The entries of a folder, but for hidden ones and what operating systems and network drives leave."""
+    try:
+        paths = sorted(folder.iterdir())
+    except PermissionError as error:
+        raise MissingFolderError(f"{folder} cannot be read: {error.strerror}") from None
+    return [path for path in paths if not path.name.startswith(".") and path.name.lower() not in LEFT_BY_SYSTEMS]
 
 
 def _shorter_side(path: Path) -> int:

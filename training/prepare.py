@@ -21,6 +21,7 @@ The same seed gives the same bytes. An existing folder is replaced only after th
 
 import argparse
 import hashlib
+import io
 import shutil
 import sys
 import tempfile
@@ -34,6 +35,7 @@ from data import Classes, ClassTooSmallError, DataError, Skipped, list_images, p
 
 ROOT = Path(__file__).parents[1]
 PARTS = ("train", "validation", "test")
+PARTS_OF_OTHERS = {*PARTS, "training", "val", "valid", "testing", "eval"}  # the parts' usual names
 HELD_OUT = (0.2, 0.2)  # validation, test
 VALIDATION = 0.15  # of CIFAR-100's training images
 IMBALANCE = 3  # ratio of the largest class to the smallest that calls for a warning
@@ -71,7 +73,7 @@ def prepare_cifar100(folder: Path, args: argparse.Namespace) -> None:
 def prepare_folder(folder: Path, args: argparse.Namespace) -> None:
     """Copy the readable images into the three parts of `folder`. Raises DataError."""
     classes = list_images(args.folder)
-    if set(classes) <= set(PARTS):
+    if {label.lower() for label in classes} <= PARTS_OF_OTHERS:
         raise AlreadySplitError(f"{args.folder} is already split: pass its folders to train.py, or prepare one of them")
     images, unreadable = read(classes, (1, 1))
     classes, duplicates = drop_duplicates({label: [path for path, _ in pairs] for label, pairs in images.items()})
@@ -85,22 +87,24 @@ def prepare_folder(folder: Path, args: argparse.Namespace) -> None:
     for part, chosen in zip(PARTS, stratified_split(names, HELD_OUT, args.seed), strict=True):
         for index in chosen:
             target = folder / part / names[index] / paths[index].name
+            if target.exists():  # a class in two folders, whose names differ only in their Unicode form
+                target = target.with_stem(f"{target.stem}-{index}")
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(paths[index], target)
 
 
 def drop_duplicates(classes: Classes) -> tuple[Classes, Skipped]:
     """Keep the first of several files with the same bytes. Returns the kept files and the others with the reason."""
-    first: dict[bytes, Path] = {}
+    first: dict[bytes, tuple[str, Path]] = {}
     kept: Classes = {label: [] for label in classes}
     duplicates = []
     for label, paths in classes.items():
         for path in paths:
-            original = first.setdefault(hashlib.sha256(path.read_bytes()).digest(), path)
+            original_label, original = first.setdefault(hashlib.sha256(path.read_bytes()).digest(), (label, path))
             if original is path:
                 kept[label].append(path)
             else:
-                elsewhere = "" if label == original.parent.name else ", which is in another class"
+                elsewhere = "" if label == original_label else ", which is in another class"
                 duplicates.append((path, f"same as {original}{elsewhere}"))
     return kept, duplicates
 
@@ -132,6 +136,13 @@ def count(folder: Path) -> int:
     return sum(path.is_file() for path in folder.rglob("*"))
 
 
+def seed(text: str) -> int:
+    """An integer that numpy accepts as a seed."""
+    if (number := int(text)) < 0:
+        raise ValueError(text)
+    return number
+
+
 def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="dataset", required=True)
@@ -148,12 +159,14 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
     folder.set_defaults(prepare=prepare_folder)
     for command, name in ((digits, "digits"), (cifar, "cifar100"), (folder, "folder")):
         command.add_argument("--output", type=Path, default=ROOT / ".local/data" / name)
-        command.add_argument("--seed", type=int, default=0)
+        command.add_argument("--seed", type=seed, default=0)
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_options(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # not every terminal and file name is UTF-8
+        sys.stdout.reconfigure(errors="backslashreplace")
     output = args.output.absolute()
     output.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
@@ -171,3 +184,5 @@ if __name__ == "__main__":
         main()
     except DataError as error:
         sys.exit(f"{type(error).__name__}: {error}")
+    except OSError as error:  # no permission, no space
+        sys.exit(f"{error.filename or 'OUTPUT'}: {error.strerror}")

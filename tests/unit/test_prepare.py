@@ -3,10 +3,14 @@
 import hashlib
 import http.server
 import io
+import multiprocessing
+import os
 import pickle
 import re
 import shutil
 import struct
+import subprocess
+import sys
 import tarfile
 import threading
 
@@ -289,3 +293,72 @@ def test_a_folder_that_is_already_split_is_not_split_again(tmp_path):
     write_images(tmp_path / "images", {"train": 3, "test": 3})
     with pytest.raises(prepare.AlreadySplitError, match="is already split"):
         prepare.main(["folder", str(tmp_path / "images"), "--output", str(tmp_path / "out")])
+
+
+def class_folders(folder, names, count=6):
+    """Folders of distinct images."""
+    for number, name in enumerate(names):
+        (folder / name).mkdir(parents=True)
+        for index in range(count):
+            pixels = np.full((8, 8), 20 * number + index, np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{number}-{index}.png")
+    return folder
+
+
+def prepared(folder, output):
+    prepare.main(["folder", str(folder), "--output", str(output)])
+    return sorted({path.name for path in (output / "train").iterdir()}), prepare.count(output)
+
+
+def test_what_systems_leave_in_folders_is_no_class_and_no_image(tmp_path):
+    folder = class_folders(tmp_path / "images", ["cat", "dog", "__MACOSX", "@eaDir"])
+    for name in ("Thumbs.db", "desktop.ini", "cat/Thumbs.db", "dog/desktop.ini", "dog/Icon\r"):
+        (folder / name).write_bytes(b"not an image")
+    assert prepared(folder, tmp_path / "out") == (["cat", "dog"], 12)
+
+
+def test_a_class_in_two_unicode_forms_is_one_class_and_loses_no_image(tmp_path):
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    folder = class_folders(tmp_path / "images", [composed, decomposed, "tea"])
+    for path in (folder / decomposed).iterdir():
+        path.rename(path.with_name(path.name.replace("1-", "0-")))  # the names of the other folder's files
+    assert prepared(folder, tmp_path / "out") == ([composed, "tea"], 18)
+
+
+@pytest.mark.parametrize("parts", [("train", "val"), ("Training", "Testing"), ("train", "valid", "test")])
+def test_a_folder_that_is_split_already_is_named(tmp_path, parts):
+    folder = class_folders(tmp_path / "images", parts)
+    with pytest.raises(prepare.AlreadySplitError, match="already split"):
+        prepare.main(["folder", str(folder), "--output", str(tmp_path / "out")])
+
+
+SCRIPT = [sys.executable, prepare.__file__]
+
+
+def test_an_unreadable_folder_is_a_sentence(tmp_path):
+    folder = class_folders(tmp_path / "images", ["cat", "dog"])
+    (folder / "dog").chmod(0)
+    for path in (tmp_path, *tmp_path.parents[:2]):
+        path.chmod(path.stat().st_mode | 0o055)
+    nobody = {"initializer": os.setuid, "initargs": (65534,)} if os.geteuid() == 0 else {}  # root reads every folder
+    with (
+        multiprocessing.get_context("fork").Pool(1, **nobody) as pool,
+        pytest.raises(data.MissingFolderError, match="dog cannot be read: Permission denied"),
+    ):
+        pool.apply(data.list_images, (folder,))
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8", "latin-1"])
+def test_names_print_on_any_terminal(tmp_path, encoding):
+    folder = class_folders(tmp_path / "images", ["caf\u00e9", "\U0001f600"])
+    (folder / "caf\u00e9" / os.fsdecode(b"\xff.png")).write_bytes(b"")
+    command = [*SCRIPT, "folder", folder, "--output", tmp_path / "out"]
+    environment = os.environ | {"PYTHONIOENCODING": encoding}
+    done = subprocess.run(command, capture_output=True, env=environment)
+    assert done.returncode == 0, done.stderr.decode(errors="replace")
+
+
+def test_a_negative_seed_is_a_sentence(capsys):
+    with pytest.raises(SystemExit):
+        prepare.main(["digits", "--seed", "-1"])
+    assert "invalid seed value: '-1'" in capsys.readouterr().err
