@@ -127,7 +127,7 @@ $(DIGITS): training/prepare.py | .local/.run
 $(MODEL): | .local/.run $(DIGITS)
 	@$(PROJECT) training/train.py
 
-$(PACKAGE): $(MODEL) endpoint/package.py endpoint/inference.py
+$(PACKAGE): $(MODEL) endpoint/package.py endpoint/inference.py endpoint/pixels.py
 	@rm -rf $(@D) && mkdir -p $(@D)
 	@$(PROJECT) endpoint/package.py --model-dir .local/model --output $(@D) | tee /dev/stderr | tail -n 1 > $@
 
