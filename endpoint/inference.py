@@ -53,7 +53,7 @@ JSON_LINES = "application/jsonlines"
 
 MAX_LINES = 10_000  # 6 MB of the smallest images
 MAX_WORK = 250_000_000  # pixels of a request's images, times their passes: a few seconds of a core
-QUICK_WORK = 1_000_000  # takes about 10 ms
+QUICK_WORK, QUICK_BYTES = 1_000_000, 262_144  # take about 10 ms
 BATCH_SIZE = 16  # lines that one thread decodes and classifies together; small, so that a request uses all cores
 DRAFT = 2  # a JPEG is decoded at 1/2, 1/4 or 1/8 size if that is at least twice the model's: 2 to 5 times faster
 THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -109,7 +109,7 @@ def input_fn(body: bytes | bytearray, content_type: str | None) -> Header | Line
 
 def is_quick(inputs: Header | Lines) -> bool:
     """Whether predict_fn takes a few milliseconds at most: server.py then runs it on its event loop's thread."""
-    return isinstance(inputs, Header) and inputs.work <= QUICK_WORK
+    return isinstance(inputs, Header) and inputs.work <= QUICK_WORK and len(inputs.data) <= QUICK_BYTES
 
 
 def predict_fn(inputs: Header | Lines, model: Model) -> dict[str, Any] | list[dict[str, Any]]:

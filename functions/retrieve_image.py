@@ -14,7 +14,14 @@ from aws_lambda_powertools import Logger, Metrics, Tracer
 from aws_lambda_powertools.metrics import MetricUnit
 from aws_lambda_powertools.utilities.typing import LambdaContext
 from botocore.config import Config
-from botocore.exceptions import ClientError, HTTPClientError, IncompleteReadError, ParamValidationError
+from botocore.exceptions import (
+    ClientError,
+    HTTPClientError,
+    IncompleteReadError,
+    ParamValidationError,
+    UnsupportedS3AccesspointConfigurationError,
+    UnsupportedS3ArnError,
+)
 from botocore.exceptions import ConnectionError as S3ConnectionError
 from PIL import Image
 
@@ -39,7 +46,7 @@ class ImageNotFoundError(Exception):
 
 
 class ImageAccessDeniedError(Exception):
-    """The function's role cannot read the object, or the object is archived."""
+    """The function's role cannot read or decrypt the object, or the object is archived."""
 
 
 class ImageStoreUnavailableError(Exception):
@@ -48,13 +55,28 @@ class ImageStoreUnavailableError(Exception):
 
 S3_ERRORS = {
     **dict.fromkeys(("NoSuchKey", "NoSuchVersion", "NoSuchBucket", "MethodNotAllowed", "404"), ImageNotFoundError),
-    **dict.fromkeys(("AccessDenied", "AllAccessDisabled", "InvalidObjectState", "403"), ImageAccessDeniedError),
+    **dict.fromkeys(
+        ("AccessDenied", "AllAccessDisabled", "InvalidObjectState", "ExpiredToken", "403"), ImageAccessDeniedError
+    ),
     **dict.fromkeys(("InvalidArgument", "InvalidBucketName", "KeyTooLongError", "InvalidRequest"), InvalidInputError),
     **dict.fromkeys(
         ("SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout", "ThrottlingException", "503", "500"),
         ImageStoreUnavailableError,
     ),
 }
+
+
+def s3_error(error: ClientError) -> type[Exception]:
+    """The class above for an error of S3, or of KMS behind it; by HTTP status for a code that is not in S3_ERRORS."""
+    code = error.response["Error"]["Code"]
+    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 400)
+    if code in S3_ERRORS:
+        return S3_ERRORS[code]
+    if status == 429 or status >= 500 or "Throttl" in code:
+        return ImageStoreUnavailableError
+    if code.startswith("KMS") or status in (401, 403):
+        return ImageAccessDeniedError
+    return ImageNotFoundError if status == 404 else InvalidInputError
 
 
 @tracer.capture_method(capture_response=False)
@@ -69,10 +91,8 @@ def fetch(s3_bucket: str, s3_key: str, s3_version_id: str | None = None) -> byte
         return response["Body"].read()
     except ClientError as error:
         code = error.response["Error"]["Code"]
-        if code not in S3_ERRORS:
-            raise
-        raise S3_ERRORS[code](f"{uri}: {error.response['Error'].get('Message') or code} ({code})") from None
-    except ParamValidationError as error:
+        raise s3_error(error)(f"{uri}: {error.response['Error'].get('Message') or code} ({code})") from None
+    except (ParamValidationError, UnsupportedS3ArnError, UnsupportedS3AccesspointConfigurationError) as error:
         raise InvalidInputError(f"{uri}: {error}") from None
     except (HTTPClientError, S3ConnectionError, IncompleteReadError) as error:
         raise ImageStoreUnavailableError(f"{uri}: {error}") from None

@@ -60,7 +60,7 @@ def exception_names():
     """The exception classes of the functions."""
     for module in MODULES.values():
         for node in ast.walk(module):
-            if isinstance(node, ast.ClassDef) and [base.id for base in node.bases] == ["Exception"]:
+            if isinstance(node, ast.ClassDef) and node.bases and node.bases[0].id.endswith(("Exception", "Error")):
                 yield node.name
 
 
@@ -184,6 +184,13 @@ def test_retries_back_off_with_jitter():
             assert retry["JitterStrategy"] == "FULL"
             assert retry["BackoffRate"] > 1
             assert retry["MaxDelaySeconds"] >= retry["IntervalSeconds"]
+
+
+@pytest.mark.parametrize("timeout", ["States.Timeout", "Sandbox.Timedout"])
+def test_a_timeout_is_retried_once_because_the_same_work_would_take_as_long_again(timeout):
+    for name in LAMBDA_STATES:
+        (retry,) = [each for each in STATES[name]["Retry"] if timeout in each["ErrorEquals"]]
+        assert retry["MaxAttempts"] == 1
 
 
 def test_no_partition_region_or_account_is_hard_coded():
