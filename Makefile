@@ -1,10 +1,6 @@
 # make help lists the commands. Each one installs what it needs; everything it creates is in .venv, .local and .aws-sam.
 .DEFAULT_GOAL := help
-<<<<<<< HEAD
-.PHONY: help run report up down classify evaluate trace redrive dashboard test test-sam-local test-containers test-launch test-notebook test-aws notebook invoke lint train train-sagemaker package-model build deploy destroy empty-bucket bench bench-endpoint clean lock
-=======
-.PHONY: help run report up down classify dashboard test test-sam-local test-containers test-launch test-notebook test-aws notebook invoke lint train train-sagemaker package-model build deploy destroy bench bench-endpoint clean lock redrive soak audit
->>>>>>> faults
+.PHONY: $(shell sed -n 's/^\([a-z-]*\):.* \#\# .*/\1/p' Makefile)
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 SHELL = bash
@@ -50,10 +46,11 @@ classify: .local/.run $(PACKAGE) $(BUILT) ## Classify an image of your own: IMAG
 	@$(PROJECT) -m local.classify $(call quoted,IMAGE) --threshold=$(call quoted,THRESHOLD)
 
 evaluate: .local/.run $(if $(STACK),,$(PACKAGE) $(BUILT)) ## Evaluate the deployed model on labelled images: DIR=class/folders [ENDPOINT=1] [STACK=name]
-	@$(PROJECT) -m local.evaluate "$(DIR)" --endpoint "$(ENDPOINT)" --stack "$(STACK)"
+	@$(PROJECT) -m local.evaluate $(call quoted,DIR) --endpoint=$(call quoted,ENDPOINT) --stack=$(call quoted,STACK)
 
 trace: .local/.run ## Show what happened to one image: KEY=key or ARN=arn [STACK=name]
-	@$(PROJECT) -m local.trace --key "$(KEY)" --arn "$(ARN)" --stack "$(STACK)"
+	@$(PROJECT) -m local.trace --key=$(call quoted,KEY) --arn=$(call quoted,ARN) --stack=$(call quoted,STACK)
+
 redrive: .local/.run ## Start again what the failure queue holds, locally or with STACK=name on AWS
 	@$(PROJECT) -m local.redrive --stack=$(call quoted,STACK)
 
@@ -159,7 +156,7 @@ $(DIGITS): training/prepare.py | .local/.run
 $(MODEL): | .local/.run $(DIGITS)
 	@$(PROJECT) training/train.py
 
-$(PACKAGE): $(MODEL) endpoint/package.py endpoint/inference.py
+$(PACKAGE): $(MODEL) endpoint/package.py endpoint/inference.py endpoint/pixels.py
 	@rm -rf $(@D) && mkdir -p $(@D)
 	@$(PROJECT) endpoint/package.py --model-dir .local/model --output $(@D) | tee /dev/stderr | tail -n 1 > $@
 

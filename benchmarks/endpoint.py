@@ -171,7 +171,7 @@ def torchserve(model: Path, work: Path) -> Server:
     with zipfile.ZipFile(store / "model.mar", "w", strict_timestamps=False) as archive:
         archive.writestr("MAR-INF/MANIFEST.json", json.dumps({"runtime": "python", "model": manifest}))
         handler = ROOT / "benchmarks/torchserve_handler.py"
-        for path in (handler, model / "model.onnx", model / "metadata.json", model / "code/inference.py"):
+        for path in (handler, model / "model.onnx", model / "metadata.json", *(model / "code").glob("*.py")):
             archive.write(path, path.name)
     serve = [PEERS / "torchserve", "--start", "--foreground", "--model-store", store, "--models", "model=model.mar"]
     serve += ["--ts-config", store / "config.properties", "--disable-token-auth", "--no-config-snapshots"]

@@ -4,6 +4,7 @@
 
     model.onnx, metadata.json    from training
     code/inference.py            model_fn, input_fn, predict_fn, output_fn
+    code/pixels.py               which it imports
     lib/                         ONNX Runtime, which the image lacks, and a newer Pillow, for its Python 3.12 on x86_64.
                                  PYTHONPATH=/opt/ml/model/lib finds them. Not in code/, where the image runs pip at
                                  every start. --lib none omits it, for an image that has both packages.
@@ -63,6 +64,7 @@ def collect(model_dir: Path, wheels: list[Path]) -> dict[str, bytes]:
         "model.onnx": model_dir / "model.onnx",
         "metadata.json": model_dir / "metadata.json",
         "code/inference.py": Path(__file__).with_name("inference.py"),
+        "code/pixels.py": Path(__file__).with_name("pixels.py"),
     }.items():
         if not path.is_file():
             raise PackageError(f"{path} is missing: train a model first")

@@ -11,14 +11,15 @@ With `serve`, which SageMaker passes, it listens on all interfaces; without it, 
     SAGEMAKER_MODEL_SERVER_WORKERS   number of worker processes (one per core)
     DATA_CAPTURE_DIR                 folder for captured requests and responses (data_capture.py; no capture by default)
 
-Each worker loads the model. It classifies single images on its event loop's thread, and JSON Lines and large images on
-a pool with one thread per core, so that a single batch can use all cores. With two or more workers, a supervisor
+Each worker loads the model. It classifies images for which the inference code's is_quick(inputs) is true on its event
+loop's thread, and everything else on a pool with one thread per core, so that a single batch can use all cores; if the
+client leaves, what is queued is not started. With two or more workers, a supervisor
 restarts one that dies; one whose model fails to load stops the server. A worker starts listening after classifying a
 blank image, and classifies another on each /ping: 200 if that succeeds, otherwise 503. On SIGTERM, it finishes its
-open requests and exits. Each request is logged as one line of JSON.
+open requests and exits. Each request is logged as one line of JSON. http_limits.py limits headers and bodies.
 
-Errors are {"error": {"code", "message"}}: 400 unreadable image, 413 body too large, 415 unknown content type, 503 too
-many concurrent requests, 500 anything else.
+Errors are {"error": {"code", "message"}}: 400 unreadable or too large an image, 413 body too large, 415 unknown content
+type, 503 too many concurrent requests, 500 anything else.
 """
 
 import argparse
@@ -33,7 +34,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
@@ -51,17 +52,16 @@ from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
 from data_capture import Capture
+from http_limits import LimitedConnection
 
 MAX_BODY_BYTES = 6_291_456  # InvokeEndpoint's limit
-INLINE_BYTES = (
-    262_144  # images up to this size delay a ping: photographs by a few ms, the most hostile one by about a second
-)
 STOP_SECONDS = 25  # SageMaker sends SIGKILL 30 s after SIGTERM
 HUNG_SECONDS = 30  # a worker without a heartbeat is replaced; on a busy machine the first heartbeat is slow
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 # Running plus queued requests, per worker. The last one waits for 15 others: about 20 ms if they are single images, a
-# few seconds if they are the largest batches; SageMaker's timeout is 60 s. Their bodies total at most 100 MB.
+# few seconds if they are the largest batches; SageMaker's timeout is 60 s.
 MAX_REQUESTS = 16
+MAX_HELD_BYTES = MAX_REQUESTS * MAX_BODY_BYTES  # of bodies that are being received, per worker: 100 MB
 
 
 def load_inference(model_dir: Path) -> ModuleType:
@@ -80,6 +80,10 @@ def load_inference(model_dir: Path) -> ModuleType:
     return inference
 
 
+class OverloadedError(Exception):
+    """Too many requests, or too many bytes of them, are being received."""
+
+
 class Endpoint:
     """A model behind /ping and /invocations. `inference` is the module with input_fn, predict_fn and output_fn."""
 
@@ -87,6 +91,7 @@ class Endpoint:
         self.inference, self.model = inference, model
         self.capture: Capture | None = None
         self.requests = 0  # running and queued; only the event loop's thread counts them
+        self.held_bytes = 0  # of bodies that are being received
         self.turn = asyncio.Lock()
         self.threads = ThreadPoolExecutor(CORES, "requests")
         self.ping_thread = ThreadPoolExecutor(1, "ping")  # so that a ping does not wait for a batch
@@ -108,7 +113,11 @@ class Endpoint:
 
     def respond(self, body: bytes, content_type: str | None, accept: str | None) -> tuple[bytes, str]:
         """The body and content type of the response to a request."""
-        predictions = self.inference.predict_fn(self.inference.input_fn(body, content_type), self.model)
+        return self.classify(self.inference.input_fn(body, content_type), accept)
+
+    def classify(self, inputs: Any, accept: str | None) -> tuple[bytes, str]:
+        """The same, for the output of input_fn."""
+        predictions = self.inference.predict_fn(inputs, self.model)
         content, response_type = self.inference.output_fn(predictions, accept)
         return content.encode() if isinstance(content, str) else content, response_type
 
@@ -117,23 +126,49 @@ class Endpoint:
         return Response()
 
     async def invocations(self, request: Request) -> Response:
+        try:
+            body = await self.read_body(request)
+        except OverloadedError as error:
+            return error_response(503, type(error).__name__, str(error))
+        if body is None:
+            return error_response(413, "PayloadTooLargeError", f"the body is larger than {MAX_BODY_BYTES:,} bytes")
         if self.requests >= MAX_REQUESTS:
-            await read_body(request, 0)
             return error_response(503, "OverloadedError", f"{MAX_REQUESTS} requests are already running or queued")
         self.requests += 1
         try:
-            return await self.invoke(request)
+            return await self.invoke(request, body)
         finally:
             self.requests -= 1
 
-    async def invoke(self, request: Request) -> Response:
-        body = await read_body(request, MAX_BODY_BYTES)
-        if body is None:
-            return error_response(413, "PayloadTooLargeError", f"the body is larger than {MAX_BODY_BYTES:,} bytes")
+    async def read_body(self, request: Request) -> bytes | None:
+        """The request's body, or None if it is too large. Reads it all, or the client would not see the response.
+
+        Raises OverloadedError.
+        """
+        chunks: list[bytes] = []
+        size = held = 0
+        overloaded = False
+        try:
+            async for chunk in request.stream():
+                size += len(chunk)
+                overloaded = overloaded or self.held_bytes + len(chunk) > MAX_HELD_BYTES
+                if overloaded or size > MAX_BODY_BYTES:
+                    chunks.clear()
+                    continue
+                chunks.append(chunk)
+                held += len(chunk)
+                self.held_bytes += len(chunk)
+        finally:
+            self.held_bytes -= held
+        if overloaded:
+            raise OverloadedError(f"{MAX_HELD_BYTES:,} bytes of requests are already being received")
+        return None if size > MAX_BODY_BYTES else b"".join(chunks)
+
+    async def invoke(self, request: Request, body: bytes) -> Response:
         headers = request.headers
         content_type = headers.get("content-type")
         try:
-            content, response_type = await self.schedule(body, content_type, headers.get("accept"))
+            content, response_type = await self.schedule(request, body, content_type, headers.get("accept"))
         except self.inference.UnsupportedContentTypeError as error:
             return error_response(415, type(error).__name__, str(error))
         except self.inference.UnsupportedImageError as error:
@@ -143,16 +178,36 @@ class Endpoint:
             self.capture.add(content_type or "", body, response_type, content, inference_id)
         return Response(content, headers={"content-type": response_type})
 
-    async def schedule(self, body: bytes, content_type: str | None, accept: str | None) -> tuple[bytes, str]:
-        """Run `respond`: for a small image on this thread, which saves a thread switch; otherwise on the pool."""
-        if len(body) > INLINE_BYTES or is_json_lines(content_type):
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self.threads, self.respond, body, content_type, accept)
+    async def schedule(
+        self, request: Request, body: bytes, content_type: str | None, accept: str | None
+    ) -> tuple[bytes, str]:
+        """Run `respond`: if it is quick on this thread, which saves a thread switch; otherwise on the pool."""
+        if not hasattr(self.inference, "is_quick"):
+            return await self.run_on_pool(request, None, self.respond, body, content_type, accept)
+        inputs = self.inference.input_fn(body, content_type)
+        if not self.inference.is_quick(inputs):
+            return await self.run_on_pool(request, inputs, self.classify, inputs, accept)
         # Before each image, the event loop accepts the requests that have arrived. They are counted while they queue,
         # those above the limit are refused within one or two images, and a ping does not wait for the whole queue.
         async with self.turn:
             await asyncio.sleep(0)
-            return self.respond(body, content_type, accept)
+            return self.classify(inputs, accept)
+
+    async def run_on_pool(
+        self, request: Request, inputs: Any, function: Callable[..., tuple[bytes, str]], *arguments: Any
+    ) -> tuple[bytes, str]:
+        """Run the function on the pool. Raises ClientDisconnect as soon as the client has left."""
+        result = asyncio.get_running_loop().run_in_executor(self.threads, function, *arguments)
+        gone = asyncio.ensure_future(client_left(request))
+        first: list[asyncio.Future[Any]] = [result, gone]
+        await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
+        gone.cancel()
+        if result.done():
+            return result.result()
+        result.cancel()  # if it has not begun
+        with contextlib.suppress(AttributeError):  # only JSON Lines can be abandoned
+            inputs.abandoned = True
+        raise ClientDisconnect
 
     @contextlib.asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
@@ -220,21 +275,10 @@ async def internal_error(request: Request, error: Exception) -> Response:
     return error_response(status, "InternalError", f"{type(error).__name__}: {error}")
 
 
-async def read_body(request: Request, limit: int) -> bytes | None:
-    """The request's body, or None if it exceeds the limit. Reads it all, or the client would not see the response."""
-    chunks: list[bytes] = []
-    size = 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size <= limit:
-            chunks.append(chunk)
-        else:
-            chunks.clear()
-    return None if size > limit else b"".join(chunks)
-
-
-def is_json_lines(content_type: str | None) -> bool:
-    return (content_type or "").split(";")[0].strip().lower() == "application/jsonlines"
+async def client_left(request: Request) -> None:
+    """Return when the client has closed the connection. The request's body must have been read."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def error_response(status: int, code: str, message: str) -> Response:
@@ -266,7 +310,7 @@ def bind(host: str, port: int) -> socket.socket:
 
 def serve(workers: int, host: str, port: int) -> None:
     """Serve until SIGTERM. Exits with STARTUP_FAILURE if a worker cannot load its model."""
-    options: dict[str, Any] = {"host": host, "port": port, "access_log": False}
+    options: dict[str, Any] = {"host": host, "port": port, "access_log": False, "http": LimitedConnection}
     options["timeout_graceful_shutdown"] = STOP_SECONDS
     if workers == 1:
         return uvicorn.run(create_app, factory=True, **options)

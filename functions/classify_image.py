@@ -13,11 +13,11 @@ from aws_lambda_powertools import Logger, Metrics, Tracer
 from aws_lambda_powertools.metrics import MetricUnit
 from aws_lambda_powertools.utilities.typing import LambdaContext
 from botocore.config import Config
-from botocore.exceptions import ClientError, HTTPClientError
+from botocore.exceptions import ClientError, HTTPClientError, IncompleteReadError, ParamValidationError
 from botocore.exceptions import ConnectionError as EndpointConnectionError
 
 from contract import CLASSIFY_IMAGE, InvalidInputError, validator
-from predictions import EndpointResponseError, parse_predictions
+from predictions import EndpointResponseError, parse_predictions, split_labels
 
 HOW_TO_DEPLOY = "Deploy the stack with EndpointType serverless, realtime or existing."
 
@@ -54,12 +54,15 @@ ENDPOINT_ERRORS = {
         ("ModelNotReadyException", "ServiceUnavailable", "InternalFailure", "InternalDependencyException"),
         EndpointUnavailableError,
     ),
-    **dict.fromkeys(("AccessDeniedException", "AccessDenied"), EndpointAccessDeniedError),
+    **dict.fromkeys(
+        ("AccessDeniedException", "AccessDenied", "ExpiredTokenException", "UnrecognizedClientException"),
+        EndpointAccessDeniedError,
+    ),
 }
 
 
 def endpoint_error(error: ClientError, endpoint: str) -> Exception:
-    """SageMaker's error as one of those above, or unchanged: the state machine matches errors by class name."""
+    """SageMaker's error as one of those above: the state machine matches errors by class name."""
     code, message = error.response["Error"]["Code"], error.response["Error"].get("Message", "")
     if code in ENDPOINT_ERRORS:
         return ENDPOINT_ERRORS[code](f"Endpoint {endpoint}: {message} ({code})")
@@ -69,9 +72,17 @@ def endpoint_error(error: ClientError, endpoint: str) -> Exception:
         error_class = rejection if 400 <= status < 500 else EndpointUnavailableError
         reason = error.response.get("OriginalMessage", message)[:500]
         return error_class(f"Endpoint {endpoint} returned {status}: {reason}")
-    if code in ("ValidationError", "ValidationException") and "not found" in message.lower():
+    text = f"Endpoint {endpoint}: {message or code} ({code})"
+    if "not found" in message.lower():
         return EndpointNotConfiguredError(f"{message} {HOW_TO_DEPLOY}")
-    return error
+    if "inference component" in message.lower():
+        return EndpointNotConfiguredError(f"{text}. The workflow calls only endpoints whose variants have a model.")
+    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 400)
+    if code.startswith("KMS") or status in (401, 403):
+        return EndpointAccessDeniedError(text)
+    if status == 429 or status >= 500:
+        return (EndpointThrottledError if status == 429 else EndpointUnavailableError)(text)
+    return EndpointResponseError(text)  # it rejected the request
 
 
 @tracer.capture_method(capture_response=False)
@@ -82,13 +93,15 @@ def invoke_endpoint(endpoint: str, image: bytes, content_type: str, accept: str)
         return response["Body"].read(), response.get("InvokedProductionVariant", "")
     except ClientError as error:
         raise endpoint_error(error, endpoint) from None
-    except (HTTPClientError, EndpointConnectionError) as error:
+    except ParamValidationError as error:
+        raise EndpointNotConfiguredError(f"Endpoint {endpoint}: {error}") from None
+    except (HTTPClientError, EndpointConnectionError, IncompleteReadError) as error:
         raise EndpointUnavailableError(f"Endpoint {endpoint}: {error}") from None
 
 
 def decode(data: str) -> bytes:
     try:
-        return base64.b64decode(data, validate=True)
+        return base64.b64decode(data.replace("\r", "").replace("\n", ""), validate=True)  # it can be wrapped
     except ValueError as error:
         raise InvalidInputError(f"The input is not valid: image.data is not base64 ({error})") from None
 
@@ -107,8 +120,7 @@ def lambda_handler(event: dict[str, Any], context: LambdaContext) -> dict[str, A
     body, variant = invoke_endpoint(endpoint["name"], data, image["content_type"], endpoint["accept"])
     milliseconds = (time.perf_counter() - started) * 1000
     metrics.add_metric("EndpointLatency", MetricUnit.Milliseconds, milliseconds)
-    labels = [label.strip() for label in endpoint["labels"].split(",") if label.strip()]
-    predictions = parse_predictions(body, labels)
+    predictions = parse_predictions(body, split_labels(endpoint["labels"]))
     logger.info("image classified", s3_key=request["s3_key"], endpoint_ms=round(milliseconds, 1), best=predictions[0])
     return {
         **request,

@@ -6,7 +6,7 @@ from typing import Any
 import fastjsonschema
 
 _OBJECT = {
-    "s3_bucket": {"type": "string", "minLength": 1, "maxLength": 63},
+    "s3_bucket": {"type": "string", "minLength": 1, "maxLength": 255},  # an access point's ARN is longer than a name
     "s3_key": {"type": "string", "minLength": 1, "maxLength": 1024},
     "s3_version_id": {"type": "string", "minLength": 1, "maxLength": 1024},
     "execution_arn": {"type": "string", "minLength": 1, "maxLength": 2048},

@@ -108,9 +108,10 @@ def count_decision(result: dict[str, Any]) -> None:
     metrics.add_metric("Confidence", MetricUnit.NoUnit, result["confidence"])
     predictions = result["predictions"]
     has_few_labels = len(predictions) <= MAX_LABELS and sum(each["probability"] for each in predictions) > COMPLETE
-    if has_few_labels and result["label"].isascii():  # CloudWatch requires ASCII dimensions
+    label = result["label"]  # CloudWatch requires dimensions of visible ASCII characters, and not of spaces alone
+    if has_few_labels and label.isascii() and label.isprintable() and label.strip() and not label.startswith(":"):
         with single_metric("LabelConfidence", MetricUnit.NoUnit, result["confidence"]) as metric:
-            metric.add_dimension("label", result["label"])
+            metric.add_dimension("label", label)
 
 
 @logger.inject_lambda_context(correlation_id_path="detail.executionArn")

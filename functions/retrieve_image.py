@@ -7,8 +7,6 @@ out  + image: {content_type, width, height, source_bytes, resized, data}
 import base64
 import hashlib
 import io
-import struct
-import zlib
 from typing import Any
 
 import boto3
@@ -16,19 +14,25 @@ from aws_lambda_powertools import Logger, Metrics, Tracer
 from aws_lambda_powertools.metrics import MetricUnit
 from aws_lambda_powertools.utilities.typing import LambdaContext
 from botocore.config import Config
-from botocore.exceptions import ClientError, HTTPClientError, IncompleteReadError, ParamValidationError
+from botocore.exceptions import (
+    ClientError,
+    HTTPClientError,
+    IncompleteReadError,
+    ParamValidationError,
+    UnsupportedS3AccesspointConfigurationError,
+    UnsupportedS3ArnError,
+)
 from botocore.exceptions import ConnectionError as S3ConnectionError
-from PIL import Image, ImageOps
+from PIL import Image
 
+import pixels
 from contract import RETRIEVE_IMAGE, InvalidInputError, validator
+from pixels import ImageTooLargeError, UnsupportedImageError
 
 # A state's payload is limited to 256 KiB. A 144 KiB image is 192 KiB in base64, under 200 KiB with the longest key.
 MAX_IMAGE_BYTES = 144 * 1024
 MAX_SOURCE_BYTES = 32 * 1024 * 1024
-MAX_PIXELS = 64_000_000
-MAX_SIDE = 1024
-FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF")
-DECODER_ERRORS = (OSError, SyntaxError, ValueError, IndexError, OverflowError, EOFError, struct.error, zlib.error)
+MAX_SIDE = 1024  # of an image that is shrunk
 
 logger = Logger()
 tracer = Tracer()
@@ -42,30 +46,37 @@ class ImageNotFoundError(Exception):
 
 
 class ImageAccessDeniedError(Exception):
-    """The function's role cannot read the object, or the object is archived."""
+    """The function's role cannot read or decrypt the object, or the object is archived."""
 
 
 class ImageStoreUnavailableError(Exception):
     """S3 asked to slow down, failed internally or did not respond: worth a retry."""
 
 
-class UnsupportedImageError(Exception):
-    """The object is damaged, or not an image in one of FORMATS."""
-
-
-class ImageTooLargeError(Exception):
-    """The object exceeds MAX_SOURCE_BYTES or MAX_PIXELS."""
-
-
 S3_ERRORS = {
     **dict.fromkeys(("NoSuchKey", "NoSuchVersion", "NoSuchBucket", "MethodNotAllowed", "404"), ImageNotFoundError),
-    **dict.fromkeys(("AccessDenied", "AllAccessDisabled", "InvalidObjectState", "403"), ImageAccessDeniedError),
+    **dict.fromkeys(
+        ("AccessDenied", "AllAccessDisabled", "InvalidObjectState", "ExpiredToken", "403"), ImageAccessDeniedError
+    ),
     **dict.fromkeys(("InvalidArgument", "InvalidBucketName", "KeyTooLongError", "InvalidRequest"), InvalidInputError),
     **dict.fromkeys(
         ("SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout", "ThrottlingException", "503", "500"),
         ImageStoreUnavailableError,
     ),
 }
+
+
+def s3_error(error: ClientError) -> type[Exception]:
+    """The class above for an error of S3, or of KMS behind it; by HTTP status for a code that is not in S3_ERRORS."""
+    code = error.response["Error"]["Code"]
+    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 400)
+    if code in S3_ERRORS:
+        return S3_ERRORS[code]
+    if status == 429 or status >= 500 or "Throttl" in code:
+        return ImageStoreUnavailableError
+    if code.startswith("KMS") or status in (401, 403):
+        return ImageAccessDeniedError
+    return ImageNotFoundError if status == 404 else InvalidInputError
 
 
 @tracer.capture_method(capture_response=False)
@@ -80,10 +91,8 @@ def fetch(s3_bucket: str, s3_key: str, s3_version_id: str | None = None) -> byte
         return response["Body"].read()
     except ClientError as error:
         code = error.response["Error"]["Code"]
-        if code not in S3_ERRORS:
-            raise
-        raise S3_ERRORS[code](f"{uri}: {error.response['Error'].get('Message') or code} ({code})") from None
-    except ParamValidationError as error:
+        raise s3_error(error)(f"{uri}: {error.response['Error'].get('Message') or code} ({code})") from None
+    except (ParamValidationError, UnsupportedS3ArnError, UnsupportedS3AccesspointConfigurationError) as error:
         raise InvalidInputError(f"{uri}: {error}") from None
     except (HTTPClientError, S3ConnectionError, IncompleteReadError) as error:
         raise ImageStoreUnavailableError(f"{uri}: {error}") from None
@@ -102,48 +111,32 @@ def fit(source: bytes, uri: str) -> dict[str, Any]:
     when upright. Raises ImageTooLargeError or UnsupportedImageError, naming `uri`.
     """
     try:
-        image = Image.open(io.BytesIO(source), formats=FORMATS)
-        width, height = image.size
-        if width * height > MAX_PIXELS:
-            raise ImageTooLargeError(f"{uri} has {width} x {height} pixels; the maximum is {MAX_PIXELS:,}")
-        resized = len(source) > MAX_IMAGE_BYTES
-        if resized:
-            image.draft("RGB", (MAX_SIDE, MAX_SIDE))  # lets the JPEG decoder skip detail that shrink() would discard
-        ImageOps.exif_transpose(image, in_place=True)
-        image.load()  # decodes: a truncated file fails here
-        data, upright = shrink(image) if resized else (source, image)
-    except Image.DecompressionBombError as error:
-        raise ImageTooLargeError(f"{uri}: {error}") from None
-    except DECODER_ERRORS as error:
-        reason = "it is empty" if not source else str(error).partition("<_io.")[0].strip() or type(error).__name__
-        raise UnsupportedImageError(f"{uri} is not a readable {', '.join(FORMATS)} image: {reason}") from None
-    is_jpeg = resized or image.format == "MPO"  # Pillow's name for a phone's JPEG with a second image appended
+        header = pixels.inspect(source)
+        image, size = pixels.read(header, (MAX_SIDE, MAX_SIDE))
+    except UnsupportedImageError as error:
+        raise type(error)(f"{uri}: {error}") from error.__cause__
+    resized = len(source) > MAX_IMAGE_BYTES
+    data, size = shrink(image, size) if resized else (source, size)
     return {
-        "content_type": "image/jpeg" if is_jpeg else Image.MIME[str(image.format)],
-        "width": upright.width,
-        "height": upright.height,
+        "content_type": "image/jpeg" if resized else f"image/{header.format.lower()}",
+        "width": size[0],
+        "height": size[1],
         "source_bytes": len(source),
         "resized": resized,
         "data": base64.b64encode(data).decode(),
     }
 
 
-def shrink(image: Image.Image) -> tuple[bytes, Image.Image]:
-    """A JPEG of at most MAX_IMAGE_BYTES, and its image: sides of at most MAX_SIDE, transparency made white."""
-    if image.mode.startswith("I;16"):
-        image = image.point(lambda value: value / 257).convert("L")  # convert() alone would clip at 255
-    if image.has_transparency_data:
-        image = image if image.mode == "RGBA" else image.convert("RGBA")
-        image.thumbnail((MAX_SIDE, MAX_SIDE))  # first: each full-size copy would need four bytes per pixel
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = image.convert("RGB")
-    side = MAX_SIDE
+def shrink(image: Image.Image, size: tuple[int, int]) -> tuple[bytes, tuple[int, int]]:
+    """A JPEG of at most MAX_IMAGE_BYTES with the proportions of `size` (width, height), and its own size."""
+    side = min(MAX_SIDE, max(size))
     while True:
-        image.thumbnail((side, side))
+        width, height = (max(1, round(each * side / max(size))) for each in size)
+        smaller = image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=2)
         buffer = io.BytesIO()
-        image.save(buffer, "JPEG", quality=90)
+        smaller.save(buffer, "JPEG", quality=90)
         if buffer.tell() <= MAX_IMAGE_BYTES:
-            return buffer.getvalue(), image
+            return buffer.getvalue(), (width, height)
         side = side * 3 // 4
 
 

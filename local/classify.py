@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from local.command import StackError, console, lock, report_errors
@@ -38,11 +39,11 @@ def classify(stack: Stack, outputs: dict[str, str], image: Path, threshold: floa
     table.add_column("label")
     table.add_column("probability", justify="right")
     for prediction in result["predictions"][:5]:
-        table.add_row(prediction["label"], f"{prediction['probability']:.3f}")
+        table.add_row(escape(prediction["label"]), f"{prediction['probability']:.3f}")
     console.print(table)
     verdict = "accepted" if result["accepted"] else f"sent to review ({outcome.error})"
     decision = f"{result['label']}, confidence {result['confidence']:.3f}, threshold {result['threshold']}"
-    console.print(f"\n{decision}: {verdict} in {outcome.seconds:.2f} s")
+    console.print(f"\n{decision}: {verdict} in {outcome.seconds:.2f} s", markup=False)
 
 
 def check(image: Path) -> None:

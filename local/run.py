@@ -4,21 +4,23 @@ Starts the local stack unless `make up` has, uploads images so that the upload t
 prints the outcome of each image, writes .local/run.json and .local/report.html, and stops the stack if it started it.
 """
 
+import base64
+import json
 import os
 import time
 from datetime import UTC, datetime
 
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from endpoint import inference
 from local.command import LOCAL, ROOT, StackError, console, lock, report_errors
 from local.deployment import deployed
 from local.emulator.processes import Stack
 from local.executions import NOT_ACCEPTED, Outcome, Watch, error_message
 from local.report import record, render
 
-MODEL, DIGITS = LOCAL / "model", LOCAL / "data/digits"
+DIGITS = LOCAL / "data/digits"
 PER_CLASS = 2  # test images of each class
 AMBIGUOUS, WELL_BELOW = 4, 0.70  # at most 4 validation images with a confidence well below the threshold
 NOT_AN_IMAGE = b"This is a text file. Its name says that it is an image.\n"
@@ -33,11 +35,14 @@ def test_images() -> dict[str, bytes]:
     return {f"test/{path.parent.name}/{path.name}": path.read_bytes() for path in paths}
 
 
-def ambiguous_images() -> dict[str, bytes]:
-    """The validation images for which the model is least confident."""
-    model = inference.model_fn(MODEL)
+def ambiguous_images(stack: Stack, endpoint: str) -> dict[str, bytes]:
+    """The validation images for which the endpoint is least confident."""
     paths = sorted((DIGITS / "validation").glob("*/*.png"))
-    results = inference.classify([inference.preprocess(path.read_bytes(), model.size) for path in paths], model)
+    lines = "".join(json.dumps(base64.b64encode(path.read_bytes()).decode()) + "\n" for path in paths)
+    response = stack.client("sagemaker-runtime").invoke_endpoint(
+        EndpointName=endpoint, Body=lines.encode(), ContentType="application/jsonlines"
+    )
+    results = [json.loads(line) for line in response["Body"].read().splitlines()]
     confidences = [result["predictions"][0]["probability"] for result in results]
     lowest = sorted(zip(confidences, paths, strict=True))[:AMBIGUOUS]
     chosen = [path for confidence, path in lowest if confidence < WELL_BELOW]
@@ -81,9 +86,9 @@ def show(outcomes: list[Outcome]) -> None:
     for row in outcomes:
         colour = {None: "green", NOT_ACCEPTED: "yellow"}.get(row.error, "red")
         table.add_row(
-            row.key.removeprefix(prefix),
+            escape(row.key.removeprefix(prefix)),
             f"[{colour}]{row.status}[/]",
-            row.label or "",
+            escape(row.label or ""),
             "" if row.confidence is None else f"{row.confidence:.3f}",
             "" if row.seconds is None else f"{row.seconds:.2f} s",
             row.error or "",
@@ -107,8 +112,9 @@ def summarise(outcomes: list[Outcome]) -> None:
 
 def main() -> None:
     with report_errors(), lock():
-        images = test_images() | ambiguous_images() | {"not-an-image.png": NOT_AN_IMAGE}
         with deployed(redeploy=True) as (stack, outputs):
+            images = test_images() | ambiguous_images(stack, outputs["EndpointName"])
+            images["not-an-image.png"] = NOT_AN_IMAGE
             since = datetime.now(UTC)
             run = f"{outputs['UploadPrefix']}{datetime.now():%Y%m%d-%H%M%S}/"
             images = {run + name: data for name, data in images.items()}

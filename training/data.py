@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 if not Path(__file__).with_name("inference.py").exists():  # in a SageMaker job it is in this folder
     sys.path.append(str(Path(__file__).parents[1] / "endpoint"))
-from inference import DECODE_ERRORS, UnsupportedImageError, preprocess
+from inference import preprocess
+from pixels import UnsupportedImageError, inspect
 
 Classes = dict[str, list[Path]]  # the files of each label
 Skipped = list[tuple[Path, str]]  # files with the reason
@@ -196,7 +196,6 @@ def _visible(folder: Path) -> list[Path]:
 def _shorter_side(path: Path) -> int:
     """The shorter side in pixels; 0 if the file is not an image."""
     try:
-        with Image.open(path) as image:  # reads the header only
-            return min(image.size)
-    except DECODE_ERRORS:
+        return min(inspect(path.read_bytes()).size)
+    except (UnsupportedImageError, OSError):
         return 0

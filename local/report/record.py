@@ -21,9 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from botocore.client import BaseClient
-from PIL import Image, ImageOps
 
-from endpoint import inference
+from endpoint import pixels
 from local.command import LOCAL
 from local.emulator.processes import Stack
 from local.executions import NOT_ACCEPTED, Outcome, error_message
@@ -210,11 +209,10 @@ def plain_segment(segment: dict[str, Any]) -> dict[str, Any]:
 def thumbnail(data: bytes) -> str | None:
     """A small PNG of the image as a data: URL; None if it cannot be decoded."""
     try:
-        with Image.open(io.BytesIO(data), formats=inference.FORMATS) as image:
-            small = ImageOps.exif_transpose(image).convert("RGBA")
-            small.thumbnail((THUMBNAIL, THUMBNAIL))
-            buffer = io.BytesIO()
-            small.quantize(64).save(buffer, "PNG", optimize=True)
-    except inference.DECODE_ERRORS:
+        image, _ = pixels.read(data, (THUMBNAIL, THUMBNAIL))
+    except pixels.UnsupportedImageError:
         return None
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    buffer = io.BytesIO()
+    image.quantize(64).save(buffer, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -196,7 +196,7 @@ def test_a_job_gets_only_the_modules_that_train_py_imports_and_its_requirements(
     files = {key.removeprefix(prefix): content for key, content in objects(aws, prefix).items()}
     modules = ["augment", "calibration", "data", "export", "fit", "model", "patches", "report", "resnet", "train"]
     expected = {f"{module}.py": (ROOT / f"training/{module}.py").read_bytes() for module in modules}
-    for path in (ROOT / "endpoint/inference.py", ROOT / "training/requirements.txt"):
+    for path in (ROOT / "endpoint/inference.py", ROOT / "endpoint/pixels.py", ROOT / "training/requirements.txt"):
         expected[path.name] = path.read_bytes()
     assert files == expected
 

@@ -168,7 +168,7 @@ def test_an_image_of_any_size_is_stretched_to_the_models_input_size():
 
 @pytest.mark.parametrize("data", [b"", b"no image", encode(plain_image("white", size=(64, 64)), "JPEG")[:200]])
 def test_bytes_that_are_not_a_complete_image_raise_an_error_with_a_reason(data, model):
-    with pytest.raises(UnsupportedImageError, match=r"not a readable image: .+"):
+    with pytest.raises(UnsupportedImageError, match=r"the (file|JPEG) .+: (upload|save) .+"):
         invoke(data, "image/png", model)
 
 
@@ -194,9 +194,9 @@ def test_damaged_images_raise_only_unsupported_image_errors():
 
 def test_json_lines_results_are_in_order_and_a_failed_line_does_not_affect_the_others(model):
     white, black = base64_of(encode(plain_image("white"))), base64_of(encode(plain_image("black")))
-    lines = [{"image": white}, black, {"image": "no base64"}, {"picture": white}, 7, base64_of(b"no image"), white]
+    lines = [{"image": white}, black, {"image": "no base64!"}, {"picture": white}, 7, base64_of(b"no image"), white]
     not_a_line = error('the line is neither {"image": "<base64>"} nor "<base64>"')
-    not_an_image = error("not a readable image: damaged, or not one of PNG, JPEG, WEBP, GIF, BMP, TIFF")
+    not_an_image = error("the file is text: save it as JPEG, PNG, GIF, WebP, BMP or TIFF")
     assert invoke_lines(lines, model) == [WHITE, BLACK, not_a_line, not_a_line, not_a_line, not_an_image, WHITE]
 
 

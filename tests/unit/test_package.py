@@ -33,6 +33,7 @@ def entries_of(archive):
 def test_the_archive_contains_model_code_and_lib_sorted_and_without_times(model_dir, wheel):
     names = [
         "code/inference.py",
+        "code/pixels.py",
         "lib/onnxruntime-1.0.dist-info/LICENSE",
         "lib/onnxruntime/__init__.py",
         "metadata.json",
@@ -58,7 +59,8 @@ def test_the_last_line_printed_is_the_path_of_the_archive(model_dir, tmp_path, c
     path = tmp_path / "out" / package.key_of(archive)
     assert capsys.readouterr().out.splitlines()[-1] == str(path)
     assert path.read_bytes() == archive
-    assert [name for name, *_ in entries_of(archive)] == ["code/inference.py", "metadata.json", "model.onnx"]
+    names = ["code/inference.py", "code/pixels.py", "metadata.json", "model.onnx"]
+    assert [name for name, *_ in entries_of(archive)] == names
 
 
 def test_a_missing_model_is_named(tmp_path):

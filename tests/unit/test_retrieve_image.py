@@ -9,6 +9,7 @@ from botocore.response import StreamingBody
 from botocore.stub import Stubber
 from PIL import Image
 
+import pixels
 import retrieve_image
 from contract import InvalidInputError
 from retrieve_image import (
@@ -156,7 +157,7 @@ def test_an_object_that_is_not_a_complete_image_is_unsupported(data):
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow warns about the damage
 def test_damaged_images_of_any_format_raise_no_other_error_than_ours():
     dice = random.Random(1)
-    for image_format in retrieve_image.FORMATS:
+    for image_format in pixels.FORMATS:
         whole = encoded(noise(24, 24), image_format)
         for _ in range(150):
             damaged = bytearray(whole)

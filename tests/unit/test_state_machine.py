@@ -62,7 +62,7 @@ def exception_names():
     """The exception classes of the functions."""
     for module in MODULES.values():
         for node in ast.walk(module):
-            if isinstance(node, ast.ClassDef) and [base.id for base in node.bases] == ["Exception"]:
+            if isinstance(node, ast.ClassDef) and node.bases and node.bases[0].id.endswith(("Exception", "Error")):
                 yield node.name
 
 
@@ -207,6 +207,13 @@ def test_an_execution_survives_an_outage_of_the_endpoint_of_ten_minutes_and_its_
     assert sum(ceilings) < DEFINITION["TimeoutSeconds"] / 2
     assert sum(ceilings[:4]) > 20  # a short outage costs seconds, not minutes
     assert retry["MaxAttempts"] * 0.025 / 1000 < 0.001  # US dollars of transitions for an image that fails in the end
+
+
+@pytest.mark.parametrize("timeout", ["States.Timeout", "Sandbox.Timedout"])
+def test_a_timeout_is_retried_once_because_the_same_work_would_take_as_long_again(timeout):
+    for name in LAMBDA_STATES:
+        (retry,) = [each for each in STATES[name]["Retry"] if timeout in each["ErrorEquals"]]
+        assert retry["MaxAttempts"] == 1
 
 
 def test_no_partition_region_or_account_is_hard_coded():
