@@ -2,14 +2,16 @@
 
 import argparse
 import json
+import sys
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from local.command import StackError, console, lock, report_errors
-from local.deployment import deployed
+from local.command import UsageError, console, report_errors
+from local.deployment import shared
 from local.emulator.processes import Stack
 from local.executions import error_message, finished
 
@@ -18,7 +20,7 @@ SECONDS_TO_CLASSIFY = 120
 
 def classify(stack: Stack, outputs: dict[str, str], image: Path, threshold: float | None) -> None:
     """Upload the image outside the trigger's prefix, start an execution for it and print the result."""
-    key = f"classify/{image.name}"
+    key = f"classify/{uuid.uuid4().hex[:8]}/{image.name}"
     stack.client("s3").upload_file(str(image), outputs["ImageBucketName"], key)
     request: dict[str, Any] = {"s3_bucket": outputs["ImageBucketName"], "s3_key": key}
     if threshold is not None:
@@ -28,7 +30,8 @@ def classify(stack: Stack, outputs: dict[str, str], image: Path, threshold: floa
     started = states.start_execution(stateMachineArn=machine, input=json.dumps(request))
     outcome = finished(states, started["executionArn"], time.monotonic() + SECONDS_TO_CLASSIFY)
     if not outcome.result:
-        raise StackError(f"{outcome.error}: {error_message(outcome)}")
+        console.print(f"{outcome.error}: {error_message(outcome)}", markup=False, soft_wrap=True)
+        sys.exit(1)
     result = outcome.result
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("label")
@@ -41,20 +44,31 @@ def classify(stack: Stack, outputs: dict[str, str], image: Path, threshold: floa
     console.print(f"\n{decision}: {verdict} in {outcome.seconds:.2f} s")
 
 
+def parse_threshold(text: str) -> float | None:
+    """The threshold, or None if the text is empty. Raises UsageError."""
+    try:
+        threshold = float(text) if text else None
+    except ValueError:
+        raise UsageError(f"THRESHOLD={text} is not a number: use one above 0 and at most 1") from None
+    if threshold is not None and not 0 < threshold <= 1:
+        raise UsageError(f"THRESHOLD={text} is out of range: use a number above 0 and at most 1")
+    return threshold
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("image", type=Path)
+    parser.add_argument("image")
     parser.add_argument("--threshold", default="")
     options = parser.parse_args()
-    with report_errors(), lock():
-        if not options.image.is_file():
-            raise StackError(f"{str(options.image) or 'IMAGE'} is not a file: make classify IMAGE=path/to/image.jpg")
-        try:
-            threshold = float(options.threshold) if options.threshold else None
-        except ValueError:
-            raise StackError(f"THRESHOLD={options.threshold} is not a number: use one above 0 and at most 1") from None
-        with deployed() as (stack, outputs):
-            classify(stack, outputs, options.image, threshold)
+    with report_errors():
+        if not options.image:
+            raise UsageError("Which image? make classify IMAGE=path/to/image.jpg")
+        image = Path(options.image)
+        if not image.is_file():
+            raise UsageError(f"{image} is not a file: make classify IMAGE=path/to/image.jpg")
+        threshold = parse_threshold(options.threshold)
+        with shared() as (stack, outputs):
+            classify(stack, outputs, image, threshold)
 
 
 if __name__ == "__main__":

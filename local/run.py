@@ -4,9 +4,12 @@ Starts the local stack unless `make up` has, uploads images so that the upload t
 prints the outcome of each image, writes .local/run.json and .local/report.html, and stops the stack if it started it.
 """
 
+import contextlib
+import json
 import os
 import time
 from datetime import UTC, datetime
+from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -20,26 +23,73 @@ from local.report import record, render
 
 MODEL, DIGITS = LOCAL / "model", LOCAL / "data/digits"
 PER_CLASS = 2  # test images of each class
+AT_MOST_RANKED = 1000  # validation images, evenly chosen
 AMBIGUOUS, WELL_BELOW = 4, 0.70  # at most 4 validation images with a confidence well below the threshold
 NOT_AN_IMAGE = b"This is a text file. Its name says that it is an image.\n"
 CONCURRENT = 4  # images: each cold start launches three functions, and a laptop has few cores
 SECONDS_FOR_AN_IMAGE = 120
+VERDICTS = {None: ("accepted", "green"), NOT_ACCEPTED: ("review", "yellow")}
 
 
-def test_images() -> dict[str, bytes]:
-    """The first test images of each class, used neither to train nor to choose the model."""
-    classes = sorted(path for path in (DIGITS / "test").iterdir() if path.is_dir())
-    paths = [path for folder in classes for path in sorted(folder.iterdir())[:PER_CLASS]]
+def load_folders(model: Path) -> dict[str, Path]:
+    """The folders that the model was trained on, by part, as far as they still have its labels. Raises StackError.
+
+    A model without data.json, such as one from SageMaker, goes with the digits if it has their labels.
+    """
+    labels = json.loads((model / "metadata.json").read_text())["labels"]
+    try:
+        paths = {part: Path(path) for part, path in json.loads((model / "data.json").read_text()).items()}
+    except FileNotFoundError:
+        paths = {part: DIGITS / part for part in ("train", "validation", "test")}
+    folders = {part: path for part, path in paths.items() if path.is_dir() and set(classes(path)) <= set(labels)}
+    if not folders:
+        raise StackError(
+            f"The model in {model.relative_to(ROOT)} knows {summary(labels)}, but {paths['train']} has no images of "
+            "these classes, so make run has none to classify. make classify IMAGE=path classifies a single image; "
+            "make train trains a model of the digits and keeps this one."
+        )
+    part = next(part for part in ("test", "validation", "train") if part in folders)
+    console.print(f"The model in {model.relative_to(ROOT)} knows {summary(labels)}.")
+    console.print(f"The images are from {folders[part]}" + (", on which it was trained." if part == "train" else "."))
+    return folders
+
+
+def classes(folder: Path) -> list[str]:
+    """The names of the class folders that are not empty; hidden ones do not count."""
+    folders = (path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return sorted(path.name for path in folders if files(path))
+
+
+def summary(labels: list[str]) -> str:
+    """The labels: all of up to ten, else the first ten and their number."""
+    return ", ".join(labels[:10]) + (f" ... ({len(labels)} labels)" if len(labels) > 10 else "")
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+
+
+def test_images(folders: dict[str, Path]) -> dict[str, bytes]:
+    """The first images of each class: of the test folder if there is one, which training has not seen."""
+    folder = folders.get("test") or folders.get("validation") or folders["train"]
+    paths = [path for name in classes(folder) for path in files(folder / name)[:PER_CLASS]]
     return {f"test/{path.parent.name}/{path.name}": path.read_bytes() for path in paths}
 
 
-def ambiguous_images() -> dict[str, bytes]:
+def ambiguous_images(folders: dict[str, Path]) -> dict[str, bytes]:
     """The validation images for which the model is least confident."""
+    if "validation" not in folders:
+        return {}
     model = inference.model_fn(MODEL)
-    paths = sorted((DIGITS / "validation").glob("*/*.png"))
-    results = inference.classify([inference.preprocess(path.read_bytes(), model.size) for path in paths], model)
-    confidences = [result["predictions"][0]["probability"] for result in results]
-    lowest = sorted(zip(confidences, paths, strict=True))[:AMBIGUOUS]
+    paths = [path for name in classes(folders["validation"]) for path in files(folders["validation"] / name)]
+    pixels = {}
+    for path in paths[:: len(paths) // AT_MOST_RANKED + 1]:
+        with contextlib.suppress(inference.UnsupportedImageError):
+            pixels[path] = inference.preprocess(path.read_bytes(), model.size)
+    if not pixels:
+        return {}
+    confidences = [result["predictions"][0]["probability"] for result in inference.classify([*pixels.values()], model)]
+    lowest = sorted(zip(confidences, pixels, strict=True))[:AMBIGUOUS]
     chosen = [path for confidence, path in lowest if confidence < WELL_BELOW]
     return {f"ambiguous/{path.parent.name}/{path.name}": path.read_bytes() for path in chosen}
 
@@ -75,14 +125,14 @@ def show(outcomes: list[Outcome]) -> None:
     """Print the table of outcomes."""
     prefix = os.path.commonpath([row.key for row in outcomes]) + "/"
     table = Table(box=None, pad_edge=False, header_style="bold", title=f"Uploaded under {prefix}", title_justify="left")
-    for name in ("key", "status", "label", "confidence", "time", "error"):
+    for name in ("key", "outcome", "label", "confidence", "time", "error"):
         number = name in ("confidence", "time")
         table.add_column(name, justify="right" if number else "left", no_wrap=name != "error", overflow="fold")
     for row in outcomes:
-        colour = {None: "green", NOT_ACCEPTED: "yellow"}.get(row.error, "red")
+        verdict, colour = VERDICTS.get(row.error, ("failed", "red"))
         table.add_row(
             row.key.removeprefix(prefix),
-            f"[{colour}]{row.status}[/]",
+            f"[{colour}]{verdict}[/]",
             row.label or "",
             "" if row.confidence is None else f"{row.confidence:.3f}",
             "" if row.seconds is None else f"{row.seconds:.2f} s",
@@ -107,7 +157,8 @@ def summarise(outcomes: list[Outcome]) -> None:
 
 def main() -> None:
     with report_errors(), lock():
-        images = test_images() | ambiguous_images() | {"not-an-image.png": NOT_AN_IMAGE}
+        folders = load_folders(MODEL)
+        images = test_images(folders) | ambiguous_images(folders) | {"not-an-image.png": NOT_AN_IMAGE}
         with deployed(redeploy=True) as (stack, outputs):
             since = datetime.now(UTC)
             run = f"{outputs['UploadPrefix']}{datetime.now():%Y%m%d-%H%M%S}/"
