@@ -134,6 +134,9 @@ def write_files(stack: Stack, outputs: dict[str, str]) -> None:
         "# source .local/env points aws, sam and boto3 at the local stack. Written by make up.\n"
         "unset $(env | grep -o '^AWS_[A-Za-z0-9_]*')\n"
         f'{exports}export PATH="{LOCAL / "bin"}:$PATH"  # sam, and python3.13 for sam build\n'
+        'case "$(command -v aws > /dev/null && aws --version 2>&1)" in aws-cli/1.*)\n'
+        '  echo "aws is version 1, which asks AWS itself for SQS: install version 2,'
+        ' or add --endpoint-url \\$AWS_ENDPOINT_URL." >&2 ;;\nesac\n'
     )
     OUTPUTS.write_text(json.dumps(outputs, indent=2) + "\n")
 
