@@ -173,5 +173,7 @@ if __name__ == "__main__":
         main()
     except PackageError as error:
         sys.exit(f"PackageError: {error}")
+    except PermissionError as error:
+        sys.exit(f"{error.filename} cannot be written: {error.strerror}")
     except KeyboardInterrupt:
         sys.exit("\nInterrupted.")

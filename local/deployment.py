@@ -94,7 +94,7 @@ def describe(stack: Stack, stack_name: str = STACK_NAME) -> dict[str, Any]:
 def warn_of_an_older_model(described: dict[str, Any]) -> None:
     """Say so if the deployed model is not the packaged one."""
     parameters = {parameter["ParameterKey"]: parameter["ParameterValue"] for parameter in described["Parameters"]}
-    deployed, packaged = parameters["ModelDataUrl"].split("/"), model_archive().parent.name
+    deployed, packaged = parameters.get("ModelDataUrl", "").split("/"), model_archive().parent.name
     if len(deployed) > 1 and deployed[-2] != packaged:
         console.print(
             f"This is the deployed model {deployed[-2]}. The packaged model is {packaged}: make up deploys it.",

@@ -34,14 +34,13 @@ VERDICTS = {None: ("accepted", "green"), NOT_ACCEPTED: ("review", "yellow")}
 def load_folders(model: Path) -> dict[str, Path]:
     """The folders that the model was trained on, by part, as far as they still have its labels. Raises StackError.
 
-    A model without data.json, such as one from SageMaker, goes with the digits if it has their labels.
+    A model that was trained elsewhere, such as on SageMaker, goes with the digits if it has their labels.
     """
     labels = json.loads((model / "metadata.json").read_text())["labels"]
-    try:
-        paths = {part: Path(path) for part, path in json.loads((model / "data.json").read_text()).items()}
-    except FileNotFoundError:
-        paths = {part: DIGITS / part for part in ("train", "validation", "test")}
-    folders = {part: path for part, path in paths.items() if path.is_dir() and set(classes(path)) <= set(labels)}
+    digits = {part: DIGITS / part for part in ("train", "validation", "test")}
+    own = model / "data.json"
+    paths = {part: Path(path) for part, path in json.loads(own.read_text()).items()} if own.exists() else digits
+    folders = fitting(paths, labels) or fitting(digits, labels)
     if not folders:
         raise StackError(
             f"The model in {model.relative_to(ROOT)} knows {summary(labels)}, but {paths['train']} has no images of "
@@ -52,6 +51,11 @@ def load_folders(model: Path) -> dict[str, Path]:
     console.print(f"The model in {model.relative_to(ROOT)} knows {summary(labels)}.")
     console.print(f"The images are from {folders[part]}" + (", on which it was trained." if part == "train" else "."))
     return folders
+
+
+def fitting(paths: dict[str, Path], labels: list[str]) -> dict[str, Path]:
+    """Those of the folders that exist and have only these classes."""
+    return {part: path for part, path in paths.items() if path.is_dir() and set(classes(path)) <= set(labels)}
 
 
 def classes(folder: Path) -> list[str]:

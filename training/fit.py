@@ -45,7 +45,8 @@ def fit(
         history.append(line | {"kept": 0})
         left = (options.epochs - epoch) * sum(past["seconds"] for past in history) / epoch
         if epoch == 1:
-            print(f"{name}{options.epochs} epochs take about {duration(left + line['seconds'])}\n", end="", flush=True)
+            whole = f"{name}takes about {duration(left + line['seconds'])} for {options.epochs} epochs\n"
+            print(whole, end="", flush=True)
         text = name + " ".join(f"{key}={value:.4g}" for key, value in line.items()) + f" left={duration(left)}"
         print(text + "\n", end="", flush=True)  # a single write, even if unbuffered: two processes share the output
         last = epoch, losses, copy.deepcopy(average.state_dict())

@@ -171,3 +171,7 @@ if __name__ == "__main__":
         main()
     except DataError as error:
         sys.exit(f"{type(error).__name__}: {error}")
+    except PermissionError as error:
+        sys.exit(f"{error.filename} cannot be written: {error.strerror}")
+    except KeyboardInterrupt:
+        sys.exit("\nInterrupted: run the command again to continue.")

@@ -265,10 +265,9 @@ def prediction_rows(part: str, dataset: Dataset, probabilities: np.ndarray) -> l
 
 def keep_previous(model_dir: Path, sha256: str) -> Path | None:
     """Move another model in the model folder to a subfolder; return its path, or None if there is none to keep."""
-    try:
-        before = json.loads((model_dir / "metadata.json").read_text(encoding="utf-8"))["sha256"]
-    except FileNotFoundError:
+    if not (model_dir / "model.onnx").exists():
         return None
+    before = hashlib.sha256((model_dir / "model.onnx").read_bytes()).hexdigest()
     if before == sha256:
         return None
     folder = model_dir / "previous" / before[:16]

@@ -15,6 +15,7 @@ from local import classify, command, deployment, run
 from local.command import StackError, UsageError, lock, report_errors
 from local.emulator import processes
 from tiny_model import write_tiny_model
+from tools import install
 
 
 def copy_of(folder, *names):
@@ -97,6 +98,33 @@ def test_no_model_is_mentioned_if_the_stack_was_deployed_without_one(monkeypatch
     monkeypatch.setattr(deployment, "model_archive", lambda: Path("models/1111/model.tar.gz"))
     deployment.warn_of_an_older_model({"Parameters": [{"ParameterKey": "ModelDataUrl", "ParameterValue": ""}]})
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(("version", "warned"), [("aws-cli/1.46.3 Python/3.11.7", True), ("aws-cli/2.31.0", False)])
+def test_sourcing_the_environment_finds_sam_and_warns_of_version_1_of_the_aws_cli(
+    monkeypatch, tmp_path, version, warned
+):
+    (tmp_path / "aws").write_text(f"#!/bin/sh\necho {version}\n")
+    (tmp_path / "aws").chmod(0o755)
+    monkeypatch.setattr(deployment, "LOCAL", tmp_path / ".local")
+    monkeypatch.setattr(deployment, "OUTPUTS", tmp_path / ".local/outputs.json")
+    monkeypatch.setattr(install, "LOCAL", tmp_path / ".local")
+    (tmp_path / ".local").mkdir()
+    deployment.write_files(processes.Stack(tmp_path, {"emulator": 1, "sagemaker": 2}), {})
+    install.write_commands()
+    script = f"PATH={tmp_path}:$PATH; source {tmp_path}/.local/env; command -v sam python3.13"
+    shell = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
+    assert shell.stdout.splitlines() == [f"{tmp_path}/.local/bin/sam", f"{tmp_path}/.local/bin/python3.13"]
+    warning = "aws is version 1, which asks AWS itself for SQS: install version 2, or add --endpoint-url "
+    assert shell.stderr == (f"{warning}$AWS_ENDPOINT_URL.\n" if warned else "")
+
+
+def test_python_3_13_on_path_has_the_pip_that_sam_build_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(install, "LOCAL", tmp_path)
+    (tmp_path / "venvs").symlink_to(ROOT / ".local/venvs")
+    install.write_commands()
+    version = subprocess.run([tmp_path / "bin/python3.13", "-m", "pip", "--version"], capture_output=True, text=True)
+    assert version.stdout.endswith("(python 3.13)\n")
 
 
 @pytest.fixture

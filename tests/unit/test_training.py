@@ -358,7 +358,7 @@ def test_training_needs_only_one_channel_and_a_model_folder(trained):
     assert metadata["largest_difference_from_pytorch"] <= export.MAX_DIFFERENCE
     assert metadata["sha256"] == hashlib.sha256((folder / "model/model.onnx").read_bytes()).hexdigest()
     assert (metadata["epochs"], metadata["hyperparameters"]["epochs"], metadata["seed"]) == (4, 2, 0)
-    assert sorted(path.name for path in (folder / "model").iterdir()) == ["metadata.json", "model.onnx"]
+    assert sorted(path.name for path in (folder / "model").iterdir()) == ["data.json", "metadata.json", "model.onnx"]
     history = list(csv.DictReader((folder / "output/history.csv").open()))
     assert [(line["network"], line["epoch"]) for line in history] == [("1", "1"), ("1", "2"), ("2", "1"), ("2", "2")]
     predictions = list(csv.DictReader((folder / "output/predictions.csv").open()))
@@ -370,7 +370,7 @@ def test_training_needs_only_one_channel_and_a_model_folder(trained):
 def test_training_prints_one_line_per_epoch_and_nothing_on_stderr(trained):
     _, job = trained
     lines = job.stdout.splitlines()
-    epochs = [line.split()[:2] for line in lines if line.startswith("network=")]
+    epochs = [line.split()[:2] for line in lines if " epoch=" in line]
     assert sorted(epochs) == [[f"network={number}", f"epoch={epoch}"] for number in (1, 2) for epoch in (1, 2)]
     assert lines[0] == "Ignoring unknown options: --sagemaker_region eu-west-1"
     assert job.stderr == ""
@@ -472,7 +472,7 @@ def test_the_model_folder_names_the_data(trained):
 
 def test_training_says_how_long_it_takes_and_how_much_is_left(trained):
     output = trained[1].stdout
-    assert re.search(r"^network=1 2 epochs take about \d+s$", output, re.MULTILINE)
+    assert re.search(r"^network=1 takes about \d+s for 2 epochs$", output, re.MULTILINE)
     assert re.search(r"^network=1 epoch=1 .* left=\d+s$", output, re.MULTILINE)
     assert re.search(r"^network=1 epoch=2 .* left=0s$", output, re.MULTILINE)
     assert [fit.duration(seconds) for seconds in (9, 99.4, 600, 7200)] == ["9s", "99s", "10m", "2h"]

@@ -18,7 +18,7 @@ from ministack.services import eventbridge, lambda_svc
 
 from local.emulator.adapter import override
 
-LONGEST_WAIT = 300  # seconds between two attempts of a throttled event
+LONGEST_WAIT = 30  # seconds between two attempts of a throttled event; five minutes on AWS
 BOOTSTRAP = '#!/bin/sh\nexec "$LAMBDA_PYTHON" -m awslambdaric "$_HANDLER"\n'
 
 # Every function in the template is a Python function.
