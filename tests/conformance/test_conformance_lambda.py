@@ -59,7 +59,7 @@ def test_an_event_for_a_throttled_function_is_kept_and_tried_again(client, funct
     client("events").put_targets(Rule="kept", Targets=[{"Id": "function", "Arn": arn}])
     client("events").put_events(Entries=[{"Source": "kept", "DetailType": "kept", "Detail": "{}"}])
     time.sleep(1.5)  # at least one attempt has been throttled
-    assert "QueueUrls" not in client("sqs").list_queues(QueueNamePrefix="kept")
+    assert not client("sqs").list_queues(QueueNamePrefix="kept").get("QueueUrls")
     client("lambda").delete_function_concurrency(FunctionName=arn)
     assert eventually(lambda: client("sqs").list_queues(QueueNamePrefix="kept").get("QueueUrls"), seconds_to_end)
 
