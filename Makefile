@@ -40,7 +40,7 @@ up: .local/.run $(PACKAGE) $(BUILT) ## Start the local stack and keep it running
 	@$(PROJECT) -m local.deployment up
 
 down: ## Stop the local stack
-	@if [ -x $(PROJECT) ]; then $(PROJECT) -m local.deployment down; else echo "The local stack was not running."; fi
+	@if [ -e .local/stack/stack.json ]; then $(PROJECT) -m local.deployment down; else echo "The local stack was not running."; fi
 
 classify: .local/.run $(PACKAGE) $(BUILT) ## Classify an image of your own: IMAGE=path [THRESHOLD=t]
 	@$(PROJECT) -m local.classify $(call quoted,IMAGE) --threshold=$(call quoted,THRESHOLD)
@@ -58,7 +58,7 @@ dashboard: .local/.notebook ## Draw the stack's dashboard from the local stack's
 	@$(PROJECT) -m local.report.dashboard
 
 test: .local/.test $(PACKAGE) $(BUILT) ## Run the unit, conformance and integration tests
-	@$(PROJECT) -m pytest
+	@$(PROJECT) -m pytest --durations=10 --durations-min=1
 
 soak: .local/.test $(PACKAGE) $(BUILT) ## Run 5,000 executions while faults are injected: [EXECUTIONS=number]
 	@EXECUTIONS="$${EXECUTIONS:-5000}" $(PROJECT) -m pytest tests/integration/test_soak.py
@@ -142,8 +142,8 @@ bench: .local/.test $(PACKAGE) $(BUILT) ## Measure the workflow and the report p
 bench-endpoint: .local/.test .local/.containers .local/.bench $(PACKAGE) ## Compare the endpoint's server with AWS's serving stacks
 	@$(PROJECT) benchmarks/endpoint.py --chart docs/endpoint-speed.svg
 
-clean: down ## Delete everything that these commands created
-	rm -rf .venv .local .aws-sam
+clean: down ## Delete everything that these commands created, except models of your own
+	@$(PYTHON) tools/clean.py
 
 .local/.run .local/.test .local/.launch .local/.sam .local/.notebook .local/.containers .local/.bench .local/.audit: .local/.%: requirements/*.txt tools/install.py
 	@$(PYTHON) tools/install.py $*
@@ -157,8 +157,9 @@ $(MODEL): | .local/.run $(DIGITS)
 	@$(PROJECT) training/train.py
 
 $(PACKAGE): $(MODEL) endpoint/package.py endpoint/inference.py endpoint/pixels.py
-	@rm -rf $(@D) && mkdir -p $(@D)
-	@$(PROJECT) endpoint/package.py --model-dir .local/model --output $(@D) | tee /dev/stderr | tail -n 1 > $@
+	@mkdir -p $(@D)
+	@$(PROJECT) endpoint/package.py --model-dir .local/model --output $(@D) | tee $@.log
+	@tail -n 1 $@.log > $@ && rm $@.log
 
 $(BUILT): template.yaml samconfig.toml functions/*.py functions/requirements.txt statemachine/*.json
 	@$(PROJECT) -m local.deployment build

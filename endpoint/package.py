@@ -45,7 +45,7 @@ NOT_SERVED = (
 
 
 class PackageError(Exception):
-    """The archive cannot be built; the message says what is missing."""
+    """The archive cannot be built or uploaded; the message says why."""
 
 
 def fetch_wheels(cache: Path, wheels: dict[str, str] = WHEELS) -> list[Path]:
@@ -104,10 +104,20 @@ def write(archive: bytes, path: Path) -> None:
 
 
 def upload(path: Path, bucket: str, key: str) -> str:
-    """Upload and return the s3:// URL. boto3's variables apply: AWS_ENDPOINT_URL, AWS_PROFILE, ..."""
-    import boto3  # not needed without --bucket
+    """Upload and return the s3:// URL. boto3's variables apply: AWS_ENDPOINT_URL, AWS_PROFILE, ...
 
-    boto3.client("s3").upload_file(str(path), bucket, key)
+    Raises PackageError.
+    """
+    import boto3  # not needed without --bucket
+    from boto3.exceptions import S3UploadFailedError
+    from botocore.exceptions import BotoCoreError, ParamValidationError
+
+    try:
+        boto3.client("s3").upload_file(str(path), bucket, key)
+    except ParamValidationError:
+        raise PackageError(f"--bucket {bucket} is not the name of a bucket") from None
+    except (BotoCoreError, S3UploadFailedError) as error:
+        raise PackageError(f"{path} was packaged, but not uploaded to s3://{bucket}: {error}") from None
     return f"s3://{bucket}/{key}"
 
 
@@ -165,3 +175,7 @@ if __name__ == "__main__":
         main()
     except PackageError as error:
         sys.exit(f"PackageError: {error}")
+    except PermissionError as error:
+        sys.exit(f"{error.filename} cannot be written: {error.strerror}")
+    except KeyboardInterrupt:
+        sys.exit("\nInterrupted.")

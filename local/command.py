@@ -1,6 +1,7 @@
 """Shared by the make commands: folders, the console, the lock on .local, and error reporting."""
 
 import contextlib
+import errno
 import fcntl
 import io
 import signal
@@ -21,6 +22,10 @@ class StackError(Exception):
     """The command cannot go on; the message says why and what to do."""
 
 
+class UsageError(StackError):
+    """A value that the user gave is not usable; the message says which and what to give instead."""
+
+
 @contextlib.contextmanager
 def step(title: str) -> Iterator[None]:
     """Print the title of a step while it runs, and its duration at the end."""
@@ -31,12 +36,12 @@ def step(title: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def lock() -> Iterator[None]:
-    """Allow only one command at a time to use .local; a second one raises StackError."""
+def lock(shared: bool = False) -> Iterator[None]:
+    """Allow only one command at a time to change .local, or several that share it; otherwise raise StackError."""
     LOCAL.mkdir(exist_ok=True)
     with (LOCAL / "lock").open("w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             raise StackError("Another make command is using the local stack: wait until it has finished.") from None
         yield
@@ -49,7 +54,7 @@ def exit_on_sigterm() -> None:
 
 @contextlib.contextmanager
 def report_errors() -> Iterator[None]:
-    """Print a StackError as one sentence, without a traceback, and exit with status 1."""
+    """Print errors that the user can fix as one sentence, without a traceback, and exit with status 1."""
     exit_on_sigterm()
     if isinstance(sys.stdout, io.TextIOWrapper):  # not every terminal and file name is UTF-8
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -61,6 +66,11 @@ def report_errors() -> Iterator[None]:
         sys.exit(1)
     except (HTTPClientError, ConnectionError) as error:
         console.print(f"The local stack no longer responds: {error} Run the command again.", markup=False)
+        sys.exit(1)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC) or not error.filename:
+            raise
+        console.print(f"{error.filename} cannot be written: {error.strerror}", markup=False, soft_wrap=True)
         sys.exit(1)
     except KeyboardInterrupt:
         console.print("\nInterrupted.")

@@ -8,9 +8,12 @@ import shlex
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+from botocore.exceptions import ClientError
 
 from local.command import LOCAL, ROOT, StackError, console, lock, report_errors, step
-from local.emulator.processes import REGION, Stack, clean_environment, running, start, stop, tail
+from local.emulator.processes import CONCURRENCY, REGION, Stack, clean_environment, running, start, stop, tail
 
 BUILD = LOCAL / "sam/build"  # must match samconfig.toml
 STACK_NAME = "image-classification"
@@ -56,7 +59,10 @@ def build() -> None:
     """Run `sam build` for this machine's architecture and compile the result, as `make build` does for AWS."""
     with step("Building the functions with sam build"):
         sam(None, "build", "--parameter-overrides", f"Architecture={architecture()}")
-        subprocess.run([LOCAL / "venvs/lambda/bin/python", ROOT / "tools/compile.py", BUILD], check=True)
+        command = [LOCAL / "venvs/lambda/bin/python", ROOT / "tools/compile.py", BUILD]
+        compiled = subprocess.run(command, capture_output=True, text=True)
+    if compiled.returncode:
+        raise StackError(f"A function cannot be compiled:\n{compiled.stdout}{compiled.stderr}".rstrip())
 
 
 def upload_model(stack: Stack, archive: Path) -> str:
@@ -73,8 +79,30 @@ def deploy(stack: Stack, stack_name: str = STACK_NAME, build: Path = BUILD, **pa
     overrides = [f'{key}="{value}"' for key, value in ({"Architecture": architecture()} | parameters).items()]
     template = ["--template-file", str(build / "template.yaml")]
     sam(stack, "deploy", "--stack-name", stack_name, *template, "--parameter-overrides", *overrides)
-    (described,) = stack.client("cloudformation").describe_stacks(StackName=stack_name)["Stacks"]
+    described = describe(stack, stack_name)
     return {output["OutputKey"]: output["OutputValue"] for output in described["Outputs"]}
+
+
+def describe(stack: Stack, stack_name: str = STACK_NAME) -> dict[str, Any]:
+    """The CloudFormation stack, from DescribeStacks; empty if it does not exist."""
+    try:
+        (described,) = stack.client("cloudformation").describe_stacks(StackName=stack_name)["Stacks"]
+    except ClientError as error:
+        if error.response["Error"]["Code"] != "ValidationError":
+            raise
+        return {}
+    return described
+
+
+def warn_of_an_older_model(described: dict[str, Any]) -> None:
+    """Say so if the deployed model is not the packaged one."""
+    parameters = {parameter["ParameterKey"]: parameter["ParameterValue"] for parameter in described["Parameters"]}
+    deployed, packaged = parameters.get("ModelDataUrl", "").split("/"), model_archive().parent.name
+    if len(deployed) > 1 and deployed[-2] != packaged:
+        console.print(
+            f"This is the deployed model {deployed[-2]}. The packaged model is {packaged}: make up deploys it.",
+            style="yellow",
+        )
 
 
 def model_archive() -> Path:
@@ -105,15 +133,13 @@ def up(directory: Path = LOCAL / "stack") -> tuple[Stack, dict[str, str]]:
 def write_files(stack: Stack, outputs: dict[str, str]) -> None:
     """.local/env, to source, and .local/outputs.json."""
     exports = "".join(f"export {name}={value}\n" for name, value in stack.aws_variables.items())
-    sam_cli = LOCAL / "bin" / "sam"
-    sam_cli.parent.mkdir(exist_ok=True)
-    sam_cli.unlink(missing_ok=True)
-    sam_cli.write_text(f'#!/bin/sh\nexec {shlex.join(map(str, SAM))} "$@"\n')
-    sam_cli.chmod(0o755)
     (LOCAL / "env").write_text(
         "# source .local/env points aws, sam and boto3 at the local stack. Written by make up.\n"
         "unset $(env | grep -o '^AWS_[A-Za-z0-9_]*')\n"
-        f'{exports}export PATH="$PATH":{shlex.quote(str(sam_cli.parent))}\n'
+        f'{exports}export PATH={shlex.quote(str(LOCAL / "bin"))}:"$PATH"  # sam, and python3.13 for sam build\n'
+        'case "$(command -v aws > /dev/null && aws --version 2>&1)" in aws-cli/1.*)\n'
+        '  echo "aws is version 1, which asks AWS itself for SQS: install version 2,'
+        ' or add --endpoint-url \\$AWS_ENDPOINT_URL." >&2 ;;\nesac\n'
     )
     OUTPUTS.write_text(json.dumps(outputs, indent=2) + "\n")
 
@@ -128,18 +154,42 @@ def down(directory: Path = LOCAL / "stack") -> bool:
     return stack is not None
 
 
+def existing() -> tuple[Stack, dict[str, str]] | None:
+    """The running local stack and its outputs, if template.yaml is deployed on it."""
+    stack = running(LOCAL / "stack")
+    if stack and OUTPUTS.exists() and (described := describe(stack)):
+        warn_of_an_older_model(described)
+        return stack, json.loads(OUTPUTS.read_text())
+    return None
+
+
+@contextlib.contextmanager
+def shared() -> Iterator[tuple[Stack, dict[str, str]]]:
+    """The local stack and its outputs. Commands share a stack that is up; one that starts it excludes the others."""
+    with lock(shared=True):
+        if found := existing():
+            yield found
+            return
+    with lock(), deployed() as found:
+        yield found
+
+
 @contextlib.contextmanager
 def deployed(redeploy: bool = False) -> Iterator[tuple[Stack, dict[str, str]]]:
     """The running local stack and its outputs, or a new stack that is stopped at the end.
 
     redeploy: deploy the current template and model even if the stack is already running.
     """
-    stack = running(LOCAL / "stack")
-    if stack and OUTPUTS.exists() and not redeploy:
-        yield stack, json.loads(OUTPUTS.read_text())
+    if not redeploy and (found := existing()):
+        yield found
         return
-    if not stack and not redeploy:
-        console.print("Starting the local stack for this command only (make up keeps it running).")
+    stack = running(LOCAL / "stack")
+    if not redeploy:
+        console.print(
+            "The local stack is running, but nothing is deployed on it."
+            if stack
+            else "Starting the local stack for this command only (make up keeps it running)."
+        )
     try:
         yield up()
     finally:
@@ -161,6 +211,9 @@ def main() -> None:
         console.print("  source .local/env            point aws, sam and boto3 at it")
         console.print("  make classify IMAGE=path     classify an image of your own")
         console.print("  make down                    stop it\n")
+        limit = stack.client("lambda").get_account_settings()["AccountLimit"]["ConcurrentExecutions"]
+        console.print(f"At most {limit} functions run at once; Lambda throttles the rest, and they are retried.")
+        console.print(f"To raise the limit: make down && {CONCURRENCY}={2 * limit} make up\n")
         console.print_json(data=outputs)
 
 

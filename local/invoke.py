@@ -25,8 +25,8 @@ from pathlib import Path
 
 import yaml
 
-from local.command import ROOT, StackError, console, lock, report_errors
-from local.deployment import BUILD, SAM, architecture, deployed
+from local.command import ROOT, StackError, UsageError, console, report_errors
+from local.deployment import BUILD, SAM, architecture, shared
 from local.emulator.processes import Stack, clean_environment
 
 BASE_IMAGE_SCRIPT = ROOT / "tools/lambda_image.sh"
@@ -153,13 +153,13 @@ def invoke(stack: Stack, function: str, event: str) -> int:
 
 
 def check(function: str, event: str) -> None:
-    """StackError if the template has no such function or the event is not a file."""
+    """UsageError if the template has no such function or the event is not a file."""
     resources = yaml.safe_load((BUILD / "template.yaml").read_text())["Resources"]
     names = [name for name, resource in resources.items() if resource["Type"] == "AWS::Serverless::Function"]
     if function not in names:
-        raise StackError(f"FUNCTION={function} is not in the template: choose one of {', '.join(names)}")
+        raise UsageError(f"FUNCTION={function} is not in the template: choose one of {', '.join(names)}")
     if not Path(event).is_file():
-        raise StackError(f"EVENT={event} is not a file; events/ has one for each function")
+        raise UsageError(f"EVENT={event} is not a file; events/ has one for each function")
 
 
 def main() -> int:
@@ -167,12 +167,12 @@ def main() -> int:
     parser.add_argument("function", help="logical ID in template.yaml, such as ClassifyImageFunction")
     parser.add_argument("event", help="JSON file, such as events/classify_image.json")
     options = parser.parse_args()
-    with report_errors(), lock():
+    with report_errors():
         check(options.function, options.event)
         if problem := docker_problem():
             raise StackError(problem)
         build_base_image()
-        with deployed() as (stack, _):
+        with shared() as (stack, _):
             upload_sample(stack)
             return invoke(stack, options.function, options.event)
 

@@ -8,7 +8,9 @@ import base64
 import json
 import os
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -20,31 +22,91 @@ from local.emulator.processes import Stack
 from local.executions import NOT_ACCEPTED, Outcome, Watch, error_message
 from local.report import record, render
 
-DIGITS = LOCAL / "data/digits"
+MODEL, DIGITS = LOCAL / "model", LOCAL / "data/digits"
 PER_CLASS = 2  # test images of each class
+AT_MOST_RANKED = 1000  # validation images, evenly chosen
+BATCH_IMAGES, BATCH_BYTES = 256, 2_500_000  # of a request: base64 adds a third, and 4 MiB are allowed
 AMBIGUOUS, WELL_BELOW = 4, 0.70  # at most 4 validation images with a confidence well below the threshold
 NOT_AN_IMAGE = b"This is a text file. Its name says that it is an image.\n"
 CONCURRENT = 4  # images: each cold start launches three functions, and a laptop has few cores
 SECONDS_FOR_AN_IMAGE = 120
+VERDICTS = {None: ("accepted", "green"), NOT_ACCEPTED: ("review", "yellow")}
 
 
-def test_images() -> dict[str, bytes]:
-    """The first test images of each class, used neither to train nor to choose the model."""
-    classes = sorted(path for path in (DIGITS / "test").iterdir() if path.is_dir())
-    paths = [path for folder in classes for path in sorted(folder.iterdir())[:PER_CLASS]]
+def load_folders(model: Path) -> dict[str, Path]:
+    """The folders that the model was trained on, by part, as far as they still have its labels. Raises StackError.
+
+    A model that was trained elsewhere, such as on SageMaker, goes with the digits if it has their labels.
+    """
+    labels = json.loads((model / "metadata.json").read_text())["labels"]
+    digits = {part: DIGITS / part for part in ("train", "validation", "test")}
+    own = model / "data.json"
+    paths = {part: Path(path) for part, path in json.loads(own.read_text()).items()} if own.exists() else digits
+    folders = fitting(paths, labels) or fitting(digits, labels)
+    if not folders:
+        raise StackError(
+            f"The model in {model.relative_to(ROOT)} knows {summary(labels)}, but {paths['train']} has no images of "
+            "these classes, so make run has none to classify. make classify IMAGE=path classifies a single image; "
+            "make train trains a model of the digits and keeps this one."
+        )
+    part = next(part for part in ("test", "validation", "train") if part in folders)
+    console.print(f"The model in {model.relative_to(ROOT)} knows {summary(labels)}.")
+    console.print(f"The images are from {folders[part]}" + (", on which it was trained." if part == "train" else "."))
+    return folders
+
+
+def fitting(paths: dict[str, Path], labels: list[str]) -> dict[str, Path]:
+    """Those of the folders that exist and have only these classes."""
+    return {part: path for part, path in paths.items() if path.is_dir() and set(classes(path)) <= set(labels)}
+
+
+def classes(folder: Path) -> list[str]:
+    """The names of the class folders that are not empty; hidden ones do not count."""
+    folders = (path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return sorted(path.name for path in folders if files(path))
+
+
+def summary(labels: list[str]) -> str:
+    """The labels: all of up to ten, else the first ten and their number."""
+    return ", ".join(labels[:10]) + (f" ... ({len(labels)} labels)" if len(labels) > 10 else "")
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+
+
+def test_images(folders: dict[str, Path]) -> dict[str, bytes]:
+    """The first images of each class: of the test folder if there is one, which training has not seen."""
+    folder = folders.get("test") or folders.get("validation") or folders["train"]
+    paths = [path for name in classes(folder) for path in files(folder / name)[:PER_CLASS]]
     return {f"test/{path.parent.name}/{path.name}": path.read_bytes() for path in paths}
 
 
-def ambiguous_images(stack: Stack, endpoint: str) -> dict[str, bytes]:
+def batches(paths: list[Path]) -> Iterator[list[Path]]:
+    """The files in batches for requests of the endpoint; a file too large for any request is left out."""
+    batch: list[Path] = []
+    for path in (path for path in paths if path.stat().st_size <= BATCH_BYTES):
+        if batch and (len(batch) == BATCH_IMAGES or sum(each.stat().st_size for each in [*batch, path]) > BATCH_BYTES):
+            yield batch
+            batch = []
+        batch.append(path)
+    if batch:
+        yield batch
+
+
+def ambiguous_images(stack: Stack, endpoint: str, folders: dict[str, Path]) -> dict[str, bytes]:
     """The validation images for which the endpoint is least confident."""
-    paths = sorted((DIGITS / "validation").glob("*/*.png"))
-    lines = "".join(json.dumps(base64.b64encode(path.read_bytes()).decode()) + "\n" for path in paths)
-    response = stack.client("sagemaker-runtime").invoke_endpoint(
-        EndpointName=endpoint, Body=lines.encode(), ContentType="application/jsonlines"
-    )
-    results = [json.loads(line) for line in response["Body"].read().splitlines()]
-    confidences = [result["predictions"][0]["probability"] for result in results]
-    lowest = sorted(zip(confidences, paths, strict=True))[:AMBIGUOUS]
+    if "validation" not in folders:
+        return {}
+    paths = [path for name in classes(folders["validation"]) for path in files(folders["validation"] / name)]
+    runtime, confidences = stack.client("sagemaker-runtime"), {}
+    for batch in batches(paths[:: len(paths) // AT_MOST_RANKED + 1]):
+        body = "".join(json.dumps(base64.b64encode(path.read_bytes()).decode()) + "\n" for path in batch).encode()
+        response = runtime.invoke_endpoint(EndpointName=endpoint, Body=body, ContentType="application/jsonlines")
+        for path, line in zip(batch, response["Body"].read().splitlines(), strict=True):
+            if predictions := json.loads(line).get("predictions"):  # none for an unreadable file
+                confidences[path] = predictions[0]["probability"]
+    lowest = sorted((confidence, path) for path, confidence in confidences.items())[:AMBIGUOUS]
     chosen = [path for confidence, path in lowest if confidence < WELL_BELOW]
     return {f"ambiguous/{path.parent.name}/{path.name}": path.read_bytes() for path in chosen}
 
@@ -80,14 +142,14 @@ def show(outcomes: list[Outcome]) -> None:
     """Print the table of outcomes."""
     prefix = os.path.commonpath([row.key for row in outcomes]) + "/"
     table = Table(box=None, pad_edge=False, header_style="bold", title=f"Uploaded under {prefix}", title_justify="left")
-    for name in ("key", "status", "label", "confidence", "time", "error"):
+    for name in ("key", "outcome", "label", "confidence", "time", "error"):
         number = name in ("confidence", "time")
         table.add_column(name, justify="right" if number else "left", no_wrap=name != "error", overflow="fold")
     for row in outcomes:
-        colour = {None: "green", NOT_ACCEPTED: "yellow"}.get(row.error, "red")
+        verdict, colour = VERDICTS.get(row.error, ("failed", "red"))
         table.add_row(
             escape(row.key.removeprefix(prefix)),
-            f"[{colour}]{row.status}[/]",
+            f"[{colour}]{verdict}[/]",
             escape(row.label or ""),
             "" if row.confidence is None else f"{row.confidence:.3f}",
             "" if row.seconds is None else f"{row.seconds:.2f} s",
@@ -112,8 +174,9 @@ def summarise(outcomes: list[Outcome]) -> None:
 
 def main() -> None:
     with report_errors(), lock():
+        folders = load_folders(MODEL)
         with deployed(redeploy=True) as (stack, outputs):
-            images = test_images() | ambiguous_images(stack, outputs["EndpointName"])
+            images = test_images(folders) | ambiguous_images(stack, outputs["EndpointName"], folders)
             images["not-an-image.png"] = NOT_AN_IMAGE
             since = datetime.now(UTC)
             run = f"{outputs['UploadPrefix']}{datetime.now():%Y%m%d-%H%M%S}/"

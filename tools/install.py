@@ -11,6 +11,7 @@ Runs on Python 3.11 or later with only the standard library, and creates
   .local/venvs/bench-serving   the servers for `make bench-endpoint` to compare, only for `bench`
   .local/venvs/audit           pip-audit, and CycloneDX for the functions' bill of materials
   .local/venvs/uv              for `make lock`, and to download a missing Python
+  .local/bin                   `sam`, and the `python3.13` that `sam build` looks for on PATH
 
 each from its file of exact, hashed pins in requirements/. Environments that are up to date are left unchanged.
 """
@@ -60,8 +61,8 @@ def run(arguments: list[str | Path], log: Path) -> None:
         raise SetupError(f"{end}\n\nThe command failed. Check the network and the free disk space. Full log: {where}")
 
 
-def install(name: str, python: str, venv: Path, requirements: str, torch: bool = False, sources: bool = False) -> None:
-    """Create the virtual environment and install the pinned packages, unless it is up to date.
+def install(name: str, python: str, venv: Path, requirements: str, torch: bool = False, sources: bool = False) -> bool:
+    """Create the virtual environment and install the pinned packages; return False if it is up to date.
 
     sources: some packages are published only as sources; they are built with the pins of requirements/build.txt.
     """
@@ -69,7 +70,8 @@ def install(name: str, python: str, venv: Path, requirements: str, torch: bool =
     stamp = venv / f".installed-{requirements}"
     wanted = hashlib.sha256(lock.read_bytes() + python.encode() + torch_requirement().encode()).hexdigest()
     if stamp.exists() and stamp.read_text() == wanted and (venv / "bin" / "python").exists():
-        return
+        return False
+    print(f"installing {requirements} in {venv.relative_to(ROOT)}; log: .local/logs/install-{name}.log", flush=True)
     log = LOCAL / "logs" / f"install-{name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     log.unlink(missing_ok=True)
@@ -89,6 +91,7 @@ def install(name: str, python: str, venv: Path, requirements: str, torch: bool =
             f"pip reported success, but {venv.relative_to(ROOT)} is empty: check pip's configuration files."
         )
     stamp.write_text(wanted)
+    return True
 
 
 def names_in(lock: Path) -> list[str]:
@@ -100,6 +103,17 @@ def names_in(lock: Path) -> list[str]:
 def torch_requirement() -> str:
     """torch==x.y.z+cpu"""
     return next(line for line in TORCH.read_text().splitlines() if line.startswith("torch==")).removesuffix(" \\")
+
+
+def write_commands() -> None:
+    """.local/bin. A script rather than a link to python3.13, which would not find its environment's packages."""
+    python = f"python{LAMBDA_PYTHON}"
+    for name, target in (("sam", 'sam/bin/python" -m samcli'), (python, f'lambda/bin/{python}"')):
+        command = LOCAL / "bin" / name
+        command.parent.mkdir(exist_ok=True)
+        command.unlink(missing_ok=True)
+        command.write_text(f'#!/bin/sh\nexec "$(dirname "$0")/../venvs/{target} "$@"\n')
+        command.chmod(0o755)
 
 
 def works(python: str | Path, minor: str) -> bool:
@@ -157,13 +171,14 @@ def check_machine() -> None:
 
 
 def install_all(environments: list[tuple[Any, ...]]) -> None:
-    """Install in parallel, and print every few seconds what is still being installed."""
+    """Install in parallel, and print what has been installed and, every few seconds, what has not yet."""
     started, running, lock = time.monotonic(), set(), threading.Lock()
 
     def install_one(name: str, *arguments: Any) -> None:
         with lock:
             running.add(name)
-        install(name, *arguments)
+        if install(name, *arguments):
+            print(f"installed {name} ({time.monotonic() - started:.0f} s)", flush=True)
         with lock:
             running.discard(name)
 
@@ -208,6 +223,7 @@ def main(command: str) -> None:
             ("emulator", python, LOCAL / "venvs/emulator", "emulator.txt"),
         ]
     install_all(environments)
+    write_commands()
 
 
 if __name__ == "__main__":
@@ -219,3 +235,5 @@ if __name__ == "__main__":
         sys.exit(f"\n{error}")
     except KeyboardInterrupt:
         sys.exit("\nInterrupted: run the command again to continue.")
+    except PermissionError as error:
+        sys.exit(f"{error.filename} cannot be written: {error.strerror}")

@@ -42,9 +42,13 @@ def fit(
             "validation_accuracy": accuracy,
             "seconds": time.perf_counter() - started,
         }
-        text = name + " ".join(f"{key}={value:.4g}" for key, value in line.items())
-        print(text + "\n", end="", flush=True)  # a single write, even if unbuffered: two processes share the output
         history.append(line | {"kept": 0})
+        left = (options.epochs - epoch) * sum(past["seconds"] for past in history) / epoch
+        if epoch == 1:
+            whole = f"{name}takes about {duration(left + line['seconds'])} for {options.epochs} epochs\n"
+            print(whole, end="", flush=True)
+        text = name + " ".join(f"{key}={value:.4g}" for key, value in line.items()) + f" left={duration(left)}"
+        print(text + "\n", end="", flush=True)  # a single write, even if unbuffered: two processes share the output
         last = epoch, losses, copy.deepcopy(average.state_dict())
         if epoch == 1 or losses.mean() < best[1].mean():
             best = last
@@ -55,6 +59,13 @@ def fit(
     model.load_state_dict(weights)
     model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # likewise
     return history
+
+
+def duration(seconds: float) -> str:
+    """40s, 12m or 3h."""
+    if seconds < 100:
+        return f"{seconds:.0f}s"
+    return f"{seconds / 60:.0f}m" if seconds < 6000 else f"{seconds / 3600:.0f}h"
 
 
 def choose_epoch(best: Epoch, last: Epoch, ended_early: bool) -> Epoch:

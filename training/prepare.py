@@ -186,3 +186,5 @@ if __name__ == "__main__":
         sys.exit(f"{type(error).__name__}: {error}")
     except OSError as error:  # no permission, no space
         sys.exit(f"{error.filename or 'OUTPUT'}: {error.strerror}")
+    except KeyboardInterrupt:
+        sys.exit("\nInterrupted: run the command again to continue.")

@@ -27,6 +27,10 @@ Files in the model folder, written after training has succeeded:
     metadata.json    labels in output order, input size, temperature, accuracy and calibration, coverage and accuracy
                      at each threshold, seed, options, versions, sha256 of the model
 
+    data.json        the folders that it was trained on; not packaged
+
+A model that was in the model folder before is kept in its subfolder previous/<start of its sha256>.
+
 Files in the output folder:
 
     report.html      learning curve, mistakes, reliability and thresholds
@@ -41,6 +45,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -65,6 +70,7 @@ DIGITS = ROOT / ".local/data/digits"
 TWO_NETWORKS_UP_TO = 5_000  # images; beyond that, a second network gains little
 PATCHES_UP_TO = 2_000  # images; beyond that, patches.py is not used
 PATCH_WEIGHT = 0.5  # of the scores of patches.py, relative to the networks' logits
+STOP_ON_CTRL_C = (signal.SIGINT, signal.SIG_DFL)  # at once and without a traceback, in the networks' processes
 MIN_EPOCHS, MAX_EPOCHS = 10, 150
 
 
@@ -213,7 +219,7 @@ def train_all(
         results = [train_one(1, train, validation, options)]
     else:
         spawn = multiprocessing.get_context("spawn")
-        with concurrent.futures.ProcessPoolExecutor(options.networks, mp_context=spawn) as pool:
+        with concurrent.futures.ProcessPoolExecutor(options.networks, spawn, signal.signal, STOP_ON_CTRL_C) as pool:
             jobs = [pool.submit(train_one, number, train, validation, options) for number in numbers]
             results = [job.result() for job in jobs]
     networks = [build(number, train, options) for number in numbers]
@@ -255,6 +261,21 @@ def prediction_rows(part: str, dataset: Dataset, probabilities: np.ndarray) -> l
         }
         for target, row in zip(dataset.targets, probabilities, strict=True)
     ]
+
+
+def keep_previous(model_dir: Path, sha256: str) -> Path | None:
+    """Move another model in the model folder to a subfolder; return its path, or None if there is none to keep."""
+    if not (model_dir / "model.onnx").exists():
+        return None
+    before = hashlib.sha256((model_dir / "model.onnx").read_bytes()).hexdigest()
+    if before == sha256:
+        return None
+    folder = model_dir / "previous" / before[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("model.onnx", "metadata.json", "data.json"):
+        if (model_dir / name).exists():
+            (model_dir / name).replace(folder / name)
+    return folder
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -314,8 +335,13 @@ def main(argv: list[str] | None = None) -> None:
     }
     described = options.model_dir / "metadata.json.unchecked"
     described.write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
+    if previous := keep_previous(options.model_dir, metadata["sha256"]):
+        print(f"Kept the previous model in {previous}")
     unchecked.replace(options.model_dir / "model.onnx")
     described.replace(options.model_dir / "metadata.json")
+    parts = {"train": options.train, "validation": options.validation, "test": options.test}
+    folders = {name: str(path.resolve()) for name, path in parts.items() if path}
+    (options.model_dir / "data.json").write_text(json.dumps(folders, indent=2) + "\n", encoding="utf-8")
     for name, figure in figures.items():
         error = figure["expected_calibration_error"]
         print(
@@ -332,3 +358,5 @@ if __name__ == "__main__":
         main()
     except (DataError, ExportMismatchError, OutputFolderError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
+    except KeyboardInterrupt:
+        sys.exit("\nInterrupted: the model folder is unchanged.")

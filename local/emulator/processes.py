@@ -24,10 +24,12 @@ from typing import Any
 import boto3
 from botocore.client import BaseClient
 
-from local.command import LOCAL, ROOT, StackError, console
+from local.command import LOCAL, ROOT, StackError, UsageError, console
 
 REGION = "us-east-1"
 SECONDS_TO_START = 60
+FUNCTIONS_PER_CORE = 4
+CONCURRENCY = "LAMBDA_ACCOUNT_CONCURRENCY"
 MODULES = {"xray": "xray_daemon", "sagemaker": "sagemaker_api", "emulator": "start"}
 HELPERS = {"xray": "the collector of traces", "sagemaker": "the emulated SageMaker"}
 NO_PROXY = {"NO_PROXY": "127.0.0.1,localhost", "no_proxy": "127.0.0.1,localhost"}
@@ -100,6 +102,7 @@ def free_port(kind: socket.SocketKind) -> int:
 
 def start(directory: Path, **variables: str) -> Stack:
     """Start the processes with their files in `directory`; `variables` are added to the emulator's environment."""
+    concurrent = account_concurrency()
     shutil.rmtree(directory, ignore_errors=True)  # left by an earlier stack
     (directory / "tmp").mkdir(parents=True)
     tcp, udp = socket.SOCK_STREAM, socket.SOCK_DGRAM
@@ -120,6 +123,7 @@ def start(directory: Path, **variables: str) -> Stack:
         "DOCKER_HOST": "unix:///nonexistent.sock",
         "TMPDIR": str(directory / "tmp"),
         "AUTH": "true",  # enforce the functions' roles
+        CONCURRENCY: str(concurrent),
         "LAMBDA_PYTHON": str(LOCAL / "venvs/lambda/bin/python"),
         "AWS_LAMBDA_LOG_FORMAT": "JSON",
         "AWS_XRAY_DAEMON_ADDRESS": f"127.0.0.1:{stack.ports['xray']}",
@@ -143,6 +147,16 @@ def start_helper(stack: Stack, name: str) -> None:
     }[name]
     command = [sys.executable, *module(name), "--port", stack.ports[name], *options]
     spawn(stack, name, command, clean_environment() | stack.aws_variables)
+
+
+def account_concurrency() -> int:
+    """The emulated account's limit of functions that run at once: the user's, or what this machine can bear."""
+    given = os.environ.get(CONCURRENCY)
+    if not given:
+        return FUNCTIONS_PER_CORE * len(os.sched_getaffinity(0))
+    if not given.isdecimal() or int(given) < 1:
+        raise UsageError(f"{CONCURRENCY}={given} is not a number of functions: use 1 or more")
+    return int(given)
 
 
 def module(name: str) -> list[str]:

@@ -1,6 +1,7 @@
 """Lambda, as AWS documents it."""
 
 import json
+import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
@@ -48,6 +49,19 @@ def test_a_throttled_invocation_fails_with_too_many_requests_exception(client, f
     arn = function("def handler(event, context): return event")
     client("lambda").put_function_concurrency(FunctionName=arn, ReservedConcurrentExecutions=0)
     assert execute(machine({"Throttled": invoke_task(arn)}))["error"] == "Lambda.TooManyRequestsException"
+
+
+def test_an_event_for_a_throttled_function_is_kept_and_tried_again(client, function, seconds_to_end):
+    """https://docs.aws.amazon.com/lambda/latest/dg/invocation-async-error-handling.html"""
+    arn = function("import boto3\ndef handler(event, context): boto3.client('sqs').create_queue(QueueName='kept')")
+    client("lambda").put_function_concurrency(FunctionName=arn, ReservedConcurrentExecutions=0)
+    client("events").put_rule(Name="kept", EventPattern=json.dumps({"source": ["kept"]}))
+    client("events").put_targets(Rule="kept", Targets=[{"Id": "function", "Arn": arn}])
+    client("events").put_events(Entries=[{"Source": "kept", "DetailType": "kept", "Detail": "{}"}])
+    time.sleep(1.5)  # at least one attempt has been throttled
+    assert not client("sqs").list_queues(QueueNamePrefix="kept").get("QueueUrls")
+    client("lambda").delete_function_concurrency(FunctionName=arn)
+    assert eventually(lambda: client("sqs").list_queues(QueueNamePrefix="kept").get("QueueUrls"), seconds_to_end)
 
 
 def test_reserved_concurrency_applies_to_every_version_of_a_function(client, function, machine, execute):

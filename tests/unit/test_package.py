@@ -1,5 +1,7 @@
 import hashlib
 import io
+import os
+import re
 import tarfile
 import zipfile
 
@@ -79,6 +81,26 @@ def test_without_a_network_the_error_says_what_to_do(wheel, tmp_path, monkeypatc
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
     with pytest.raises(package.PackageError, match=r"(?s)could not download onnxruntime==1\.0.*--lib none"):
         package.fetch_wheels(tmp_path, {wheel.name: "0" * 64})
+
+
+@pytest.mark.parametrize(
+    ("bucket", "environment", "sentence"),
+    [
+        ("nowhere", {"AWS_ACCESS_KEY_ID": ""}, "not uploaded to s3://nowhere: Unable to locate credentials"),
+        ("Not a bucket", {}, "--bucket Not a bucket is not the name of a bucket"),
+        ("nowhere", {"AWS_PROFILE": "nobody"}, "The config profile (nobody) could not be found"),
+        ("nowhere", {}, "Could not connect to the endpoint URL"),
+    ],
+)
+def test_a_failed_upload_is_one_sentence(model_dir, tmp_path, monkeypatch, bucket, environment, sentence):
+    offline = {"AWS_ENDPOINT_URL": "http://127.0.0.1:1", "AWS_MAX_ATTEMPTS": "1", "AWS_CONFIG_FILE": "/dev/null"}
+    for name, value in (offline | {"AWS_SHARED_CREDENTIALS_FILE": "/dev/null"} | environment).items():
+        monkeypatch.setenv(name, value)
+    if not os.environ["AWS_ACCESS_KEY_ID"]:
+        monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    command = ["--model-dir", str(model_dir), "--output", str(tmp_path), "--lib", "none", "--bucket", bucket]
+    with pytest.raises(package.PackageError, match=re.escape(sentence)):
+        package.main(command)
 
 
 def test_the_wheels_match_the_images_python_and_platform():

@@ -3,6 +3,9 @@ import csv
 import hashlib
 import json
 import os
+import re
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -355,7 +358,7 @@ def test_training_needs_only_one_channel_and_a_model_folder(trained):
     assert metadata["largest_difference_from_pytorch"] <= export.MAX_DIFFERENCE
     assert metadata["sha256"] == hashlib.sha256((folder / "model/model.onnx").read_bytes()).hexdigest()
     assert (metadata["epochs"], metadata["hyperparameters"]["epochs"], metadata["seed"]) == (4, 2, 0)
-    assert sorted(path.name for path in (folder / "model").iterdir()) == ["metadata.json", "model.onnx"]
+    assert sorted(path.name for path in (folder / "model").iterdir()) == ["data.json", "metadata.json", "model.onnx"]
     history = list(csv.DictReader((folder / "output/history.csv").open()))
     assert [(line["network"], line["epoch"]) for line in history] == [("1", "1"), ("1", "2"), ("2", "1"), ("2", "2")]
     predictions = list(csv.DictReader((folder / "output/predictions.csv").open()))
@@ -367,7 +370,7 @@ def test_training_needs_only_one_channel_and_a_model_folder(trained):
 def test_training_prints_one_line_per_epoch_and_nothing_on_stderr(trained):
     _, job = trained
     lines = job.stdout.splitlines()
-    epochs = [line.split()[:2] for line in lines if line.startswith("network=")]
+    epochs = [line.split()[:2] for line in lines if " epoch=" in line]
     assert sorted(epochs) == [[f"network={number}", f"epoch={epoch}"] for number in (1, 2) for epoch in (1, 2)]
     assert lines[0] == "Ignoring unknown options: --sagemaker_region eu-west-1"
     assert job.stderr == ""
@@ -448,3 +451,44 @@ def test_a_flat_image_has_no_gradients_even_when_exported(tmp_path):
     assert Gradients()(flat)[0, :DIRECTIONS].abs().max() == 0
     with torch.no_grad():
         assert np.allclose(exported, model(flat).numpy(), atol=1e-5)
+
+
+def test_a_replaced_model_is_kept_under_its_hash_with_its_data(trained, tmp_path):
+    folder, _ = trained
+    model = shutil.copytree(folder / "model", tmp_path / "model")
+    before = json.loads((model / "metadata.json").read_text())
+    assert train.keep_previous(model, before["sha256"]) is None  # trained again, with the same result
+    kept = train.keep_previous(model, "another")
+    assert kept == model / "previous" / before["sha256"][:16]
+    assert sorted(path.name for path in kept.iterdir()) == ["data.json", "metadata.json", "model.onnx"]
+    assert hashlib.sha256((kept / "model.onnx").read_bytes()).hexdigest() == before["sha256"]
+    assert train.keep_previous(tmp_path / "empty", "another") is None
+
+
+def test_the_model_folder_names_the_data(trained):
+    folder, _ = trained
+    assert json.loads((folder / "model/data.json").read_text()) == {"train": str((folder / "train").resolve())}
+
+
+def test_training_says_how_long_it_takes_and_how_much_is_left(trained):
+    output = trained[1].stdout
+    assert re.search(r"^network=1 takes about \d+s for 2 epochs$", output, re.MULTILINE)
+    assert re.search(r"^network=1 epoch=1 .* left=\d+s$", output, re.MULTILINE)
+    assert re.search(r"^network=1 epoch=2 .* left=0s$", output, re.MULTILINE)
+    assert [fit.duration(seconds) for seconds in (9, 99.4, 600, 7200)] == ["9s", "99s", "10m", "2h"]
+
+
+@pytest.mark.parametrize("networks", ["1", "2"])
+def test_an_interrupted_training_leaves_the_model_folder_unchanged_and_shows_no_traceback(digits, tmp_path, networks):
+    command = [sys.executable, train.__file__, "--train", digits / "train", "--model-dir", tmp_path / "model"]
+    command += ["--output-data-dir", tmp_path / "output", "--networks", networks, "--epochs", "100"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    ) as job:
+        lines = iter(job.stdout.readline, "")
+        next(line for line in lines if "epoch=1 " in line)
+        os.killpg(job.pid, signal.SIGINT)  # as Ctrl-C does, also to the networks' processes
+        rest = "".join(lines)
+    assert job.returncode == 1
+    assert rest.endswith("Interrupted: the model folder is unchanged.\n") and "Traceback" not in rest
+    assert list((tmp_path / "model").iterdir()) == []

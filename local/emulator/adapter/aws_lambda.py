@@ -1,4 +1,4 @@
-"""Lambda: run functions under AWS's runtime client, name throttling errors as AWS does, count every invocation.
+"""Lambda: run functions under AWS's runtime client, throttle as AWS does, count every invocation.
 
 ministack runs custom runtimes as AWS does (Runtime API, one process for many events), but Python functions in its own
 worker, which turns every exception into Runtime.HandlerError. So Python functions run as a custom runtime on
@@ -6,15 +6,19 @@ awslambdaric. Their environment is this process's, which processes.py keeps smal
 """
 
 import http.server
+import json
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ministack.core import lambda_runtime
-from ministack.services import lambda_svc
+from ministack.services import eventbridge, lambda_svc
 
 from local.emulator.adapter import override
 
+LONGEST_WAIT = 30  # seconds between two attempts of a throttled event; five minutes on AWS
 BOOTSTRAP = '#!/bin/sh\nexec "$LAMBDA_PYTHON" -m awslambdaric "$_HANDLER"\n'
 
 # Every function in the template is a Python function.
@@ -49,6 +53,26 @@ def throttle(original: Callable[..., dict[str, Any]], *args: Any, **kwargs: Any)
     response = original(*args, **kwargs)
     response["body"]["errorType"] = "Lambda.TooManyRequestsException"
     return response
+
+
+@override(eventbridge, "_dispatch_to_lambda")
+def queue_event(_original: Callable[[str, str], None], arn: str, payload: str) -> None:
+    """Keep an event for a throttled function and try again, as AWS does with every asynchronous invocation.
+
+    https://docs.aws.amazon.com/lambda/latest/dg/invocation-async-error-handling.html
+    """
+    function, config, _ = lambda_svc._get_func_record_for_ref(arn)
+    if not function or not config:
+        return
+    record = lambda_svc._execution_record_for_config(function, config)
+
+    def invoke() -> None:
+        wait = 1
+        while lambda_svc._execute_function_with_config_scope(record, json.loads(payload)).get("throttle"):
+            time.sleep(wait)
+            wait = min(2 * wait, LONGEST_WAIT)
+
+    threading.Thread(target=invoke, daemon=True).start()
 
 
 @override(lambda_svc, "_emit_lambda_logs")

@@ -1,0 +1,216 @@
+"""The make commands before they start anything: what they refuse, keep and say."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from class_folders import write_classes
+from documents import ROOT
+from local import classify, command, deployment, run
+from local.command import StackError, UsageError, lock, report_errors
+from local.emulator import processes
+from tiny_model import write_tiny_model
+from tools import install
+
+
+def copy_of(folder, *names):
+    """A checkout with only these files, and an empty .local."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
+    (folder / ".local").mkdir()
+    return folder
+
+
+def run_make(folder, *arguments):
+    return subprocess.run(["make", *arguments], cwd=folder, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([""], "Which image? make classify IMAGE=path/to/image.jpg"),
+        (["none.png"], "none.png is not a file: make classify IMAGE=path/to/image.jpg"),
+        ([__file__, "--threshold", "high"], "THRESHOLD=high is not a number: use one above 0 and at most 1"),
+        ([__file__, "--threshold", "75"], "THRESHOLD=75 is out of range: use a number above 0 and at most 1"),
+        ([__file__, "--threshold", "nan"], "THRESHOLD=nan is out of range: use a number above 0 and at most 1"),
+    ],
+)
+def test_a_wrong_value_is_a_usage_error_before_a_stack_is_looked_for(arguments, sentence, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["classify", *arguments])
+    monkeypatch.setattr(classify, "shared", None)
+    with pytest.raises(SystemExit):
+        classify.main()
+    assert capsys.readouterr().out == f"UsageError: {sentence}\n"
+
+
+def test_commands_share_the_lock_and_a_change_excludes_them(monkeypatch, tmp_path):
+    monkeypatch.setattr(command, "LOCAL", tmp_path)
+    with lock(shared=True), lock(shared=True), pytest.raises(StackError, match="wait until it has finished"), lock():
+        pass
+    with lock(), pytest.raises(StackError, match="wait until it has finished"), lock(shared=True):
+        pass
+
+
+def test_a_file_that_cannot_be_written_is_named_without_a_traceback(capsys):
+    with pytest.raises(SystemExit), report_errors():
+        raise PermissionError(13, "Permission denied", ".local/lock")
+    assert capsys.readouterr().out == ".local/lock cannot be written: Permission denied\n"
+    with pytest.raises(FileNotFoundError), report_errors():  # a bug keeps its traceback
+        raise FileNotFoundError(2, "No such file or directory", "x")
+
+
+def test_the_limit_of_concurrent_functions_depends_on_the_cores_unless_it_is_given(monkeypatch):
+    monkeypatch.delenv("LAMBDA_ACCOUNT_CONCURRENCY", raising=False)
+    assert processes.account_concurrency() == 4 * len(os.sched_getaffinity(0))
+    monkeypatch.setenv("LAMBDA_ACCOUNT_CONCURRENCY", "100")
+    assert processes.account_concurrency() == 100
+    for wrong in ("0", "many", "-1", "1.5"):
+        monkeypatch.setenv("LAMBDA_ACCOUNT_CONCURRENCY", wrong)
+        with pytest.raises(UsageError, match=f"LAMBDA_ACCOUNT_CONCURRENCY={wrong} is not a number of functions"):
+            processes.account_concurrency()
+
+
+def test_a_syntax_error_in_a_function_is_shown_without_a_traceback(monkeypatch, tmp_path):
+    (tmp_path / "RetrieveImageFunction").mkdir()
+    (tmp_path / "RetrieveImageFunction/retrieve_image.py").write_text("def handler(:\n")
+    monkeypatch.setattr(deployment, "BUILD", tmp_path)
+    monkeypatch.setattr(deployment, "sam", lambda *_: None)
+    with pytest.raises(StackError, match=r"(?s)A function cannot be compiled:.*retrieve_image\.py.*SyntaxError"):
+        deployment.build()
+
+
+@pytest.mark.parametrize("packaged", ["1111", "2222"])
+def test_a_packaged_model_that_is_not_deployed_is_mentioned(monkeypatch, tmp_path, capsys, packaged):
+    monkeypatch.setattr(deployment, "model_archive", lambda: Path(f"models/{packaged}/model.tar.gz"))
+    url = {"ParameterKey": "ModelDataUrl", "ParameterValue": "s3://models/models/1111/model.tar.gz"}
+    deployment.warn_of_an_older_model({"Parameters": [url]})
+    sentence = "This is the deployed model 1111. The packaged model is 2222: make up deploys it.\n"
+    assert capsys.readouterr().out == ("" if packaged == "1111" else sentence)
+
+
+def test_no_model_is_mentioned_if_the_stack_was_deployed_without_one(monkeypatch, capsys):
+    monkeypatch.setattr(deployment, "model_archive", lambda: Path("models/1111/model.tar.gz"))
+    deployment.warn_of_an_older_model({"Parameters": [{"ParameterKey": "ModelDataUrl", "ParameterValue": ""}]})
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(("version", "warned"), [("aws-cli/1.46.3 Python/3.11.7", True), ("aws-cli/2.31.0", False)])
+def test_sourcing_the_environment_finds_sam_and_warns_of_version_1_of_the_aws_cli(
+    monkeypatch, tmp_path, version, warned
+):
+    (tmp_path / "aws").write_text(f"#!/bin/sh\necho {version}\n")
+    (tmp_path / "aws").chmod(0o755)
+    monkeypatch.setattr(deployment, "LOCAL", tmp_path / ".local")
+    monkeypatch.setattr(deployment, "OUTPUTS", tmp_path / ".local/outputs.json")
+    monkeypatch.setattr(install, "LOCAL", tmp_path / ".local")
+    (tmp_path / ".local").mkdir()
+    deployment.write_files(processes.Stack(tmp_path, {"emulator": 1, "sagemaker": 2}), {})
+    install.write_commands()
+    script = f"PATH={tmp_path}:$PATH; source {tmp_path}/.local/env; command -v sam python3.13"
+    shell = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
+    assert shell.stdout.splitlines() == [f"{tmp_path}/.local/bin/sam", f"{tmp_path}/.local/bin/python3.13"]
+    warning = "aws is version 1, which asks AWS itself for SQS: install version 2, or add --endpoint-url "
+    assert shell.stderr == (f"{warning}$AWS_ENDPOINT_URL.\n" if warned else "")
+
+
+def test_python_3_13_on_path_has_the_pip_that_sam_build_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(install, "LOCAL", tmp_path)
+    (tmp_path / "venvs").symlink_to(ROOT / ".local/venvs")
+    install.write_commands()
+    version = subprocess.run([tmp_path / "bin/python3.13", "-m", "pip", "--version"], capture_output=True, text=True)
+    assert version.stdout.endswith("(python 3.13)\n")
+
+
+@pytest.fixture
+def own_model(tmp_path, monkeypatch):
+    """A model of dark and light images, in .local/model of another checkout."""
+    monkeypatch.setattr(run, "ROOT", tmp_path)
+    return write_tiny_model(tmp_path / ".local/model")
+
+
+def test_a_run_takes_images_of_the_models_own_test_data(own_model, tmp_path, capsys):
+    folders = {part: str(write_classes(tmp_path / part, {"dark": 3, "light": 3})) for part in ("train", "test")}
+    (own_model / "data.json").write_text(json.dumps(folders))
+    images = run.test_images(run.load_folders(own_model))
+    assert list(images) == [f"test/{label}/{number}.png" for label in ("dark", "light") for number in (0, 1)]
+    assert images["test/dark/0.png"] == (tmp_path / "test/dark/0.png").read_bytes()
+    assert capsys.readouterr().out.split("\n")[0] == "The model in .local/model knows dark, light."
+
+
+def test_a_run_says_that_its_images_are_training_images_if_there_are_no_others(own_model, tmp_path, capsys):
+    write_classes(tmp_path / "train", {"dark": 3, "light": 3})
+    (own_model / "data.json").write_text(json.dumps({"train": str(tmp_path / "train")}))
+    folders = run.load_folders(own_model)
+    assert len(run.test_images(folders)) == 4 and run.ambiguous_images(folders) == {}
+    assert "on which it was trained" in capsys.readouterr().out.replace("\n", " ")
+
+
+@pytest.mark.parametrize("data", ["gone", "other classes", "unknown"])
+def test_a_run_refuses_images_of_classes_that_the_model_does_not_know(own_model, tmp_path, data):
+    if data == "other classes":
+        write_classes(tmp_path / "train", {"cat": 2, "dog": 2})
+    if data != "unknown":  # without data.json only the digits could fit
+        (own_model / "data.json").write_text(json.dumps({"train": str(tmp_path / "train")}))
+    with pytest.raises(StackError, match=r"knows dark, light, but .* has no images of these classes"):
+        run.load_folders(own_model)
+
+
+def test_clean_keeps_models_of_your_own_and_says_how_to_delete_them(tmp_path):
+    checkout = copy_of(tmp_path, "tools/clean.py", "Makefile")
+    write_tiny_model(checkout / ".local/model")
+    (checkout / ".local/training").mkdir()
+    (checkout / ".local/logs").mkdir()
+    (checkout / ".venv").mkdir()
+    cleaned = run_make(checkout, "clean")
+    assert sorted(path.name for path in (checkout / ".local").iterdir()) == ["model", "training"]
+    assert not (checkout / ".venv").exists()
+    assert "Kept your model in .local/model, which knows dark, light\n" in cleaned.stdout
+    assert "rm -r .local/model .local/training" in cleaned.stdout
+
+
+@pytest.mark.parametrize("model", ["the digits", "none"])
+def test_clean_deletes_everything_if_there_is_no_model_of_your_own(tmp_path, model):
+    checkout = copy_of(tmp_path, "tools/clean.py", "Makefile")
+    if model == "the digits":
+        write_tiny_model(checkout / ".local/model")
+        train = checkout / ".local/data/digits/train"
+        (checkout / ".local/model/data.json").write_text(json.dumps({"train": str(train)}))
+    assert run_make(checkout, "clean").returncode == 0
+    assert not (checkout / ".local").exists()
+
+
+def test_down_and_clean_work_after_an_interrupted_installation(tmp_path):
+    """.venv has a Python, but not yet its packages."""
+    checkout = copy_of(tmp_path, "tools/clean.py", "Makefile")
+    (checkout / ".venv/bin").mkdir(parents=True)
+    (checkout / ".venv/bin/python").symlink_to("/bin/false")
+    down = run_make(checkout, "down")
+    assert (down.returncode, down.stdout) == (0, "The local stack was not running.\n")
+    assert run_make(checkout, "clean").returncode == 0
+    assert not (checkout / ".venv").exists()
+
+
+def test_packaging_appends_to_a_log_and_keeps_earlier_archives(tmp_path):
+    checkout = copy_of(tmp_path, "Makefile", "endpoint/package.py", "endpoint/inference.py")
+    earlier = checkout / ".local/package/models/1111/model.tar.gz"
+    write_tiny_model(checkout / ".local/model")
+    earlier.parent.mkdir(parents=True)
+    earlier.touch()
+    (checkout / ".venv/bin").mkdir(parents=True)
+    python = checkout / ".venv/bin/python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@" --lib none\n')
+    python.chmod(0o755)
+    log = tmp_path / "log"
+    with log.open("w") as output:
+        made = subprocess.run(
+            ["make", ".local/package/archive.txt", "-o", ".local/model/metadata.json"], cwd=checkout, stdout=output
+        )
+    archive = (checkout / ".local/package/archive.txt").read_text().strip()
+    assert made.returncode == 0 and earlier.exists()
+    assert log.read_text().splitlines() == [f"{archive}: 0.0 MB", archive]
