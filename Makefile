@@ -98,6 +98,7 @@ package-model: .local/.run $(PACKAGE) ## Build model.tar.gz for SageMaker
 
 build: .local/.sam ## Build the functions for AWS
 	@$(SAM_BUILD) build
+	@.local/venvs/lambda/bin/python tools/trim.py .aws-sam/build
 	@.local/venvs/lambda/bin/python tools/compile.py .aws-sam/build
 
 deploy: build ## Deploy to AWS with sam deploy, which shows the changes and asks for confirmation
@@ -131,7 +132,7 @@ $(PACKAGE): $(MODEL) endpoint/package.py endpoint/inference.py
 	@rm -rf $(@D) && mkdir -p $(@D)
 	@$(PROJECT) endpoint/package.py --model-dir .local/model --output $(@D) | tee /dev/stderr | tail -n 1 > $@
 
-$(BUILT): template.yaml samconfig.toml functions/*.py functions/requirements.txt statemachine/*.json
+$(BUILT): template.yaml samconfig.toml functions/*.py functions/requirements.txt statemachine/*.json tools/trim.py tools/compile.py
 	@$(PROJECT) -m local.deployment build
 	@touch $@
 

@@ -11,13 +11,13 @@ import struct
 import zlib
 from typing import Any
 
-import boto3
 from aws_lambda_powertools import Logger, Metrics, Tracer
 from aws_lambda_powertools.metrics import MetricUnit
 from aws_lambda_powertools.utilities.typing import LambdaContext
 from botocore.config import Config
 from botocore.exceptions import ClientError, HTTPClientError, IncompleteReadError, ParamValidationError
 from botocore.exceptions import ConnectionError as S3ConnectionError
+from botocore.session import get_session
 from PIL import Image, ImageOps
 
 from contract import RETRIEVE_IMAGE, InvalidInputError, validator
@@ -33,7 +33,7 @@ DECODER_ERRORS = (OSError, SyntaxError, ValueError, IndexError, OverflowError, E
 logger = Logger()
 tracer = Tracer()
 metrics = Metrics()
-s3 = boto3.client("s3", config=Config(connect_timeout=3, read_timeout=10, retries={"mode": "standard"}))
+s3 = get_session().create_client("s3", config=Config(connect_timeout=3, read_timeout=10, retries={"mode": "standard"}))
 validated = validator(RETRIEVE_IMAGE)
 
 

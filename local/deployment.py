@@ -50,10 +50,14 @@ def architecture() -> str:
 
 
 def build() -> None:
-    """Run `sam build` for this machine's architecture and compile the result, as `make build` does for AWS."""
+    """Run `sam build` for this machine's architecture, trim and compile the result, as `make build` does for AWS."""
     with step("Building the functions with sam build"):
         sam(None, "build", "--parameter-overrides", f"Architecture={architecture()}")
-        subprocess.run([LOCAL / "venvs/lambda/bin/python", ROOT / "tools/compile.py", BUILD], check=True)
+        for tool in ("trim.py", "compile.py"):
+            command = [LOCAL / "venvs/lambda/bin/python", ROOT / "tools" / tool, BUILD]
+            result = subprocess.run(command, capture_output=True, text=True)
+            if result.returncode:
+                raise StackError(f"tools/{tool} failed:\n{result.stderr}")
 
 
 def upload_model(stack: Stack, archive: Path) -> str:
