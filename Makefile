@@ -45,7 +45,7 @@ dashboard: .local/.notebook ## Draw the stack's dashboard from the local stack's
 	@$(PROJECT) -m local.report.dashboard
 
 test: .local/.test $(PACKAGE) $(BUILT) ## Run the unit, conformance and integration tests
-	@$(PROJECT) -m pytest
+	@$(PROJECT) -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test-sam-local: .local/.test $(PACKAGE) $(BUILT) ## Test the functions in Docker, with sam local
 	@$(PROJECT) -m pytest tests/sam_local

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from local.command import LOCAL, ROOT, StackError, console, lock, report_errors, step
-from local.emulator.processes import REGION, Stack, clean_environment, running, start, stop, tail
+from local.emulator.processes import REGION, Stack, clean_environment, running, start, stop
 
 BUILD = LOCAL / "sam/build"  # must match samconfig.toml
+BUILT = BUILD / "template.yaml"
 STACK_NAME = "image-classification"
 MODEL_BUCKET = "models"  # outside the stack, as on AWS
 OUTPUTS = LOCAL / "outputs.json"
@@ -38,7 +39,8 @@ def sam(stack: Stack | None, *arguments: str) -> None:
     log.parent.mkdir(exist_ok=True)
     log.write_text(result.stdout + result.stderr)
     if result.returncode:
-        raise StackError(f"sam {arguments[0]} failed:\n{tail(log, 30)}")
+        end = "\n".join((result.stdout + result.stderr).splitlines()[-30:])
+        raise StackError(f"sam {arguments[0]} failed:\n{end}")
 
 
 def architecture() -> str:
@@ -69,11 +71,11 @@ def upload_model(stack: Stack, archive: Path) -> str:
     return f"s3://{MODEL_BUCKET}/{key}"
 
 
-def deploy(stack: Stack, stack_name: str = STACK_NAME, build: Path = BUILD, **parameters: str) -> dict[str, str]:
-    """Run `sam deploy` on the built functions; return the CloudFormation stack's outputs."""
+def deploy(stack: Stack, stack_name: str = STACK_NAME, template: Path = BUILT, **parameters: str) -> dict[str, str]:
+    """Run `sam deploy` on a template that was built or packaged; return the CloudFormation stack's outputs."""
     overrides = [f'{key}="{value}"' for key, value in ({"Architecture": architecture()} | parameters).items()]
-    template = ["--template-file", str(build / "template.yaml")]
-    sam(stack, "deploy", "--stack-name", stack_name, *template, "--parameter-overrides", *overrides)
+    options = ["--stack-name", stack_name, "--template-file", str(template)]
+    sam(stack, "deploy", *options, "--parameter-overrides", *overrides)
     (described,) = stack.client("cloudformation").describe_stacks(StackName=stack_name)["Stacks"]
     return {output["OutputKey"]: output["OutputValue"] for output in described["Outputs"]}
 

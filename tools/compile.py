@@ -1,14 +1,15 @@
 """Compile the functions that sam build packaged: python3.13 tools/compile.py .aws-sam/build
 
-Lambda's /var/task is read-only: otherwise, every cold start would compile every module, and every schema of contract.py,
-again. The Python that runs this must be the functions' runtime. The compiled files contain their paths on Lambda, so
-that tracebacks show those and the packages of all functions are identical: sam deploy uploads them once.
+Lambda's /var/task is read-only: otherwise, every cold start would compile every module again, and the schemas of
+contract.py. The Python that runs this must be the functions' runtime. The compiled files contain their paths on Lambda,
+so that tracebacks show those and the packages of all functions are identical: sam deploy uploads them once.
 """
 
 import compileall
 import json
 import re
 import runpy
+import site
 import sys
 from pathlib import Path
 from py_compile import PycInvalidationMode
@@ -21,7 +22,7 @@ def compile_schemas(package: Path) -> None:
     """
     if not (package / "contract.py").exists():
         return
-    sys.path.append(str(package))
+    site.addsitedir(str(package))  # fastjsonschema is in the package, not in the runtime
     import fastjsonschema
 
     code = [Path(fastjsonschema.exceptions.__file__).read_text(), "VALIDATORS = {}\n"]

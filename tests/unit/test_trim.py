@@ -1,4 +1,4 @@
-"""tools/trim.py: the descriptions of services that the functions' packages keep, and that clients do not miss the rest."""
+"""tools/trim.py: packages keep the descriptions of the services they call, and clients miss nothing of these."""
 
 import shutil
 from pathlib import Path
@@ -41,7 +41,10 @@ def kept(package):
 
 
 def test_the_functions_services_are_found_in_their_code():
-    assert {name for path in (ROOT / "functions").glob("*.py") for name in services(path)} == {"s3", "sagemaker-runtime"}
+    assert {name for path in (ROOT / "functions").glob("*.py") for name in services(path)} == {
+        "s3",
+        "sagemaker-runtime",
+    }
 
 
 def test_other_services_are_removed(package):
