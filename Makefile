@@ -58,7 +58,7 @@ dashboard: .local/.notebook ## Draw the stack's dashboard from the local stack's
 	@$(PROJECT) -m local.report.dashboard
 
 test: .local/.test $(PACKAGE) $(BUILT) ## Run the unit, conformance and integration tests
-	@$(PROJECT) -m pytest --durations=10 --durations-min=1
+	@$(PROJECT) -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations=10 --durations-min=1
 
 soak: .local/.test $(PACKAGE) $(BUILT) ## Run 5,000 executions while faults are injected: [EXECUTIONS=number]
 	@EXECUTIONS="$${EXECUTIONS:-5000}" $(PROJECT) -m pytest tests/integration/test_soak.py
@@ -122,6 +122,7 @@ ENV ?= default
 OVERRIDES = $(if $(PARAMETERS),--parameter-overrides $(if $(findstring Architecture=,$(PARAMETERS)),,Architecture=arm64) $(PARAMETERS))
 build: .local/.sam .local/.audit ## Build the functions for AWS, and .aws-sam/sbom.json, a CycloneDX list of their packages
 	@$(SAM_BUILD) build --config-env $(ENV) $(OVERRIDES)
+	@.local/venvs/lambda/bin/python tools/trim.py .aws-sam/build
 	@.local/venvs/lambda/bin/python tools/compile.py .aws-sam/build
 	@$(SBOM) functions/requirements.txt --output-file .aws-sam/sbom.json
 
@@ -161,7 +162,7 @@ $(PACKAGE): $(MODEL) endpoint/package.py endpoint/inference.py endpoint/pixels.p
 	@$(PROJECT) endpoint/package.py --model-dir .local/model --output $(@D) | tee $@.log
 	@tail -n 1 $@.log > $@ && rm $@.log
 
-$(BUILT): template.yaml samconfig.toml functions/*.py functions/requirements.txt statemachine/*.json
+$(BUILT): template.yaml samconfig.toml functions/*.py functions/requirements.txt statemachine/*.json tools/trim.py tools/compile.py
 	@$(PROJECT) -m local.deployment build
 	@touch $@
 

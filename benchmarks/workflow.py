@@ -1,10 +1,11 @@
 """make bench: where an execution spends its time, and a handler's overhead over bare boto3. Results: README.md here.
 
 Runs on the local stack: the ratios describe the code; the milliseconds are those of the emulator and this machine, not
-of AWS.
+of AWS. BASELINE=FOLDER make bench also measures an older build: a copy of .local/sam/build/RetrieveImageFunction.
 """
 
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -21,8 +22,9 @@ from local.executions import finished
 
 EXECUTIONS = 40
 PROCESSES, CALLS = 9, 60
-FUNCTIONS = ("retrieve_image", "classify_image", "check_confidence")
-BUILT = LOCAL / "sam/build/RetrieveImageFunction"  # the three functions share one CodeUri and package
+STATES = ("retrieve_image", "classify_image", "check_confidence")
+BUILT = LOCAL / "sam/build/RetrieveImageFunction"  # the functions share one CodeUri and package
+BARE = ROOT / "benchmarks/bare"
 
 
 def milliseconds(start: datetime, end: datetime) -> float:
@@ -61,8 +63,8 @@ def executions(stack: Stack, outputs: dict[str, str], request: dict[str, str]) -
     return {name: statistics.median(row[name] for row in splits) for name in splits[0]}
 
 
-def handlers(stack: Stack, events: dict[str, Any]) -> list[tuple[str, str, float, float]]:
-    """(function, figure, median of ours, median of bare boto3's); the two handlers are measured alternately."""
+def handlers(stack: Stack, events: dict[str, Any]) -> list[tuple[str, str, dict[str, float]]]:
+    """(function, figure, {package: median}); the packages are measured alternately, each in a new process."""
     environment = clean_environment() | stack.aws_variables | {
         "POWERTOOLS_SERVICE_NAME": "image-classification",
         "POWERTOOLS_METRICS_NAMESPACE": "ImageClassification",
@@ -72,6 +74,9 @@ def handlers(stack: Stack, events: dict[str, Any]) -> list[tuple[str, str, float
         "LAMBDA_TASK_ROOT": str(BUILT),
         "_X_AMZN_TRACE_ID": "Root=1-5759e988-bd862e3fe1be46a994272793;Parent=53995c3f42cd8ad8;Sampled=1",
     }  # fmt: skip
+    packages = {"ours": BUILT, "bare": BARE}
+    if baseline := os.environ.get("BASELINE"):
+        packages["baseline"] = Path(baseline).resolve()
 
     def measure(folder: Path, function: str) -> dict[str, float]:
         command: list[str | Path] = [LOCAL / "venvs/lambda/bin/python", "benchmarks/handler.py", folder, function]
@@ -82,14 +87,16 @@ def handlers(stack: Stack, events: dict[str, Any]) -> list[tuple[str, str, float
         return json.loads(result.stdout)
 
     rows = []
-    for function in FUNCTIONS:
-        ours, bare = [], []
+    for function in events:
+        measured: dict[str, list[dict[str, float]]] = {
+            name: [] for name, folder in packages.items() if (folder / f"{function}.py").exists()
+        }
         for _ in range(PROCESSES):
-            ours.append(measure(BUILT, function))
-            bare.append(measure(ROOT / "benchmarks/bare", function))
-        for name in ("import", "first", "warm"):
-            a, b = (statistics.median(row[name] for row in rows_) for rows_ in (ours, bare))
-            rows.append((function, name, a, b))
+            for name, figures in measured.items():
+                figures.append(measure(packages[name], function))
+        for figure in ("import", "first", "cold", "warm"):
+            medians = {name: statistics.median(each[figure] for each in figures) for name, figures in measured.items()}
+            rows.append((function, figure, medians))
     return rows
 
 
@@ -99,15 +106,17 @@ def main() -> None:
         data = sorted((LOCAL / "data/digits/test/7").iterdir())[0].read_bytes()
         stack.client("s3").put_object(Bucket=outputs["ImageBucketName"], Key=key, Body=data)
         request = {"s3_bucket": outputs["ImageBucketName"], "s3_key": key}
-        event = {name: json.loads((ROOT / f"events/{name}.json").read_text()) for name in FUNCTIONS}
+        events = {name: json.loads((ROOT / f"events/{name}.json").read_text()) for name in (*STATES, "record_outcome")}
         print(f"{platform.machine()}, Python {platform.python_version()}, medians\n")
         print(f"one warm execution, ms: median of {EXECUTIONS}")
         for name, value in executions(stack, outputs, request).items():
             print(f"  {name:9} {value:8.1f}")
-        print(f"\nhandlers, ms: {PROCESSES} processes each, alternating; warm is the median of {CALLS} calls")
-        print(f"  {'function':17} {'':7} {'ours':>8} {'bare':>8} {'ours - bare':>12} {'ours / bare':>12}")
-        for function, name, ours, bare in handlers(stack, event | {"retrieve_image": request}):
-            print(f"  {function:17} {name:7} {ours:8.2f} {bare:8.2f} {ours - bare:12.2f} {ours / bare:12.2f}")
+        print(
+            f"\nhandlers, ms: {PROCESSES} processes each, alternating; warm is the median of {CALLS} calls; (ours / it)"
+        )
+        for function, figure, medians in handlers(stack, events | {"retrieve_image": request}):
+            figures = [f"{name} {value:7.2f} ({medians['ours'] / value:4.2f})" for name, value in medians.items()]
+            print(f"  {function:17} {figure:7}", *figures)
 
 
 if __name__ == "__main__":

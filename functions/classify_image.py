@@ -8,13 +8,13 @@ import base64
 import time
 from typing import Any
 
-import boto3
 from aws_lambda_powertools import Logger, Metrics, Tracer
 from aws_lambda_powertools.metrics import MetricUnit
 from aws_lambda_powertools.utilities.typing import LambdaContext
 from botocore.config import Config
 from botocore.exceptions import ClientError, HTTPClientError, IncompleteReadError, ParamValidationError
 from botocore.exceptions import ConnectionError as EndpointConnectionError
+from botocore.session import get_session
 
 from contract import CLASSIFY_IMAGE, InvalidInputError, validator
 from predictions import EndpointResponseError, parse_predictions, split_labels
@@ -25,7 +25,7 @@ logger = Logger()
 tracer = Tracer()
 metrics = Metrics()
 # SageMaker gives a container 60 s to respond. One attempt: the state machine retries, visibly and at no Lambda cost.
-runtime = boto3.client(
+runtime = get_session().create_client(
     "sagemaker-runtime",
     config=Config(connect_timeout=5, read_timeout=65, retries={"mode": "standard", "total_max_attempts": 1}),
 )

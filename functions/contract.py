@@ -1,9 +1,9 @@
 """Each function's input as JSON Schema, and the error for an invalid one."""
 
+import importlib
+import json
 from collections.abc import Callable
 from typing import Any
-
-import fastjsonschema
 
 _OBJECT = {
     "s3_bucket": {"type": "string", "minLength": 1, "maxLength": 255},  # an access point's ARN is longer than a name
@@ -47,17 +47,32 @@ class InvalidInputError(Exception):
     """The input of a state or an execution does not match its schema."""
 
 
+def compiled(schema: dict[str, Any]) -> tuple[Callable[[Any], Any], Any]:
+    """fastjsonschema's function that validates against the schema, and the exception it raises.
+
+    make build compiles them into the package (tools/compile.py), because importing the compiler takes longer than
+    anything else that CheckConfidence does when it starts. A schema that is not in the package is compiled here.
+    """
+    try:
+        package: Any = importlib.import_module("compiled_schemas")
+        return package.VALIDATORS[json.dumps(schema)], package.JsonSchemaValueException
+    except (ModuleNotFoundError, KeyError):
+        import fastjsonschema
+
+        return fastjsonschema.compile(schema, use_default=False), fastjsonschema.JsonSchemaValueException
+
+
 def validator(schema: dict[str, Any]) -> Callable[[Any], dict[str, Any]]:
     """A function that validates its argument and returns it without the keys that the schema does not define.
 
     It raises InvalidInputError, which names the invalid field and never quotes a value: the value could be an image.
     """
-    validate = fastjsonschema.compile(schema, use_default=False)
+    validate, violation = compiled(schema)
 
     def validated(event: Any) -> dict[str, Any]:
         try:
             validate(event)
-        except fastjsonschema.JsonSchemaValueException as error:
+        except violation as error:
             of_a_field = len(error.path) > 1  # error.message begins with data.<field>, or with data alone
             problem = error.message.replace(*(("data.", "") if of_a_field else ("data", "it")), 1)
             raise InvalidInputError(f"The input is not valid: {problem}") from None

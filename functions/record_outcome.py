@@ -12,11 +12,11 @@ import os
 import re
 from typing import Any
 
-import boto3
 from aws_lambda_powertools import Logger, Metrics, Tracer, single_metric
 from aws_lambda_powertools.metrics import MetricUnit
 from aws_lambda_powertools.utilities.typing import LambdaContext
 from botocore.config import Config
+from botocore.session import get_session
 
 import prediction_log
 
@@ -30,7 +30,7 @@ OUTCOME_TABLE = os.environ["OUTCOME_TABLE"]
 logger = Logger(xray_trace_id=None)  # it would be this invocation's, beside the execution's trace_id
 tracer = Tracer(auto_patch=False)  # patching botocore would cost more time than the one call that it traces
 metrics = Metrics()
-dynamodb = boto3.client(
+dynamodb = get_session().create_client(
     "dynamodb", config=Config(connect_timeout=1, read_timeout=2, retries={"mode": "standard", "total_max_attempts": 3})
 )
 

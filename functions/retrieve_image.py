@@ -9,7 +9,6 @@ import hashlib
 import io
 from typing import Any
 
-import boto3
 from aws_lambda_powertools import Logger, Metrics, Tracer
 from aws_lambda_powertools.metrics import MetricUnit
 from aws_lambda_powertools.utilities.typing import LambdaContext
@@ -23,6 +22,7 @@ from botocore.exceptions import (
     UnsupportedS3ArnError,
 )
 from botocore.exceptions import ConnectionError as S3ConnectionError
+from botocore.session import get_session
 from PIL import Image
 
 import pixels
@@ -37,7 +37,7 @@ MAX_SIDE = 1024  # of an image that is shrunk
 logger = Logger()
 tracer = Tracer()
 metrics = Metrics()
-s3 = boto3.client("s3", config=Config(connect_timeout=3, read_timeout=10, retries={"mode": "standard"}))
+s3 = get_session().create_client("s3", config=Config(connect_timeout=3, read_timeout=10, retries={"mode": "standard"}))
 validated = validator(RETRIEVE_IMAGE)
 
 

@@ -12,17 +12,17 @@ import json
 import os
 from typing import Any
 
-import boto3
 from aws_lambda_powertools import Logger, Tracer
 from aws_lambda_powertools.utilities.typing import LambdaContext
 from botocore.config import Config
+from botocore.session import get_session
 
 STATE_MACHINE_ARN = os.environ["STATE_MACHINE_ARN"]
 
 logger = Logger()
 tracer = Tracer()
 # Step Functions throttles bursts of StartExecution. What fails in spite of these retries is retried by Lambda.
-states = boto3.client(
+states = get_session().create_client(
     "stepfunctions",
     config=Config(connect_timeout=3, read_timeout=10, retries={"mode": "standard", "total_max_attempts": 8}),
 )

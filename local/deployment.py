@@ -13,9 +13,10 @@ from typing import Any
 from botocore.exceptions import ClientError
 
 from local.command import LOCAL, ROOT, StackError, console, lock, report_errors, step
-from local.emulator.processes import CONCURRENCY, REGION, Stack, clean_environment, running, start, stop, tail
+from local.emulator.processes import CONCURRENCY, REGION, Stack, clean_environment, running, start, stop
 
 BUILD = LOCAL / "sam/build"  # must match samconfig.toml
+BUILT = BUILD / "template.yaml"
 STACK_NAME = "image-classification"
 MODEL_BUCKET = "models"  # outside the stack, as on AWS
 OUTPUTS = LOCAL / "outputs.json"
@@ -44,7 +45,8 @@ def sam(stack: Stack | None, *arguments: str) -> None:
     log.parent.mkdir(exist_ok=True)
     log.write_text(result.stdout + result.stderr)
     if result.returncode:
-        raise StackError(f"sam {arguments[0]} failed:\n{tail(log, 30)}")
+        end = "\n".join((result.stdout + result.stderr).splitlines()[-30:])
+        raise StackError(f"sam {arguments[0]} failed:\n{end}")
 
 
 def architecture() -> str:
@@ -56,13 +58,14 @@ def architecture() -> str:
 
 
 def build() -> None:
-    """Run `sam build` for this machine's architecture and compile the result, as `make build` does for AWS."""
+    """Run `sam build` for this machine's architecture, trim and compile the result, as `make build` does for AWS."""
     with step("Building the functions with sam build"):
         sam(None, "build", "--parameter-overrides", f"Architecture={architecture()}")
-        command = [LOCAL / "venvs/lambda/bin/python", ROOT / "tools/compile.py", BUILD]
-        compiled = subprocess.run(command, capture_output=True, text=True)
-    if compiled.returncode:
-        raise StackError(f"A function cannot be compiled:\n{compiled.stdout}{compiled.stderr}".rstrip())
+        for tool in ("trim.py", "compile.py"):
+            command = [LOCAL / "venvs/lambda/bin/python", ROOT / "tools" / tool, BUILD]
+            result = subprocess.run(command, capture_output=True, text=True)
+            if result.returncode:
+                raise StackError(f"tools/{tool} failed:\n{result.stdout}{result.stderr}".rstrip())
 
 
 def upload_model(stack: Stack, archive: Path) -> str:
@@ -74,11 +77,11 @@ def upload_model(stack: Stack, archive: Path) -> str:
     return f"s3://{MODEL_BUCKET}/{key}"
 
 
-def deploy(stack: Stack, stack_name: str = STACK_NAME, build: Path = BUILD, **parameters: str) -> dict[str, str]:
-    """Run `sam deploy` on the built functions; return the CloudFormation stack's outputs."""
+def deploy(stack: Stack, stack_name: str = STACK_NAME, template: Path = BUILT, **parameters: str) -> dict[str, str]:
+    """Run `sam deploy` on a template that was built or packaged; return the CloudFormation stack's outputs."""
     overrides = [f'{key}="{value}"' for key, value in ({"Architecture": architecture()} | parameters).items()]
-    template = ["--template-file", str(build / "template.yaml")]
-    sam(stack, "deploy", "--stack-name", stack_name, *template, "--parameter-overrides", *overrides)
+    options = ["--stack-name", stack_name, "--template-file", str(template)]
+    sam(stack, "deploy", *options, "--parameter-overrides", *overrides)
     described = describe(stack, stack_name)
     return {output["OutputKey"]: output["OutputValue"] for output in described["Outputs"]}
 

@@ -14,7 +14,7 @@ from botocore.exceptions import ClientError
 from documents import transformed
 from endpoint import package
 from local.command import LOCAL, StackError
-from local.deployment import BUILD, deploy, model_archive, upload_model
+from local.deployment import BUILD, BUILT, deploy, model_archive, sam, upload_model
 from workflow import Workflow
 
 ENDPOINT = {"Model", "ModelRole", "EndpointConfig", "Endpoint"}
@@ -46,6 +46,14 @@ def build_folder():
 
 
 @pytest.fixture(scope="module")
+def packaged(workflow, stack, tmp_path_factory):
+    """The built template with its code in S3: sam deploy would zip all functions again for each test."""
+    template = tmp_path_factory.mktemp("packaged") / "template.yaml"
+    sam(stack, "package", "--template-file", str(BUILT), "--output-template-file", str(template), "--resolve-s3")
+    return template
+
+
+@pytest.fixture(scope="module")
 def model(workflow, stack):
     return upload_model(stack, model_archive())
 
@@ -66,10 +74,10 @@ def resources(stack, name):
     ids=["realtime", "everything", "existing"],
 )
 def test_each_type_of_endpoint_is_created_and_invoked(
-    stack, model, seven, request, endpoint_type, parameters, created, endpoint
+    stack, packaged, model, seven, request, endpoint_type, parameters, created, endpoint
 ):
     name = f"type-{request.node.callspec.id}"
-    outputs = deploy(stack, name, EndpointType=endpoint_type, ModelDataUrl=model, **parameters)
+    outputs = deploy(stack, name, packaged, EndpointType=endpoint_type, ModelDataUrl=model, **parameters)
     assert resources(stack, name) & (ENDPOINT | ALARMS | SCALING) == created
     execution = Workflow(stack, outputs).classify("seven.png", seven)
     assert (execution.status, outputs["EndpointName"]) == ("SUCCEEDED", endpoint)
@@ -97,11 +105,11 @@ def created_endpoint(stack, endpoint):
     }
 
 
-def test_a_stack_is_updated_step_by_step(stack, model, seven, build_folder, tmp_path):
+def test_a_stack_is_updated_step_by_step(stack, packaged, model, seven, build_folder, tmp_path):
     """First without an endpoint; then with one, another threshold, new code, a new model, and a realtime endpoint."""
 
-    def update(**parameters):
-        return Workflow(stack, deploy(stack, "updated", **parameters))
+    def update(template=packaged, **parameters):
+        return Workflow(stack, deploy(stack, "updated", template, **parameters))
 
     def alias(workflow):
         function = workflow.outputs["CheckConfidenceFunctionName"]
@@ -124,7 +132,7 @@ def test_a_stack_is_updated_step_by_step(stack, model, seven, build_folder, tmp_
     code = build_folder / "CheckConfidenceFunction/check_confidence.py"
     code.write_text(code.read_text().replace('"label": best["label"]', '"label": best["label"] + " (new)"'))
     shutil.rmtree(code.parent / "__pycache__")
-    coded = update(build=build_folder, Threshold="0.75")
+    coded = update(build_folder / "template.yaml", Threshold="0.75")
     assert coded.classify("seven.png", seven).output["label"] == "7 (new)"
     assert alias(coded) == "2"
 
@@ -156,20 +164,70 @@ def test_a_second_stack_reads_another_bucket_only_if_a_parameter_names_it(workfl
     stack.client("cloudformation").delete_stack(StackName="reader")
 
 
-def test_the_compiled_code_is_uploaded_once_and_used(workflow, stack, tmp_path):
+@pytest.fixture(scope="module")
+def functions(workflow, stack):
+    """The deployed functions, as Lambda's API describes them."""
     names = [value for name, value in workflow.outputs.items() if name.endswith("FunctionName")]
-    functions = [stack.client("lambda").get_function(FunctionName=name) for name in names]
-    assert len({function["Configuration"]["CodeSha256"] for function in functions}) == 1
+    return [stack.client("lambda").get_function(FunctionName=name) for name in names]
+
+
+@pytest.fixture(scope="module")
+def deployed_code(functions, tmp_path_factory):
+    """A folder with the deployed package."""
+    folder = tmp_path_factory.mktemp("deployed")
     url = functions[0]["Code"]["Location"]
     with urllib.request.urlopen(url) as response, zipfile.ZipFile(io.BytesIO(response.read())) as package_:
-        package_.extractall(tmp_path)
-    imported = subprocess.run(
-        [LOCAL / "venvs/lambda/bin/python", "-v", "-c", "import contract"],
-        cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True,
-    )  # fmt: skip
-    sources = re.findall(rf"code object from '?{tmp_path}/([^'\n]+)", imported.stderr)
+        package_.extractall(folder)
+    return folder
+
+
+def python(folder, *arguments, **variables):
+    """Run the functions' Python with nothing but this package."""
+    command = [LOCAL / "venvs/lambda/bin/python", *arguments]
+    environment = {"PYTHONPATH": str(folder)} | variables
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def test_the_compiled_code_is_uploaded_once_and_used(functions, deployed_code):
+    assert len({function["Configuration"]["CodeSha256"] for function in functions}) == 1
+    imported = python(deployed_code, "-v", "-c", "import contract, json; contract.validator(contract.CHECK_CONFIDENCE)")
+    sources = re.findall(rf"code object from '?{deployed_code}/([^'\n]+)", imported.stderr)
     assert "__pycache__/contract.cpython-313.pyc" in sources
-    assert [source for source in sources if not source.endswith(".pyc")] == []
+    assert "__pycache__/compiled_schemas.cpython-313.pyc" in sources
+    assert [source for source in sources if not source.endswith(".pyc") or "fastjsonschema" in source] == []
+
+
+def test_a_compiled_schema_is_the_librarys(deployed_code):
+    """In the package and in the source, an invalid event gives the same message."""
+    program = "import contract; contract.validator(contract.CHECK_CONFIDENCE)({'s3_bucket': 'b', 's3_key': 1})"
+    compiled = python(deployed_code, "-c", program)
+    (deployed_code / "source").mkdir()
+    shutil.copy(deployed_code / "contract.py", deployed_code / "source")
+    library = python(deployed_code / "source", "-c", program, PYTHONPATH=f"{deployed_code}/source:{deployed_code}")
+    messages = [result.stderr.splitlines()[-1] for result in (compiled, library)]
+    assert messages[0] == messages[1]
+    assert "InvalidInputError: The input is not valid: it must contain" in messages[0]
+
+
+def test_the_deployed_package_has_the_clients_that_the_functions_use_and_no_others(deployed_code, stack):
+    program = """
+import botocore.session
+
+session = botocore.session.get_session()
+print(session.create_client("s3").list_buckets()["ResponseMetadata"]["HTTPStatusCode"])
+print(session.create_client("sts").get_caller_identity()["Account"])
+print(session.create_client("sagemaker-runtime").meta.service_model.operation_names[:1])
+print(session.get_available_services())
+session.create_client("ec2")
+"""
+    result = python(deployed_code, "-c", program, **stack.aws_variables)
+    assert result.stdout.splitlines() == [
+        "200",
+        "000000000000",
+        "['InvokeEndpoint']",
+        "['dynamodb', 's3', 'sagemaker-runtime', 'stepfunctions', 'sts', 'xray']",
+    ]
+    assert "UnknownServiceError: Unknown service: 'ec2'" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -205,6 +263,6 @@ def test_invalid_parameters_fail_before_anything_is_created(stack, parameters, s
         )
 
 
-def test_sam_deploy_prints_the_sentence_of_a_rule(stack):
+def test_sam_deploy_prints_the_sentence_of_a_rule(stack, packaged):
     with pytest.raises(StackError, match="need ModelDataUrl="):
-        deploy(stack, "invalid", EndpointType="serverless")
+        deploy(stack, "invalid", packaged, EndpointType="serverless")

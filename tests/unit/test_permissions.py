@@ -94,9 +94,9 @@ def granted(role):
 
 
 def calls_of_code(module):
-    """The actions that a module calls on its module-level boto3 clients."""
+    """The actions that a module calls on its module-level clients."""
     tree = ast.parse((ROOT / "functions" / f"{module}.py").read_text())
-    made = [node for node in tree.body if isinstance(node, ast.Assign) and "boto3.client(" in ast.unparse(node.value)]
+    made = [node for node in tree.body if isinstance(node, ast.Assign) and "create_client(" in ast.unparse(node.value)]
     clients = {node.targets[0].id: getattr(importlib.import_module(module), node.targets[0].id) for node in made}
     called = set()
     for node in ast.walk(tree):
