@@ -91,13 +91,22 @@ def by_the_endpoint(stack: Target) -> Classify:
         except ClientError as error:
             if error.response["Error"]["Code"] != "ModelError":
                 raise
-            return {"error": "ModelError", "cause": error.response.get("OriginalMessage") or str(error)}
+            return {"error": "ModelError", "cause": model_error(error)}
         body = json.loads(response["Body"].read())
         if not isinstance(body, dict) or not isinstance(body.get("predictions"), list):
             raise StackError("The endpoint's response is in another format than this project's: leave ENDPOINT out")
         return body
 
     return classify
+
+
+def model_error(error: ClientError) -> str:
+    """The message in a container's response, if it is in the format of endpoint/server.py; else all of it."""
+    original = error.response.get("OriginalMessage") or str(error)
+    try:
+        return json.loads(original)["error"]["message"]
+    except (ValueError, TypeError, KeyError):
+        return original
 
 
 def evaluate(images: list[tuple[Path, str]], classify: Classify, workers: int) -> list[Row]:
@@ -162,7 +171,8 @@ def main() -> None:
         for sentence in ["", *evaluation.sentences(made)]:
             console.print(sentence, markup=False, soft_wrap=True)
         for row in made.errors:
-            console.print(f"  {row.path}: {row.error}: {row.cause}", markup=False, soft_wrap=True)
+            name = row.path.relative_to(options.folder)
+            console.print(f"  {name}: {row.error}: {row.cause}", markup=False, soft_wrap=True)
         console.print(f"Wrote {os.path.relpath(page)} and {os.path.relpath(table)}", soft_wrap=True)
         if not made.known:
             raise StackError("No image of a class that the model knows was classified: nothing could be evaluated")

@@ -101,6 +101,10 @@ def interval(bounds: tuple[float, float]) -> str:
     return f"{100 * bounds[0]:.1f}% to {100 * bounds[1]:.1f}%"
 
 
+def images(count: int) -> str:
+    return f"{count:,} image{'' if count == 1 else 's'}"
+
+
 def sentences(made: Figures) -> list[str]:
     """The result in a few lines, for the terminal."""
     found = []
@@ -118,11 +122,11 @@ def sentences(made: Figures) -> list[str]:
     if made.strangers:
         names = ", ".join(sorted({row.label for row in made.strangers}))
         found.append(
-            f"{len(made.strangers)} images of no class of the model ({names}): the threshold accepts "
-            f"{made.accepted['strangers']} of them; not counted in the accuracy"
+            f"{images(len(made.strangers))} of no class of the model ({names}): the threshold accepts "
+            f"{made.accepted['strangers']}; not counted in the accuracy"
         )
     if made.errors:
-        found.append(f"{len(made.errors)} images were not classified:")
+        found.append(f"not classified: {images(len(made.errors))}")
     return found
 
 

@@ -63,8 +63,8 @@ def test_the_sentences_name_every_count(rows):
     assert evaluation.sentences(evaluation.figures(rows, 0.75)) == [
         "accuracy 81.8%: 9 of 11 right (95% confidence: 48.2% to 97.7%)",
         "threshold 0.75: accepts 10 of 11 (90.9%), 80.0% of them right (44.4% to 97.5%)",
-        f"2 images of no class of the model ({HOSTILE}): the threshold accepts 1 of them; not counted in the accuracy",
-        "1 images were not classified:",
+        f"2 images of no class of the model ({HOSTILE}): the threshold accepts 1; not counted in the accuracy",
+        "not classified: 1 image",
     ]
 
 
