@@ -1,4 +1,4 @@
-"""Install what the project's commands need: python3 tools/install.py run|test|lint|notebook|launch|sam|containers|bench|uv
+"""Install what the commands need: python3 tools/install.py run|test|lint|notebook|launch|sam|containers|bench|uv
 
 Runs on Python 3.11 or later with only the standard library, and creates
 
