@@ -85,7 +85,7 @@ notebook: .local/.notebook $(BUILT) ## Set up training/starter.ipynb and show ho
 invoke: .local/.test $(PACKAGE) $(BUILT) ## Run one function in Docker: FUNCTION=ClassifyImageFunction EVENT=events/classify_image.json
 	@$(PROJECT) -m local.invoke $(call quoted,FUNCTION) $(call quoted,EVENT)
 
-lint: .local/.test ## Check code, types, templates, the state machine and workflows
+lint: .local/.test .local/.lint ## Check code, types, templates, the state machine and workflows
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	@# One run for each folder that its host loads flat, and one for the packages.
@@ -102,6 +102,7 @@ lint: .local/.test ## Check code, types, templates, the state machine and workfl
 	  env $(NO_AWS) .local/venvs/sam/bin/python tools/transform.py DeploymentPreference=$$preference > .local/lint/$$preference.yaml || exit 1; \
 	done
 	.local/venvs/sam/bin/python .local/venvs/sam/bin/cfn-lint .local/lint/*.yaml .github/oidc.yaml
+	LOG_LEVEL=ERROR .local/venvs/checkov/bin/python -m checkov.main --config-file .checkov.yaml
 	.venv/bin/zizmor --offline --no-progress --quiet .github
 
 audit: .local/.audit ## Look up known vulnerabilities of all pinned packages
@@ -146,7 +147,7 @@ bench-endpoint: .local/.test .local/.containers .local/.bench $(PACKAGE) ## Comp
 clean: down ## Delete everything that these commands created, except models of your own
 	@$(PYTHON) tools/clean.py
 
-.local/.run .local/.test .local/.launch .local/.sam .local/.notebook .local/.containers .local/.bench .local/.audit: .local/.%: requirements/*.txt tools/install.py
+.local/.run .local/.test .local/.lint .local/.launch .local/.sam .local/.notebook .local/.containers .local/.bench .local/.audit: .local/.%: requirements/*.txt tools/install.py
 	@$(PYTHON) tools/install.py $*
 	@touch $@
 
@@ -175,6 +176,7 @@ lock: ## Pin pyproject.toml's dependency groups again
 	$(LOCK) --python-version 3.11 --group train --group serve --group local --group test --group lint --group notebook -c requirements/test.txt -o requirements/notebook.txt
 	$(LOCK) --python-version 3.11 --group emulator -o requirements/emulator.txt
 	$(LOCK) --python-version 3.11 --group sam -o requirements/sam.txt
+	$(LOCK) --python-version 3.11 --group checkov -o requirements/checkov.txt
 	$(LOCK) --python-version 3.11 --group sagemaker --group test-launch -o requirements/sagemaker.txt
 	$(LOCK) --python-version 3.11 --group audit -o requirements/audit.txt
 	$(LOCK) --python-version 3.11 --group uv -o requirements/uv.txt

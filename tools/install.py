@@ -8,6 +8,7 @@ Runs on Python 3.11 or later with only the standard library, and creates
   .local/venvs/lambda          Python 3.13, found or downloaded with uv, with AWS's Lambda runtime client
   .local/venvs/sagemaker       SageMaker's SDK, to start training jobs: about 1 GB, only for `launch`
   .local/venvs/sklearn-serving Python 3.12, with the server of SageMaker's scikit-learn image, only for `containers`
+  .local/venvs/checkov         only for `lint`
   .local/venvs/bench-serving   the servers for `make bench-endpoint` to compare, only for `bench`
   .local/venvs/audit           pip-audit, and CycloneDX for the functions' bill of materials
   .local/venvs/uv              for `make lock`, and to download a missing Python
@@ -29,7 +30,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-COMMANDS = ("run", "test", "notebook", "launch", "sam", "containers", "bench", "audit", "uv")
+COMMANDS = ("run", "test", "lint", "notebook", "launch", "sam", "containers", "bench", "audit", "uv")
 ROOT = Path(__file__).resolve().parent.parent
 LOCAL = ROOT / ".local"
 OLDEST, NEWEST = (3, 11), (3, 14)  # the pinned PyTorch and ONNX Runtime have wheels for these
@@ -202,6 +203,8 @@ def main(command: str) -> None:
         return install_all([("uv", sys.executable, LOCAL / "venvs/uv", "uv.txt")])
     if command == "audit":
         return install_all([("audit", sys.executable, LOCAL / "venvs/audit", "audit.txt")])
+    if command == "lint":
+        return install_all([("checkov", sys.executable, LOCAL / "venvs/checkov", "checkov.txt")])
     if command == "launch":
         return install_all([("sagemaker", sys.executable, LOCAL / "venvs/sagemaker", "sagemaker.txt")])
     if command == "containers":

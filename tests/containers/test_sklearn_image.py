@@ -17,7 +17,7 @@ import pytest
 from conftest import ROOT, invoke, unavailable
 from documents import RESOURCES
 
-VENV = (ROOT / ".local/venvs/sklearn-serving").resolve()
+VENV = ROOT / ".local/venvs/sklearn-serving"
 WITHOUT_PRIVILEGES = ["unshare", "--user", "--map-user=1000", "--map-group=1000"]
 
 
@@ -112,7 +112,7 @@ def test_it_loads_the_archives_lib_and_the_images_numpy(responses, opt_ml):
         for name in ("onnxruntime", "PIL", "numpy")
     }
     lib = opt_ml / "model/lib"
-    assert homes == {"onnxruntime": {lib}, "PIL": {lib}, "numpy": {VENV / "lib/python3.12/site-packages"}}
+    assert homes == {"onnxruntime": {lib}, "PIL": {lib}, "numpy": {VENV.resolve() / "lib/python3.12/site-packages"}}
 
 
 def test_an_error_is_a_500_in_html_which_is_why_the_project_has_its_own_server(responses):
