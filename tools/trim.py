@@ -46,10 +46,10 @@ def services(source: Path) -> Iterator[str]:
 
 
 def undocumented(value: Any) -> Any:
-    """A description without its documentation; a shape or member of that name is a dict, and stays."""
+    """A description with empty documentation, which botocore reads here and there. A member of that name is a dict."""
     if isinstance(value, dict):
-        texts = {key for key in value if key == "documentation" and isinstance(value[key], str)}
-        return {key: undocumented(each) for key, each in value.items() if key not in texts}
+        is_text = {key: key == "documentation" and isinstance(each, str) for key, each in value.items()}
+        return {key: "" if is_text[key] else undocumented(each) for key, each in value.items()}
     return [undocumented(each) for each in value] if isinstance(value, list) else value
 
 

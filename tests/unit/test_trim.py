@@ -5,9 +5,11 @@ from pathlib import Path
 
 import botocore
 import pytest
+from botocore.awsrequest import AWSResponse
 from botocore.exceptions import UnknownServiceError
 from botocore.loaders import Loader
 from botocore.session import Session
+from urllib3 import HTTPResponse
 
 from documents import ROOT
 from tools.trim import TrimError, services, trim
@@ -122,3 +124,16 @@ def test_the_endpoints_of_every_region_stay_the_same(package, service):
     for region in ("us-east-1", "eu-central-2", "cn-north-1", "us-gov-west-1"):
         urls = [each.create_client(service, region).meta.endpoint_url for each in (trimmed, full)]
         assert urls[0] == urls[1]
+
+
+def test_a_call_sends_the_same_request(package):
+    """A call reads more of a description than its shapes: S3's context parameters, for one."""
+    trim(package)
+    requests = []
+    for each in (session(package / "botocore/data"), session(DATA)):
+        s3 = each.create_client("s3", "us-east-1", aws_access_key_id="test", aws_secret_access_key="test")
+        s3.meta.events.register("before-sign.s3.GetObject", lambda request, **_: requests.append(request))
+        s3.meta.events.register("before-send.s3.GetObject", lambda **_: AWSResponse("", 200, {}, HTTPResponse()))
+        s3.get_object(Bucket="bucket", Key="a b.png")
+    assert len({(request.method, request.url) for request in requests}) == 1
+    assert requests[0].url == "https://bucket.s3.amazonaws.com/a%20b.png"
