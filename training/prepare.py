@@ -30,17 +30,23 @@ import numpy as np
 from PIL import Image
 
 import cifar100
-from data import Classes, ClassTooSmallError, DataError, Skipped, list_images, print_skipped, read, stratified_split
+from data import (
+    AlreadySplitError,
+    Classes,
+    ClassTooSmallError,
+    DataError,
+    Skipped,
+    list_images,
+    print_skipped,
+    read,
+    stratified_split,
+)
 
 ROOT = Path(__file__).parents[1]
 PARTS = ("train", "validation", "test")
 HELD_OUT = (0.2, 0.2)  # validation, test
 VALIDATION = 0.15  # of CIFAR-100's training images
 IMBALANCE = 3  # ratio of the largest class to the smallest that calls for a warning
-
-
-class AlreadySplitError(DataError):
-    """The folder holds train, validation and test folders, not classes."""
 
 
 def prepare_digits(folder: Path, args: argparse.Namespace) -> None:
@@ -85,6 +91,8 @@ def prepare_folder(folder: Path, args: argparse.Namespace) -> None:
     for part, chosen in zip(PARTS, stratified_split(names, HELD_OUT, args.seed), strict=True):
         for index in chosen:
             target = folder / part / names[index] / paths[index].name
+            if target.exists():  # a class in two folders, whose names differ only in their Unicode form
+                target = target.with_stem(f"{target.stem}-{index}")
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(paths[index], target)
 

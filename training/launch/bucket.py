@@ -36,8 +36,10 @@ def upload_images(s3: BaseClient, folder: str | Path, bucket: str, prefix: str) 
 
     Raises DataFolderError.
     """
-    paths = [path for path in sorted(Path(folder).glob("[!.]*/[!.]*")) if path.is_file()]
-    if len({path.parent for path in paths}) < 2:
+    folder = Path(folder)
+    names = [path.relative_to(folder) for path in sorted(folder.glob("[!.]*/**/*")) if path.is_file()]
+    paths = [folder / name for name in names if not any(part.startswith(".") for part in name.parts)]
+    if len({path.relative_to(folder).parts[0] for path in paths}) < 2:
         raise DataFolderError(f"{folder} needs at least two folders of images, one for each class")
     content = hashlib.sha256()
     for path in paths:
