@@ -61,6 +61,7 @@ def fetch_model(s3: BaseClient, uri: str, folder: str | Path) -> None:
         archive.seek(0)
         try:
             with tarfile.open(fileobj=archive) as opened:
+                package.check_unpacked_size(opened, uri)
                 for entry in filter(tarfile.TarInfo.isfile, opened):  # no links, no devices
                     path = Path(folder, entry.name)
                     if ".." in path.parts or not path.is_relative_to(folder):
