@@ -44,6 +44,9 @@ NOT_SERVED = (
 )
 
 
+MAX_UNPACKED = 2_000_000_000  # bytes; the packaged model of this project has 100 MB
+
+
 class PackageError(Exception):
     """The archive cannot be built or uploaded; the message says why."""
 
@@ -89,6 +92,15 @@ def pack(files: dict[str, bytes]) -> bytes:
             entry.size = len(files[name])
             archive.addfile(entry, io.BytesIO(files[name]))
     return buffer.getvalue()
+
+
+def check_unpacked_size(archive: tarfile.TarFile, name: str) -> None:
+    """Raise PackageError if the files of a model.tar.gz exceed MAX_UNPACKED. Reads only as far as the limit."""
+    size = 0
+    for entry in archive:
+        size += entry.size
+        if size > MAX_UNPACKED:
+            raise PackageError(f"{name} unpacks to more than {MAX_UNPACKED:,} bytes: it is not a model's archive")
 
 
 def key_of(archive: bytes) -> str:

@@ -182,8 +182,8 @@ def _converter(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
 
         def upper_bits(part: Image.Image) -> Image.Image:
             wide = part.convert("I")
-            if scale == UNSIGNED_32:  # Pillow's numbers are signed
-                grey = Image.frombytes("L", part.size, wide.tobytes("raw", "I;32B")[::4])
+            if scale == UNSIGNED_32:  # Pillow's numbers are signed, and little-endian on all of our hosts
+                grey = Image.frombytes("L", part.size, wide.tobytes()[3::4])
             else:
                 grey = wide.point(lambda value: value * scale + 0).convert("L")
             return (grey.point(lambda value: 255 - value) if inverted else grey).convert("RGB")
@@ -303,7 +303,7 @@ def _gif(data: bytes) -> Header:
     """Walk over the extensions before the first frame, of which only the last Graphic Control Extension concerns it."""
     width, height, flags = struct.unpack_from("<HHB", data, 6)
     first = position = 13 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
-    control, blocks = b"", 0
+    control, blocks, limit = b"", 0, 4 * MAX_PARTS
     while data[position] != 0x2C:
         if data[position] == 0x3B:
             raise UnsupportedImageError("the GIF has no frame: export it again")
@@ -312,14 +312,14 @@ def _gif(data: bytes) -> Header:
         if position == start + 1:
             blocks += 1
         else:
-            while length := data[position]:
+            while (length := data[position]) and blocks <= limit:
                 position += 1 + length
                 blocks += 1
             position += 1
             blocks += 1
             control = data[start:position] if data[start + 1] == 0xF9 else control
-        if blocks > 4 * MAX_PARTS:
-            raise ImageTooLargeError(f"the GIF has more than {4 * MAX_PARTS:,} blocks before its image: remove them")
+        if blocks > limit:
+            raise ImageTooLargeError(f"the GIF has more than {limit:,} blocks before its image: remove them")
     left, top, across, down = struct.unpack_from("<4H", data, position + 1)
     size = (max(width, left + across), max(height, top + down))
     plain = data if position == first + len(control) else data[:first] + control + data[position:]

@@ -12,7 +12,7 @@ from aws_lambda_powertools import Logger, Metrics, Tracer
 from aws_lambda_powertools.metrics import MetricUnit
 from aws_lambda_powertools.utilities.typing import LambdaContext
 from botocore.config import Config
-from botocore.exceptions import ClientError, HTTPClientError, IncompleteReadError, ParamValidationError
+from botocore.exceptions import ClientError, HTTPClientError, IncompleteReadError
 from botocore.exceptions import ConnectionError as EndpointConnectionError
 from botocore.session import get_session
 
@@ -93,8 +93,6 @@ def invoke_endpoint(endpoint: str, image: bytes, content_type: str, accept: str)
         return response["Body"].read(), response.get("InvokedProductionVariant", "")
     except ClientError as error:
         raise endpoint_error(error, endpoint) from None
-    except ParamValidationError as error:
-        raise EndpointNotConfiguredError(f"Endpoint {endpoint}: {error}") from None
     except (HTTPClientError, EndpointConnectionError, IncompleteReadError) as error:
         raise EndpointUnavailableError(f"Endpoint {endpoint}: {error}") from None
 

@@ -25,6 +25,7 @@ LEFT_BY_SYSTEMS |= {"__macosx", "icon\r", "@eadir", "#recycle", "lost+found"}
 MIN_SIDE, MAX_SIDE = 16, 64  # pixels
 MAX_UNREADABLE = 0.1  # fraction of the files; with more, it is probably the wrong folder
 SMALL_SIDE = 32  # pixels; smaller images need only a smaller network and a shorter training
+SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing", "eval"}  # no names of classes
 COLOUR = 0.02  # mean distance of the channels from grey; above it, an image counts as coloured
 
 
@@ -50,6 +51,10 @@ class ClassNameError(DataError):
 
 class UnreadableImageError(DataError):
     pass
+
+
+class AlreadySplitError(DataError):
+    """The folder holds train, validation and test folders, not classes."""
 
 
 class ClassTooSmallError(DataError):
@@ -83,7 +88,8 @@ class Dataset:
 def list_images(folder: Path, min_classes: int = 2) -> Classes:
     """List the files of each class folder, sorted, as {label: [path, ...]}. Hidden files and empty classes are skipped.
 
-    Raises MissingFolderError, TooFewClassesError, ClassNameError.
+    Folders inside a class folder belong to its class.
+    Raises MissingFolderError, TooFewClassesError, ClassNameError, AlreadySplitError.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -98,7 +104,11 @@ def list_images(folder: Path, min_classes: int = 2) -> Classes:
     for label in filled:
         if label != label.encode(errors="replace").decode():  # bytes that are not UTF-8
             raise ClassNameError(f"{folder}: rename the folder {label!r}: a label must be valid UTF-8")
-    return filled
+    if {label.lower() for label in filled} <= SPLITS and any(
+        path.is_dir() for paths in filled.values() for path in paths
+    ):
+        raise AlreadySplitError(f"{folder} is split into {' and '.join(filled)}: pass these folders, not their parent")
+    return {label: [file for path in paths for file in _files(path)] for label, paths in filled.items()}
 
 
 def read(classes: Classes, size: tuple[int, int]) -> tuple[dict[str, list[tuple[Path, np.ndarray]]], Skipped]:
@@ -191,6 +201,11 @@ def _visible(folder: Path) -> list[Path]:
     except PermissionError as error:
         raise MissingFolderError(f"{folder} cannot be read: {error.strerror}") from None
     return [path for path in paths if not path.name.startswith(".") and path.name.lower() not in LEFT_BY_SYSTEMS]
+
+
+def _files(path: Path) -> list[Path]:
+    """The file itself, or the visible files of a folder and of the folders in it."""
+    return [file for each in _visible(path) for file in _files(each)] if path.is_dir() else [path]
 
 
 def _shorter_side(path: Path) -> int:

@@ -31,7 +31,17 @@ import numpy as np
 from PIL import Image
 
 import cifar100
-from data import Classes, ClassTooSmallError, DataError, Skipped, list_images, print_skipped, read, stratified_split
+from data import (
+    AlreadySplitError,
+    Classes,
+    ClassTooSmallError,
+    DataError,
+    Skipped,
+    list_images,
+    print_skipped,
+    read,
+    stratified_split,
+)
 
 ROOT = Path(__file__).parents[1]
 PARTS = ("train", "validation", "test")
@@ -39,10 +49,6 @@ PARTS_OF_OTHERS = {*PARTS, "training", "val", "valid", "testing", "eval"}  # the
 HELD_OUT = (0.2, 0.2)  # validation, test
 VALIDATION = 0.15  # of CIFAR-100's training images
 IMBALANCE = 3  # ratio of the largest class to the smallest that calls for a warning
-
-
-class AlreadySplitError(DataError):
-    """The folder holds train, validation and test folders, not classes."""
 
 
 def prepare_digits(folder: Path, args: argparse.Namespace) -> None:

@@ -6,6 +6,7 @@
 
 The script is also the entry point of a SageMaker training job. Folders come from SM_CHANNEL_TRAIN,
 SM_CHANNEL_VALIDATION, SM_CHANNEL_TEST, SM_MODEL_DIR and SM_OUTPUT_DATA_DIR, or from the options of the same names.
+SM_CHANNEL_TRAINING, the name in SageMaker's examples, means SM_CHANNEL_TRAIN.
 Every option needs a value. Without a validation folder, a fraction of every training class is held out for
 validation. Unreadable files are listed and skipped; if more than one file in ten is unreadable, training fails.
 
@@ -85,7 +86,8 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add = parser.add_argument
-    add("--train", type=Path, default=environment.get("SM_CHANNEL_TRAIN"), help="folder of class folders [digits]")
+    channel = environment.get("SM_CHANNEL_TRAIN") or environment.get("SM_CHANNEL_TRAINING")
+    add("--train", type=Path, default=channel, help="folder of class folders [digits]")
     add("--validation", type=Path, default=environment.get("SM_CHANNEL_VALIDATION"), help="same classes or fewer")
     add("--test", type=Path, default=environment.get("SM_CHANNEL_TEST"), help="same classes or fewer")
     add("--model-dir", type=Path, default=environment.get("SM_MODEL_DIR", ROOT / ".local/model"))
@@ -122,6 +124,9 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("--validation-fraction must be between 0 and 1")
     if options.train is None and (options.validation or options.test):
         parser.error("--validation and --test require --train: without it, all three are the digits")
+    channels = [name.removeprefix("SM_CHANNEL_").lower() for name in environment if name.startswith("SM_CHANNEL_")]
+    if options.train is None and channels:
+        parser.error(f"the channel train (or training) is missing; there is {', '.join(sorted(channels))}")
     if options.train is None:
         options.train, options.validation, options.test = (DIGITS / part for part in ("train", "validation", "test"))
     return options

@@ -25,6 +25,7 @@ from typing import Any
 import boto3
 import urllib3
 
+from endpoint.package import check_unpacked_size
 from local.emulator.browsers import Guarded
 
 ACCOUNT, REGION = "000000000000", os.environ.get("AWS_DEFAULT_REGION", "us-east-1")
@@ -66,6 +67,7 @@ class Container:
         bucket, key = url.removeprefix("s3://").split("/", 1)
         boto3.client("s3", region_name=REGION).download_file(bucket, key, self.directory / "model.tar.gz")
         with tarfile.open(self.directory / "model.tar.gz") as archive:
+            check_unpacked_size(archive, url)
             archive.extractall(self.directory / "model", filter="data")
 
     def start(self) -> None:

@@ -131,3 +131,21 @@ def test_no_image_bytes_in_the_log_or_in_the_error_for_invalid_input(runtime, ev
         classify_image.lambda_handler({**request, "s3_key": 7}, context)
     assert "image classified" in written.getvalue()
     assert request["image"]["data"][:40] not in written.getvalue() + str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "message", "error"),
+    [
+        ("ValidationError", 400, "Inference Component Name header is required", EndpointNotConfiguredError),
+        ("ValidationError", 400, "Value at 'body' failed to satisfy constraint", EndpointResponseError),
+        ("KMSAccessDeniedException", 400, "The key is disabled", EndpointAccessDeniedError),
+        ("Unknown", 403, "", EndpointAccessDeniedError),
+        ("Unknown", 429, "", EndpointThrottledError),
+        ("Unknown", 503, "", EndpointUnavailableError),
+    ],
+)
+def test_every_other_error_has_a_name_and_names_the_endpoint(runtime, event, context, code, status, message, error):
+    runtime.add_client_error("invoke_endpoint", code, message, http_status_code=status)
+    with pytest.raises(error, match="Endpoint image-classification: ") as caught:
+        classify_image.lambda_handler(event("classify_image"), context)
+    assert type(caught.value) is error

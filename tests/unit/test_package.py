@@ -105,3 +105,15 @@ def test_a_failed_upload_is_one_sentence(model_dir, tmp_path, monkeypatch, bucke
 
 def test_the_wheels_match_the_images_python_and_platform():
     assert all("-cp312-cp312-" in name and name.endswith("manylinux_2_28_x86_64.whl") for name in package.WHEELS)
+
+
+def test_an_archive_that_unpacks_to_more_than_the_limit_is_refused_without_being_unpacked():
+    entry = tarfile.TarInfo("model.onnx")
+    entry.size = package.MAX_UNPACKED + 1  # the content does not follow
+    with (
+        tarfile.open(fileobj=io.BytesIO(entry.tobuf() + bytes(1024))) as archive,
+        pytest.raises(package.PackageError, match="s3://b/k unpacks to more than"),
+    ):
+        package.check_unpacked_size(archive, "s3://b/k")
+    with tarfile.open(fileobj=io.BytesIO(package.pack({"model.onnx": bytes(1000)}))) as archive:
+        package.check_unpacked_size(archive, "s3://b/k")

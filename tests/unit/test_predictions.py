@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from predictions import MAX_PREDICTIONS, EndpointResponseError, check_predictions, parse_predictions
+from predictions import MAX_PREDICTIONS, EndpointResponseError, check_predictions, parse_predictions, split_labels
 
 CAT_AND_DOG = [{"label": "dog", "probability": 0.9}, {"label": "cat", "probability": 0.1}]
 
@@ -91,3 +91,45 @@ def test_equal_probabilities_keep_the_models_order():
 def test_invalid_predictions_are_rejected(predictions):
     with pytest.raises(EndpointResponseError):
         check_predictions(predictions)
+
+
+@pytest.mark.parametrize(
+    ("body", "best"),
+    [
+        (b"[0.0, 1.0000054]", {"label": "dog", "probability": 1.0}),
+        (b"[-0.0000001, 1]", {"label": "dog", "probability": 1.0}),
+        (b'[[{"label": "dog", "score": 0.9}, {"label": "cat", "score": 0.1}]]', {"label": "dog", "probability": 0.9}),
+        (b'[{"label": "dog, brown", "score": 1}]', {"label": "dog, brown", "probability": 1.0}),
+    ],
+)
+def test_answers_that_are_right_but_for_rounding_or_another_list_are_read(body, best):
+    predictions = parse_predictions(body, ["cat", "dog"])
+    assert predictions[0] == best
+    check_predictions(predictions)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[" * 100_000,
+        b'{"predictions": ' * 20_000,
+        b"[0.1, 1" + b"0" * 400 + b"]",
+        b"[0.1, 1" + b"0" * 10_000 + b"]",
+        b'{"probabilities": [], "labels": []}',
+        b"[[]]",
+        b'[{"label": "\\ud800", "score": 0.9}]',
+        b'[{"label": "  ", "score": 0.9}]',
+        b"[0.1, 1.01]",
+    ],
+    ids=lambda body: body[:30].decode(),
+)
+def test_hostile_answers_are_named_and_not_quoted_at_length(body):
+    with pytest.raises(EndpointResponseError) as caught:
+        parse_predictions(body, ["cat", "dog"])
+    assert len(str(caught.value)) < 300
+    str(caught.value).encode()
+
+
+def test_a_label_with_a_comma_is_in_double_quotes():
+    assert split_labels('cat, "dog, brown",,bird ') == ["cat", "dog, brown", "bird"]
+    assert split_labels("") == []

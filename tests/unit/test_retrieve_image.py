@@ -111,6 +111,10 @@ def test_invalid_input_fails_with_the_name_of_its_field(context, request_, probl
         ("InvalidArgument", InvalidInputError),
         ("SlowDown", ImageStoreUnavailableError),
         ("InternalError", ImageStoreUnavailableError),
+        ("KMS.DisabledException", ImageAccessDeniedError),
+        ("KMS.NotFoundException", ImageAccessDeniedError),
+        ("ExpiredToken", ImageAccessDeniedError),
+        ("NoSomethingNew", InvalidInputError),
     ],
 )
 def test_errors_of_s3_are_raised_by_name_with_the_object(s3, context, event, code, error):
@@ -240,3 +244,24 @@ def test_no_image_bytes_in_the_log(s3, event, context, log):
     retrieve_image.lambda_handler(event("retrieve_image"), context)
     assert "image retrieved" in written.getvalue()
     assert base64.b64encode(data).decode()[:60] not in written.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [
+        (403, ImageAccessDeniedError),
+        (404, ImageNotFoundError),
+        (429, ImageStoreUnavailableError),
+        (400, InvalidInputError),
+    ],
+)
+def test_unknown_errors_of_s3_are_named_by_their_status(s3, context, event, status, error):
+    s3.add_client_error("get_object", "New", "message of S3", http_status_code=status)
+    with pytest.raises(error, match=f"{URI}: message of S3"):
+        retrieve_image.lambda_handler(event("retrieve_image"), context)
+
+
+def test_an_access_point_that_cannot_be_used_is_named(context):
+    bucket = "arn:aws:sns:us-east-1:123456789012:accesspoint/images"
+    with pytest.raises(InvalidInputError, match=f"s3://{bucket}/a"):
+        retrieve_image.lambda_handler({"s3_bucket": bucket, "s3_key": "a"}, context)

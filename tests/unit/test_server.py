@@ -359,17 +359,103 @@ def test_a_port_in_use_stops_the_server(model_dir, workers):
     assert "address already in use" in other.output.lower()
 
 
+def raw(process, data):
+    """A connection on which only these bytes have been sent."""
+    connection = socket.create_connection(("127.0.0.1", process.port), timeout=30)
+    connection.sendall(data)
+    return connection
+
+
+def ended(connection):
+    """Whether the server has closed the connection; what it sent before is read."""
+    connection.settimeout(0.05)
+    with contextlib.suppress(TimeoutError):
+        while connection.recv(65_536):
+            pass
+        return True
+    return False
+
+
+HALF_SENT = b"POST /invocations HTTP/1.1\r\nhost: x\r\ncontent-type: image/png\r\ncontent-length: 1000\r\n\r\nhalf"
+
+
+def test_stalled_bodies_do_not_keep_others_out(model_dir, white_png):
+    with serving(model_dir, 1) as process:
+        stalled = [raw(process, HALF_SENT) for _ in range(40)]
+        assert post_image(process.connect(), white_png) == (200, WHITE)
+        for connection in stalled:
+            connection.close()
+
+
+def test_headers_and_bodies_that_do_not_arrive_in_time_end_the_connection(model_dir):
+    limits = (
+        "import http_limits; http_limits.HEADER_SECONDS = http_limits.BODY_SECONDS = 0.5; import server; server.main()"
+    )
+    with serving(model_dir, 1, limits, PYTHONPATH=Path(server.__file__).parent) as process:
+        started = time.monotonic()
+        half_sent = [raw(process, data) for data in (b"", b"GET /ping HTT", HALF_SENT)]
+        eventually(lambda: all(ended(connection) for connection in half_sent))
+        assert 0.4 < time.monotonic() - started < 10
+
+
+def test_a_header_without_end_is_refused(model_dir):
+    with serving(model_dir, 1) as process:
+        connection = raw(process, b"GET /ping HTTP/1.1\r\nx: ")
+        with contextlib.suppress(ConnectionError):
+            for _ in range(100):
+                connection.sendall(b"x" * 65_536)
+            connection.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(ConnectionError):
+            assert connection.recv(100).startswith(b"HTTP/1.1 431 ")
+        assert process.get("/ping") == 200
+
+
+def test_a_request_that_arrives_while_the_server_stops_is_answered(model_dir, white_png):
+    with serving(model_dir, 1) as process:
+        connection = process.connect()
+        connection.connect()
+        process.terminate()
+        eventually(lambda: not process.is_listening())
+        assert post_image(connection, white_png) == (200, WHITE)
+    assert process.returncode() == 0
+
+
+def test_a_queued_request_whose_client_has_left_is_not_started(slow_model_dir):
+    with serving(slow_model_dir, 1) as process:
+        busy = [process.connect() for _ in range(server.CORES)]
+        for connection in busy:
+            send(connection, b"slow", LINES)
+        eventually(lambda: begun(slow_model_dir) == server.CORES)
+        gone = process.connect()
+        send(gone, b"slow", LINES)
+        time.sleep(0.3)
+        gone.close()
+        time.sleep(0.3)
+        release(slow_model_dir)
+        assert {receive(connection)[0] for connection in busy} == {200}
+        assert post_image(process.connect(), b"quick")[0] == 200
+        assert begun(slow_model_dir) == server.CORES
+
+
+def test_too_many_lines_and_hostile_images_are_400_by_name(client):
+    too_many = post(client, b"7\n" * (inference.MAX_LINES + 1), LINES)
+    assert error_of(too_many) == (400, "ImageTooLargeError")
+    declared = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + bytes([0, 1, 0, 0, 0, 1, 0, 0, 8, 2, 0, 0, 0])
+    assert error_of(post(client, declared, IMAGE)) == (400, "ImageTooLargeError")
+
+
 class Process:
     """The server, started as SageMaker does."""
 
-    def __init__(self, model_dir, workers, variables, log):
+    def __init__(self, model_dir, workers, variables, log, code=None):
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
         environment = os.environ | {"SM_MODEL_DIR": str(model_dir), "SAGEMAKER_BIND_TO_PORT": str(self.port)}
         if workers is not None:
             environment["SAGEMAKER_MODEL_SERVER_WORKERS"] = workers
         environment = {name: str(value) for name, value in (environment | variables).items()}
-        command = [sys.executable, server.__file__, "serve", "--host", "127.0.0.1"]
+        program = ["-c", code] if code else [server.__file__]
+        command = [sys.executable, *program, "serve", "--host", "127.0.0.1"]
         self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
         self.terminate = self.process.terminate
 
@@ -398,10 +484,10 @@ class Process:
 
 
 @contextlib.contextmanager
-def starting(model_dir, workers=None, **variables):
+def starting(model_dir, workers=None, code=None, **variables):
     """A started process, with its `output` once it has exited. `workers` is SAGEMAKER_MODEL_SERVER_WORKERS."""
     with tempfile.TemporaryFile("w+") as log:  # a pipe that nobody reads would fill up and block the process
-        process = Process(model_dir, workers, variables, log)
+        process = Process(model_dir, workers, variables, log, code)
         try:
             yield process
         finally:
@@ -412,9 +498,9 @@ def starting(model_dir, workers=None, **variables):
 
 
 @contextlib.contextmanager
-def serving(model_dir, workers=None, **variables):
+def serving(model_dir, workers=None, code=None, **variables):
     """A process that listens, stopped with SIGTERM."""
-    with starting(model_dir, workers, **variables) as process:
+    with starting(model_dir, workers, code, **variables) as process:
         eventually(lambda: process.process.poll() is not None or process.is_listening())
         yield process
         process.terminate()

@@ -492,3 +492,41 @@ def test_an_interrupted_training_leaves_the_model_folder_unchanged_and_shows_no_
     assert job.returncode == 1
     assert rest.endswith("Interrupted: the model folder is unchanged.\n") and "Traceback" not in rest
     assert list((tmp_path / "model").iterdir()) == []
+
+
+def test_the_channel_that_sagemakers_examples_call_training_is_read(monkeypatch, tmp_path):
+    monkeypatch.delenv("SM_CHANNEL_TRAIN", raising=False)
+    monkeypatch.setenv("SM_CHANNEL_TRAINING", str(tmp_path))
+    assert train.parse_options([]).train == tmp_path
+
+
+def test_channels_without_training_data_are_an_error_and_never_the_digits(monkeypatch, capsys):
+    monkeypatch.delenv("SM_CHANNEL_TRAIN", raising=False)
+    monkeypatch.setenv("SM_CHANNEL_IMAGES", "images")
+    with pytest.raises(SystemExit):
+        train.parse_options([])
+    assert "the channel train (or training) is missing; there is images" in capsys.readouterr().err
+
+
+def nested(folder):
+    """42 images of two classes, 30 of them in folders inside the class folders."""
+    for label, inside, count in (("cat", ".", 6), ("cat", "2024/may", 15), ("dog", ".", 6), ("dog", "2024/may", 15)):
+        target = folder / label / inside
+        target.mkdir(parents=True, exist_ok=True)
+        for number in range(count):
+            colour = (255 * (label == "cat"), 5 * number, 7 * len(inside))
+            Image.new("RGB", (16, 16), colour).save(target / f"{number}.png")
+    return folder
+
+
+def test_folders_inside_a_class_folder_belong_to_the_class(tmp_path):
+    classes = data.list_images(nested(tmp_path))
+    assert {label: len(paths) for label, paths in classes.items()} == {"cat": 21, "dog": 21}
+    assert len(data.load(classes, SIZE)) == 42
+
+
+def test_a_folder_that_is_split_already_is_not_read_as_classes(tmp_path):
+    for part in ("train", "Val"):
+        nested(tmp_path / part)
+    with pytest.raises(data.AlreadySplitError, match="Val and train: pass these folders"):
+        data.list_images(tmp_path)

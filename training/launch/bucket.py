@@ -36,8 +36,10 @@ def upload_images(s3: BaseClient, folder: str | Path, bucket: str, prefix: str) 
 
     Raises DataFolderError.
     """
-    paths = [path for path in sorted(Path(folder).glob("[!.]*/[!.]*")) if path.is_file()]
-    if len({path.parent for path in paths}) < 2:
+    folder = Path(folder)
+    names = [path.relative_to(folder) for path in sorted(folder.glob("[!.]*/**/*")) if path.is_file()]
+    paths = [folder / name for name in names if not any(part.startswith(".") for part in name.parts)]
+    if len({path.relative_to(folder).parts[0] for path in paths}) < 2:
         raise DataFolderError(f"{folder} needs at least two folders of images, one for each class")
     content = hashlib.sha256()
     for path in paths:
@@ -59,6 +61,7 @@ def fetch_model(s3: BaseClient, uri: str, folder: str | Path) -> None:
         archive.seek(0)
         try:
             with tarfile.open(fileobj=archive) as opened:
+                package.check_unpacked_size(opened, uri)
                 for entry in filter(tarfile.TarInfo.isfile, opened):  # no links, no devices
                     path = Path(folder, entry.name)
                     if ".." in path.parts or not path.is_relative_to(folder):
