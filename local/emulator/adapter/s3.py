@@ -26,10 +26,10 @@ def fire_event(original: Callable[..., None], *args: Any, version_id: str | None
 
 
 @override(eventbridge, "_dispatch_event")
-def dispatch_event(original: Callable[[dict[str, Any]], Any], event: dict[str, Any]) -> Any:
+def dispatch_event(original: Callable[..., Any], event: dict[str, Any], *view: Any) -> Any:
     version = version_of_event.get()
     if version and event["Source"] == "aws.s3":
         detail = json.loads(event["Detail"])
         detail["object"]["version-id"] = version
         event = event | {"Detail": json.dumps(detail)}
-    return original(event)
+    return original(event, *view)
