@@ -24,7 +24,7 @@ from local.command import LOCAL, StackError, console, lock, report_errors
 from local.deployment import OUTPUTS
 from local.emulator.processes import running
 
-SECONDS_HIDDEN = 300  # of a message while it is worked on; a failed one is visible again afterwards
+SECONDS_HIDDEN = 300  # of a message, if the command is interrupted while it works on it
 MAX_NAME = 80  # characters of an execution's name
 
 
@@ -52,20 +52,23 @@ class Redrive:
     def __init__(self, client: Callable[[str], BaseClient], outputs: dict[str, str]) -> None:
         self.states, self.functions, self.sqs = (client(name) for name in ("stepfunctions", "lambda", "sqs"))
         self.outputs = outputs
+        self.started: set[str] = set()  # by this command, which starts nothing twice
 
     def run(self) -> tuple[Counter[str], list[str]]:
         """How many executions, uploads and outcomes were redriven, and why other messages stay in the queue."""
         done: Counter[str] = Counter()
-        left = []
+        left: dict[str, str] = {}
         queue = self.outputs["FailureQueueUrl"]
         for message in messages(self.sqs, queue):
             try:
                 done[self.redrive(message)] += 1
             except (RedriveError, ClientError) as error:
-                left.append(str(error))
+                left[message["ReceiptHandle"]] = str(error)
                 continue
             self.sqs.delete_message(QueueUrl=queue, ReceiptHandle=message["ReceiptHandle"])
-        return done, left
+        for handle in left:  # only now, or they would be received again
+            self.sqs.change_message_visibility(QueueUrl=queue, ReceiptHandle=handle, VisibilityTimeout=0)
+        return done, list(left.values())
 
     def redrive(self, message: dict[str, Any]) -> str:
         try:
@@ -89,8 +92,11 @@ class Redrive:
 
     def restart(self, detail: dict[str, Any]) -> None:
         arn = detail["executionArn"]
+        if arn.rpartition(":")[2] in self.started:
+            raise RedriveError(f"failed again: {detail.get('error') or detail['status']}")
         request = detail.get("input") or self.states.describe_execution(executionArn=arn)["input"]
         name = next_name(arn)
+        self.started.add(name)
         try:
             self.states.start_execution(stateMachineArn=detail["stateMachineArn"], name=name, input=request)
         except self.states.exceptions.ExecutionAlreadyExists:

@@ -35,7 +35,7 @@ def from_log_group(logs: BaseClient, name: str, since: datetime | None = None) -
 def from_files(paths: Iterable[Path]) -> list[dict[str, Any]]:
     """The lines of files in chronological order, plain or .gz: JSON Lines, or CloudWatch Logs exports.
 
-    An export puts the time before each line.
+    Exports put the time before each line.
     """
     return parsed(text for path in paths for text in texts_of(path))
 

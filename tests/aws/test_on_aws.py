@@ -28,10 +28,19 @@ from test_conformance_stepfunctions import (  # noqa: F401
     test_the_input_of_a_task_has_a_maximum_size_and_states_all_does_not_catch_the_error,
     test_the_output_of_a_state_has_a_maximum_size,
 )
+from test_delivery import (  # noqa: F401
+    test_an_empty_object_that_is_no_folder_ends_in_an_execution_with_a_named_error,
+    test_an_upload_that_is_delivered_again_after_its_execution_starts_no_other,
+)
 from test_everyday import (  # noqa: F401
     labelled,
     test_a_named_stack_is_evaluated_with_the_users_own_credentials,
     test_an_image_in_a_named_stack_is_followed,
+)
+from test_redrive import (  # noqa: F401
+    redrive,
+    test_an_interrupted_redrive_starts_nothing_twice,
+    test_what_fails_again_returns_to_the_queue_under_its_next_name,
 )
 from test_workflow import (  # noqa: F401
     test_a_broken_image_fails_by_name,

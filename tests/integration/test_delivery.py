@@ -76,8 +76,7 @@ def test_500_duplicated_and_reordered_events_have_one_outcome_each(workflow, out
 
     ended = received(workflow, ends, "delivery/", OBJECTS)
     assert len({event["detail"]["executionArn"] for event in ended}) == len(ended) == OBJECTS
-    recorded = deliver(workflow, "RecordOutcome", ended)
-    assert sum(answer["recorded"] for answer in recorded) == 0  # EventBridge's own delivery was first
+    deliver(workflow, "RecordOutcome", ended)  # EventBridge does too
 
     lines = wait_for(lambda: len(found := lines_of(workflow)) >= OBJECTS and found)
     assert len({line["execution_arn"] for line in lines}) == len(lines) == OBJECTS

@@ -13,13 +13,13 @@ OUTAGE = 5  # seconds: 100 at the stack's shortened waits
 
 @pytest.fixture
 def redrive(workflow):
-    """A redrive of the workflow's failure queue, which earlier tests have filled."""
+    """Each call is one command, on the workflow's failure queue, which earlier tests have filled."""
     url = workflow.outputs["FailureQueueUrl"]
     time.sleep(1)
     while messages := workflow.sqs.receive_message(QueueUrl=url, MaxNumberOfMessages=10).get("Messages"):
         for message in messages:
             workflow.sqs.delete_message(QueueUrl=url, ReceiptHandle=message["ReceiptHandle"])
-    return Redrive(workflow.stack.client, workflow.outputs)
+    return lambda: Redrive(workflow.stack.client, workflow.outputs)
 
 
 def waiting(workflow):
@@ -41,19 +41,19 @@ def test_a_failed_execution_is_started_again_and_its_message_deleted(workflow, r
     failed = workflow.classify("redriven.png", seven)
     assert failed.error == "EndpointResponseError"
     wait_for(lambda: waiting(workflow) == 1)
-    done, left = redrive.run()
+    done, left = redrive().run()
     assert (dict(done), left) == ({"executions": 1}, [])
     again = workflow.ended(f"{failed.arn}-redrive-1")
     assert (again.status, again.input) == ("SUCCEEDED", failed.input)
     assert waiting(workflow) == 0
-    assert redrive.run() == ({}, [])
+    assert redrive().run() == ({}, [])
 
 
 def test_what_fails_again_returns_to_the_queue_under_its_next_name(workflow, redrive):
     failed = workflow.classify("never.png", b"no image")
     for number in (1, 2):
         wait_for(lambda: waiting(workflow) == 1)
-        assert redrive.run()[0] == {"executions": 1}
+        assert redrive().run()[0] == {"executions": 1}
         assert workflow.ended(f"{failed.arn}-redrive-{number}").error == "UnsupportedImageError"
     wait_for(lambda: waiting(workflow) == 1)
 
@@ -65,7 +65,7 @@ def test_an_interrupted_redrive_starts_nothing_twice(workflow, redrive, seven):
     request = json.dumps(failed.input)
     name = f"{failed.arn.rpartition(':')[2]}-redrive-1"
     workflow.states.start_execution(stateMachineArn=workflow.machine, name=name, input=request)
-    assert redrive.run() == ({"executions": 1}, [])
+    assert redrive().run() == ({"executions": 1}, [])
     assert workflow.ended(f"{failed.arn}-redrive-1").status == "SUCCEEDED"
     assert waiting(workflow) == 0
 
@@ -77,7 +77,7 @@ def test_an_upload_that_started_no_execution_and_an_outcome_that_was_not_recorde
     key = workflow.upload("rejected/seven.png", seven)
     workflow.sqs.send_message(QueueUrl=queue, MessageBody=json.dumps(event_of_upload(key)))
     workflow.sqs.send_message(QueueUrl=queue, MessageBody="no event")
-    done, left = redrive.run()
+    done, left = redrive().run()
     assert dict(done) == {"uploads": 1}
     assert len(left) == 1 and left[0].endswith("is no event")
     assert workflow.started_by_upload(key).status == "SUCCEEDED"

@@ -53,7 +53,8 @@ def project(tmp_path):
             shutil.copytree(source, tmp_path / source.name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(source, tmp_path / source.name)
-    (tmp_path / ".local").symlink_to(ROOT / ".local")
+    for name in (".local", ".ci", ".github"):
+        (tmp_path / name).symlink_to(ROOT / name)
     return tmp_path
 
 
