@@ -32,7 +32,12 @@ def own_modules(package: Path) -> list[Path]:
 
 def services(source: Path) -> Iterator[str]:
     """The services whose clients this file creates. Raises TrimError for a name that is not a literal."""
-    for call in ast.walk(ast.parse(source.read_text())):
+    try:
+        tree = ast.parse(source.read_text())
+    except SyntaxError as error:
+        place = f"{source.name}:{error.lineno}"
+        raise TrimError(f"A function cannot be compiled: {place}: SyntaxError: {error.msg}") from None
+    for call in ast.walk(tree):
         if not isinstance(call, ast.Call):
             continue
         name = getattr(call.func, "attr", getattr(call.func, "id", None))

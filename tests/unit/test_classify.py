@@ -6,18 +6,18 @@ import subprocess
 import pytest
 
 from documents import ROOT
-from local.classify import check, threshold_in
+from local.classify import check, parse_threshold
 from local.command import StackError
 
 
 @pytest.mark.parametrize("text", ["nan", "inf", "-0.5", "0", "1.01", "1e999", "high", "0,5"])
 def test_a_threshold_that_is_no_fraction_is_a_sentence(text):
-    with pytest.raises(StackError, match=f"THRESHOLD={text} is not a number above 0 and at most 1"):
-        threshold_in(text)
+    with pytest.raises(StackError, match=f"THRESHOLD={text} is .*use .* above 0 and at most 1"):
+        parse_threshold(text)
 
 
 def test_a_threshold_is_optional():
-    assert (threshold_in(""), threshold_in("1"), threshold_in("0.5")) == (None, 1, 0.5)
+    assert (parse_threshold(""), parse_threshold("1"), parse_threshold("0.5")) == (None, 1, 0.5)
 
 
 @pytest.mark.parametrize("name", ["", ".", "none.png", "n" * 300, "a\0b"])

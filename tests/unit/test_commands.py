@@ -147,8 +147,8 @@ def test_a_run_says_that_its_images_are_training_images_if_there_are_no_others(o
     write_classes(tmp_path / "train", {"dark": 3, "light": 3})
     (own_model / "data.json").write_text(json.dumps({"train": str(tmp_path / "train")}))
     folders = run.load_folders(own_model)
-    assert len(run.test_images(folders)) == 4 and run.ambiguous_images(folders) == {}
-    assert "on which it was trained" in capsys.readouterr().out.replace("\n", " ")
+    assert len(run.test_images(folders)) == 4 and run.ambiguous_images(None, "", folders) == {}
+    assert "on which it was trained" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize("data", ["gone", "other classes", "unknown"])
@@ -197,7 +197,7 @@ def test_down_and_clean_work_after_an_interrupted_installation(tmp_path):
 
 
 def test_packaging_appends_to_a_log_and_keeps_earlier_archives(tmp_path):
-    checkout = copy_of(tmp_path, "Makefile", "endpoint/package.py", "endpoint/inference.py")
+    checkout = copy_of(tmp_path, "Makefile", "endpoint/package.py", "endpoint/inference.py", "endpoint/pixels.py")
     earlier = checkout / ".local/package/models/1111/model.tar.gz"
     write_tiny_model(checkout / ".local/model")
     earlier.parent.mkdir(parents=True)

@@ -48,7 +48,7 @@ FAULTS = {  # the file, the original text, the planted text, the tests that must
 
 @pytest.fixture
 def project(tmp_path):
-    for source in [*ROOT.glob("[!.]*"), ROOT / ".ci", ROOT / ".github"]:
+    for source in ROOT.glob("[!.]*"):
         if source.is_dir():
             shutil.copytree(source, tmp_path / source.name, ignore=shutil.ignore_patterns("__pycache__"))
         else:

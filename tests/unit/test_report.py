@@ -101,7 +101,7 @@ def test_the_ticks_of_an_axis_are_round_numbers(low, high, ticks):
 
 def test_the_marked_threshold_is_the_templates_default():
     template = (ROOT / "template.yaml").read_text()
-    assert float(re.search(r"Threshold:\n +Type: Number\n +Default: (.+)", template)[1]) == report.THRESHOLD
+    assert float(re.search(r"Threshold:\n +Type: .*\n +Default: \"?([\d.]+)", template)[1]) == report.THRESHOLD
 
 
 def test_the_networks_are_named_after_what_they_see():

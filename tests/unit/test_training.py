@@ -144,7 +144,7 @@ def test_problems_with_the_data_raise_errors_that_name_the_file_or_class(tmp_pat
 
     broken = write_classes(tmp_path / "broken", {"cat": 1, "dog": 1})
     (broken / "dog" / "notes.txt").write_text("no image")
-    with pytest.raises(data.UnreadableImageError, match=r"notes\.txt: not a readable image.*\(1 of 3 files"):
+    with pytest.raises(data.UnreadableImageError, match=r"notes\.txt: the file is text.*\(1 of 3 files"):
         data.load(data.list_images(broken), SIZE)
 
     empty = write_classes(tmp_path / "empty", {"cat": 20, "dog": 1})
@@ -169,7 +169,7 @@ def test_a_few_unreadable_files_are_listed_and_skipped(tmp_path, capsys):
     assert data.load(classes, SIZE).counts() == {"cat": 10, "dog": 9}
     first, second = capsys.readouterr().out.splitlines()
     assert first == "Skipped unreadable files: 1"
-    assert second.startswith(f"  {folder}/dog/broken.png: not a readable image")
+    assert second.startswith(f"  {folder}/dog/broken.png: the PNG ends too early")
 
 
 def random_images(count, side, colour):

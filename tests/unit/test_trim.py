@@ -15,7 +15,8 @@ from documents import ROOT
 from tools.trim import TrimError, services, trim
 
 DATA = Path(botocore.__file__).parent / "data"
-SERVICES = ("s3", "sagemaker-runtime", "sts", "xray", "sqs", "apigateway")  # the last has members named documentation
+USED = {"dynamodb", "s3", "sagemaker-runtime", "stepfunctions"}
+SERVICES = (*USED, "sts", "xray", "sqs", "apigateway")  # the last has members named documentation
 
 
 @pytest.fixture
@@ -43,15 +44,12 @@ def kept(package):
 
 
 def test_the_functions_services_are_found_in_their_code():
-    assert {name for path in (ROOT / "functions").glob("*.py") for name in services(path)} == {
-        "s3",
-        "sagemaker-runtime",
-    }
+    assert {name for path in (ROOT / "functions").glob("*.py") for name in services(path)} == USED
 
 
 def test_other_services_are_removed(package):
     trim(package)
-    assert kept(package) == {"s3", "sagemaker-runtime", "sts", "xray"}
+    assert kept(package) == {*USED, "sts", "xray"}
     with pytest.raises(UnknownServiceError, match="Unknown service: 'sqs'"):
         session(package / "botocore/data").create_client("sqs")
 
@@ -64,7 +62,7 @@ def test_a_function_with_another_client_keeps_its_service(package, call):
     (package / "shared").mkdir()
     (package / "shared/queue.py").write_text(f"queue = {call}\n")
     trim(package)
-    assert kept(package) == {"s3", "sagemaker-runtime", "sts", "xray", "sqs"}
+    assert kept(package) == {*USED, "sts", "xray", "sqs"}
 
 
 def test_the_clients_of_a_library_do_not_count(package):
