@@ -1,0 +1,55 @@
+"""The stack that a command works on: the local one, or with STACK=name one on AWS, with the user's own credentials."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+
+import boto3
+from botocore.client import BaseClient
+from botocore.exceptions import BotoCoreError, ClientError
+
+from local.command import StackError, lock
+from local.deployment import STACK_NAME, deployed
+from local.emulator.processes import Stack
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """A deployed stack: its name, its outputs, and boto3 clients for its services."""
+
+    name: str
+    outputs: dict[str, str]
+    client: Callable[[str], BaseClient]
+    local: Stack | None = None  # None on AWS
+
+    @property
+    def place(self) -> str:
+        return "the local stack" if self.local else f"the stack {self.name} on AWS"
+
+
+@contextlib.contextmanager
+def target(stack_name: str = "") -> Iterator[Target]:
+    """The stack on AWS with this name; without one the local stack, which is started for the command if necessary.
+
+    Errors of AWS and of its credentials are raised as StackError.
+    """
+    if not stack_name:
+        with lock(), deployed() as (stack, outputs):
+            yield Target(STACK_NAME, outputs, stack.client, stack)
+        return
+    try:
+        yield Target(stack_name, stack_outputs(stack_name), boto3.Session().client)
+    except ClientError as error:
+        raise StackError(f"AWS refused a request about STACK={stack_name}: {error}") from None
+    except BotoCoreError as error:  # no credentials, no region, no network
+        problem = str(error).rstrip(".")
+        raise StackError(f"STACK={stack_name}: {problem}. Check AWS's credentials and region: aws configure") from None
+
+
+def stack_outputs(stack_name: str) -> dict[str, str]:
+    """The outputs of a CloudFormation stack on AWS; StackError if it is not one of this template's."""
+    (described,) = boto3.client("cloudformation").describe_stacks(StackName=stack_name)["Stacks"]
+    outputs = {output["OutputKey"]: output["OutputValue"] for output in described.get("Outputs", [])}
+    if "ClassifyImageStateMachineArn" not in outputs:
+        raise StackError(f"STACK={stack_name} is not a deployed stack of template.yaml ({described['StackStatus']})")
+    return outputs
