@@ -13,6 +13,6 @@ ADAPTED_VERSION = "1.5.33"
 if __name__ == "__main__":
     if version("ministack") != ADAPTED_VERSION:
         sys.exit(f"local/emulator/adapter/ requires ministack {ADAPTED_VERSION}; {version('ministack')} is installed")
-    for service in ("aws_lambda", "cloudformation", "stepfunctions"):
+    for service in ("aws_lambda", "cloudformation", "stepfunctions", "distributed_map"):
         importlib.import_module(f"local.emulator.adapter.{service}")
     runpy.run_module("ministack", run_name="__main__")
