@@ -1,6 +1,6 @@
 # make help lists the commands. Each one installs what it needs; everything it creates is in .venv, .local and .aws-sam.
 .DEFAULT_GOAL := help
-.PHONY: help run report up down classify dashboard test test-sam-local test-containers test-launch test-notebook test-aws notebook invoke lint train train-sagemaker package-model build deploy destroy bench bench-endpoint clean lock
+.PHONY: help run report up down classify batch results dashboard test test-sam-local test-containers test-launch test-notebook test-aws notebook invoke lint train train-sagemaker package-model build deploy destroy bench bench-endpoint clean lock
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 SHELL = bash
@@ -41,6 +41,12 @@ down: ## Stop the local stack
 classify: .local/.run $(PACKAGE) $(BUILT) ## Classify an image of your own: IMAGE=path [THRESHOLD=t]
 	@$(PROJECT) -m local.classify "$(IMAGE)" --threshold "$(THRESHOLD)"
 
+batch: .local/.run $(PACKAGE) $(BUILT) ## Classify many images: PREFIX=p or MANIFEST=m [THRESHOLD=t CONCURRENCY=n STACK=name]
+	@$(PROJECT) -m local.batch --prefix "$(PREFIX)" --manifest "$(MANIFEST)" --threshold "$(THRESHOLD)" --concurrency "$(CONCURRENCY)" --review "$(REVIEW)" --execution "$(EXECUTION)" --stack "$(STACK)"
+
+results: .local/.run $(PACKAGE) $(BUILT) ## List the outcomes of all images: [SINCE=7d OUTCOME=o LABEL=l EXECUTION=e OUTPUT=file.csv|.parquet STACK=name]
+	@$(PROJECT) -m local.results --since "$(SINCE)" --outcome "$(OUTCOME)" --label "$(LABEL)" --execution "$(EXECUTION)" --output "$(OUTPUT)" --stack "$(STACK)"
+
 dashboard: .local/.notebook ## Draw the stack's dashboard from the local stack's data
 	@$(PROJECT) -m local.report.dashboard
 
@@ -78,7 +84,7 @@ lint: .local/.test ## Check code, types, templates, the state machine and workfl
 	MYPYPATH=endpoint .venv/bin/mypy training --exclude training/launch
 	.venv/bin/mypy --explicit-package-bases local monitoring tools training/launch
 	@for file in events/*.json statemachine/*.json; do $(PROJECT) -m json.tool $$file > /dev/null || exit 1; done
-	.venv/bin/statelint --ignore=FLOAT statemachine/*.json
+	$(PROJECT) tools/lint_states.py
 	env $(NO_AWS) $(SAM) validate --lint --template template.yaml
 	@mkdir -p .local/lint
 	@# SAM's output depends on this parameter; cfn-lint resolves CloudFormation's conditions itself.
@@ -131,7 +137,7 @@ $(PACKAGE): $(MODEL) endpoint/package.py endpoint/inference.py
 	@rm -rf $(@D) && mkdir -p $(@D)
 	@$(PROJECT) endpoint/package.py --model-dir .local/model --output $(@D) | tee /dev/stderr | tail -n 1 > $@
 
-$(BUILT): template.yaml samconfig.toml functions/*.py functions/requirements.txt statemachine/*.json
+$(BUILT): template.yaml samconfig.toml functions/*.py functions/*.json functions/requirements.txt statemachine/*.json
 	@$(PROJECT) -m local.deployment build
 	@touch $@
 

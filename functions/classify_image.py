@@ -12,6 +12,7 @@ import boto3
 from aws_lambda_powertools import Logger, Metrics, Tracer
 from aws_lambda_powertools.metrics import MetricUnit
 from aws_lambda_powertools.utilities.typing import LambdaContext
+from botocore.client import BaseClient
 from botocore.config import Config
 from botocore.exceptions import ClientError, HTTPClientError
 from botocore.exceptions import ConnectionError as EndpointConnectionError
@@ -75,15 +76,22 @@ def endpoint_error(error: ClientError, endpoint: str) -> Exception:
 
 
 @tracer.capture_method(capture_response=False)
-def invoke_endpoint(endpoint: str, image: bytes, content_type: str, accept: str) -> tuple[bytes, str]:
+def invoke_endpoint(
+    endpoint: str, body: bytes, content_type: str, accept: str, runtime: BaseClient = runtime
+) -> tuple[bytes, str]:
     """The body of the endpoint's response, and the name of the variant that sent it."""
     try:
-        response = runtime.invoke_endpoint(EndpointName=endpoint, Body=image, ContentType=content_type, Accept=accept)
+        response = runtime.invoke_endpoint(EndpointName=endpoint, Body=body, ContentType=content_type, Accept=accept)
         return response["Body"].read(), response.get("InvokedProductionVariant", "")
     except ClientError as error:
         raise endpoint_error(error, endpoint) from None
     except (HTTPClientError, EndpointConnectionError) as error:
         raise EndpointUnavailableError(f"Endpoint {endpoint}: {error}") from None
+
+
+def labels_in(text: str) -> list[str]:
+    """The labels in the stack's parameter Labels."""
+    return [label.strip() for label in text.split(",") if label.strip()]
 
 
 def decode(data: str) -> bytes:
@@ -107,8 +115,7 @@ def lambda_handler(event: dict[str, Any], context: LambdaContext) -> dict[str, A
     body, variant = invoke_endpoint(endpoint["name"], data, image["content_type"], endpoint["accept"])
     milliseconds = (time.perf_counter() - started) * 1000
     metrics.add_metric("EndpointLatency", MetricUnit.Milliseconds, milliseconds)
-    labels = [label.strip() for label in endpoint["labels"].split(",") if label.strip()]
-    predictions = parse_predictions(body, labels)
+    predictions = parse_predictions(body, labels_in(endpoint["labels"]))
     logger.info("image classified", s3_key=request["s3_key"], endpoint_ms=round(milliseconds, 1), best=predictions[0])
     return {
         **request,

@@ -33,7 +33,11 @@ DECODER_ERRORS = (OSError, SyntaxError, ValueError, IndexError, OverflowError, E
 logger = Logger()
 tracer = Tracer()
 metrics = Metrics()
-s3 = boto3.client("s3", config=Config(connect_timeout=3, read_timeout=10, retries={"mode": "standard"}))
+s3 = boto3.client(
+    "s3",
+    # The pool is for ClassifyBatch, which reads many objects side by side.
+    config=Config(connect_timeout=3, read_timeout=10, retries={"mode": "standard"}, max_pool_connections=16),
+)
 validated = validator(RETRIEVE_IMAGE)
 
 

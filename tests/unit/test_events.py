@@ -13,7 +13,7 @@ import check_confidence
 import classify_image
 import record_outcome
 import retrieve_image
-from documents import ROOT, STATES
+from documents import CLASSIFY_IMAGE, ROOT
 
 EXECUTION = "arn:aws:states:us-east-1:123456789012:execution:machine:name"
 PARAMETERS = {
@@ -26,7 +26,7 @@ PARAMETERS = {
 
 def payload(state, state_input, **parameters):
     """The payload that a state passes to its function, in a stack with these parameters."""
-    expression = STATES[state]["Arguments"]["Payload"].removeprefix("{%").removesuffix("%}")
+    expression = CLASSIFY_IMAGE.states[state]["Arguments"]["Payload"].removeprefix("{%").removesuffix("%}")
     for name, value in (PARAMETERS | parameters).items():
         expression = expression.replace(f"${{{name}}}", value)
     jsonata = Jsonata(expression)

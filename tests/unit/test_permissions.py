@@ -6,9 +6,22 @@ import re
 
 import pytest
 
-from documents import LAMBDA_STATES, ROOT, STATES, transformed
-from test_state_machine import snake_case
+from documents import FUNCTIONS, MACHINES, ROOT, snake_case, transformed
+from test_state_machine import imported
 
+LOG_DELIVERY = dict.fromkeys(
+    [
+        "logs:CreateLogDelivery",
+        "logs:DeleteLogDelivery",
+        "logs:DescribeLogGroups",
+        "logs:DescribeResourcePolicies",
+        "logs:GetLogDelivery",
+        "logs:ListLogDeliveries",
+        "logs:PutResourcePolicy",
+        "logs:UpdateLogDelivery",
+    ],
+    "the delivery of execution logs",
+)
 # Permissions without a call in the code, and the reason for each.
 REASONS = {
     "RetrieveImageFunctionRole": {
@@ -16,20 +29,22 @@ REASONS = {
         "s3:ListBucket": "without it a missing object is a 403 instead of a 404",
     },
     "RecordOutcomeFunctionRole": {"sqs:SendMessage": "events that could not be recorded go to the failure queue"},
-    "ClassifyImageStateMachineRole": {
+    "ClassifyBatchFunctionRole": {
+        "s3:GetObjectVersion": "get_object with a VersionId",
+        "s3:ListBucket": "without it a missing object is a 403 instead of a 404",
+    },
+    "ClassifyImageStateMachineRole": LOG_DELIVERY,
+    "ClassifyBatchStateMachineRole": {
+        **LOG_DELIVERY,
+        "s3:ListBucket": "the Map over a prefix",
+        "s3:GetObject": "the Maps over a manifest or an inventory",
         **dict.fromkeys(
-            [
-                "logs:CreateLogDelivery",
-                "logs:DeleteLogDelivery",
-                "logs:DescribeLogGroups",
-                "logs:DescribeResourcePolicies",
-                "logs:GetLogDelivery",
-                "logs:ListLogDeliveries",
-                "logs:PutResourcePolicy",
-                "logs:UpdateLogDelivery",
-            ],
-            "the delivery of execution logs",
+            ["s3:PutObject", "s3:ListMultipartUploadParts", "s3:AbortMultipartUpload"], "the Maps' ResultWriter"
         ),
+        "states:StartExecution": "a Map Run starts children",
+        "states:DescribeExecution": "a Map Run watches its children",
+        "states:StopExecution": "a Map Run stops its children",
+        "states:RedriveExecution": "a Map Run is redriven",
     },
     "ModelRole": {
         "s3:GetObject": "SageMaker fetches the model",
@@ -58,8 +73,12 @@ MANAGED = {  # SAM adds these
     "AWSXRayDaemonWriteAccess": "a function's traces",
     "AWSXrayWriteOnlyAccess": "Tracing: Active",
 }
-WITHOUT_RESOURCE = {"ecr:GetAuthorizationToken", "cloudwatch:PutMetricData", *REASONS["ClassifyImageStateMachineRole"]}
-ROLES = {name: role for name, role in transformed()["Resources"].items() if role["Type"] == "AWS::IAM::Role"}
+WITHOUT_RESOURCE = {"ecr:GetAuthorizationToken", "cloudwatch:PutMetricData", *LOG_DELIVERY}
+GENERATED = transformed()["Resources"]
+ROLES = {name: role for name, role in GENERATED.items() if role["Type"] == "AWS::IAM::Role"}
+POLICIES = [resource["Properties"] for resource in GENERATED.values() if resource["Type"] == "AWS::IAM::Policy"]
+# Actions of an API under another action's permission
+PERMISSIONS = {"sqs:SendMessageBatch": "sqs:SendMessage", "lambda:Invoke": "lambda:InvokeFunction"}
 
 
 def statements(node):
@@ -77,7 +96,7 @@ def actions(statement):
 
 
 def policies(role):
-    return ROLES[role]["Properties"].get("Policies", [])
+    return [*ROLES[role]["Properties"].get("Policies", []), *(row for row in POLICIES if {"Ref": role} in row["Roles"])]
 
 
 def granted(role):
@@ -85,7 +104,7 @@ def granted(role):
 
 
 def calls_of_code(module):
-    """The actions that a module calls on its module-level boto3 clients."""
+    """The actions that a module and the siblings that it imports call on their module-level boto3 clients."""
     tree = ast.parse((ROOT / "functions" / f"{module}.py").read_text())
     made = [node for node in tree.body if isinstance(node, ast.Assign) and "boto3.client(" in ast.unparse(node.value)]
     clients = {node.targets[0].id: getattr(importlib.import_module(module), node.targets[0].id) for node in made}
@@ -94,40 +113,58 @@ def calls_of_code(module):
         match node:
             case ast.Call(func=ast.Attribute(value=ast.Name(id=name), attr=method)) if name in clients:
                 meta = clients[name].meta
-                called.add(f"{meta.service_model.signing_name}:{meta.method_to_api_mapping[method]}")
-    return called
+                if method in meta.method_to_api_mapping:  # not exceptions
+                    action = f"{meta.service_model.signing_name}:{meta.method_to_api_mapping[method]}"
+                    called.add(PERMISSIONS.get(action, action))
+    return called.union(*map(calls_of_code, imported(module)))
 
 
-def calls_of_states():
-    """The actions that the state machine's integrations call."""
-    integrations = [re.search(r"states:::(\w+):(\w)(\w+)$", state.get("Resource", "")) for state in STATES.values()]
+def calls_of_states(machine):
+    """The actions that a state machine's integrations call."""
+    resources = [state.get("Resource", "") for state in machine.states.values()]
+    integrations = [re.search(r"states:::(\w+):(\w)(\w+)$", resource) for resource in resources]
     called = {f"{match[1]}:{match[2].upper()}{match[3]}" for match in integrations if match}
-    return {"lambda:InvokeFunction" if action == "lambda:Invoke" else action for action in called}
+    return {PERMISSIONS.get(action, action) for action in called}
 
 
 def test_the_roles_are_those_listed_here():
-    listed = set(REASONS) | {f"{state}FunctionRole" for state in LAMBDA_STATES}
+    listed = set(REASONS) | {f"{function}FunctionRole" for function in FUNCTIONS}
     assert set(ROLES) == listed
 
 
-@pytest.mark.parametrize("state", [*LAMBDA_STATES, "RecordOutcome"])
-def test_a_function_is_allowed_exactly_what_it_calls(state):
-    called = calls_of_code(snake_case(state))
-    assert granted(f"{state}FunctionRole") == called | set(REASONS.get(f"{state}FunctionRole", {}))
+@pytest.mark.parametrize("function", [*FUNCTIONS, "RecordOutcome"])
+def test_a_function_is_allowed_exactly_what_it_calls(function):
+    called = calls_of_code(snake_case(function))
+    assert granted(f"{function}FunctionRole") == called | set(REASONS.get(f"{function}FunctionRole", {}))
 
 
 def test_the_calls_of_the_code_are_found():
-    assert [calls_of_code(snake_case(state)) for state in LAMBDA_STATES] == [
-        {"s3:GetObject"},
-        {"sagemaker:InvokeEndpoint"},
-        set(),
-    ]
+    assert {function: calls_of_code(snake_case(function)) for function in FUNCTIONS} == {
+        "RetrieveImage": {"s3:GetObject"},
+        "ClassifyImage": {"sagemaker:InvokeEndpoint"},
+        "CheckConfidence": set(),
+        "PrepareBatch": set(),
+        "ClassifyBatch": {"s3:GetObject", "sagemaker:InvokeEndpoint", "s3:PutObject", "sqs:SendMessage"},
+        "SummariseBatch": {"s3:GetObject", "s3:PutObject", "glue:GetTable", "glue:CreatePartition"},
+    }
 
 
-def test_the_state_machine_is_allowed_exactly_what_its_states_call():
-    role = "ClassifyImageStateMachineRole"
-    assert granted(role) == calls_of_states() | set(REASONS[role])
-    assert calls_of_states() == {"lambda:InvokeFunction", "sqs:SendMessage", "events:PutEvents"}
+@pytest.mark.parametrize("machine", MACHINES, ids=str)
+def test_a_state_machine_is_allowed_exactly_what_its_states_call(machine):
+    role = f"{machine.name}StateMachineRole"
+    assert granted(role) == calls_of_states(machine) | set(REASONS[role])
+
+
+def test_the_calls_of_the_states_are_found():
+    image, batch = map(calls_of_states, MACHINES)
+    assert image == {"lambda:InvokeFunction", "sqs:SendMessage", "events:PutEvents"}
+    assert batch == {"lambda:InvokeFunction", "events:PutEvents"}
+
+
+def test_the_right_of_a_machine_to_its_own_map_runs_is_a_policy_of_its_own():
+    """Among the machine's Policies, which SAM puts into its role, its own ARN would be a circular reference."""
+    in_role = {action for each in statements(ROLES["ClassifyBatchStateMachineRole"]) for action in actions(each)}
+    assert not any(action.startswith("states:") for action in in_role)
 
 
 @pytest.mark.parametrize("role", ["ModelRole", "ClassifyImageStateMachineUploadRole"])

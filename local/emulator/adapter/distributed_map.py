@@ -30,12 +30,12 @@ from local.emulator.adapter.stepfunctions import PAYLOAD_LIMIT, check_size
 Json = dict[str, Any]
 
 MAX_CHILDREN = 64  # at a time: each is a thread here
-COUNTS = ("pending", "running", "succeeded", "failed", "timedOut", "aborted", "total", "resultsWritten")
-COUNTS += ("failuresNotRedrivable", "pendingRedrive")
+COUNTS = ["pending", "running", "succeeded", "failed", "timedOut", "aborted", "total", "resultsWritten"]
+COUNTS += ["failuresNotRedrivable", "pendingRedrive"]
 EXCEEDED = "States.ExceedToleratedFailureThreshold", "The specified tolerated failure threshold was exceeded"
 # The fields of a child's execution in the files of failed and pending children, which are written in full
-RECORDED = ("executionArn", "input", "mapRunArn", "name", "startDate", "stateMachineArn", "status", "stopDate")
-RECORDED += ("error", "cause")
+RECORDED = ["executionArn", "input", "mapRunArn", "name", "startDate", "stateMachineArn", "status", "stopDate"]
+RECORDED += ["error", "cause"]
 map_runs: dict[tuple[str, str], "MapRun"] = {}  # by execution ARN and state name, for a redrive
 
 
