@@ -42,7 +42,7 @@ classify: .local/.run $(PACKAGE) $(BUILT) ## Classify an image of your own: IMAG
 	@$(PROJECT) -m local.classify "$(IMAGE)" --threshold "$(THRESHOLD)"
 
 batch: .local/.run $(PACKAGE) $(BUILT) ## Classify many images: PREFIX=p or MANIFEST=m [THRESHOLD=t CONCURRENCY=n STACK=name]
-	@$(PROJECT) -m local.batch --prefix "$(PREFIX)" --manifest "$(MANIFEST)" --threshold "$(THRESHOLD)" --concurrency "$(CONCURRENCY)" --review "$(REVIEW)" --execution "$(EXECUTION)" --stack "$(STACK)"
+	@$(PROJECT) -m local.batch --prefix "$(PREFIX)" --manifest "$(MANIFEST)" --threshold "$(THRESHOLD)" --concurrency "$(CONCURRENCY)" --review "$(REVIEW)" --execution "$(EXECUTION)" --redrive "$(REDRIVE)" --stack "$(STACK)"
 
 results: .local/.run $(PACKAGE) $(BUILT) ## List the outcomes of all images: [SINCE=7d OUTCOME=o LABEL=l EXECUTION=e OUTPUT=file.csv|.parquet STACK=name]
 	@$(PROJECT) -m local.results --since "$(SINCE)" --outcome "$(OUTCOME)" --label "$(LABEL)" --execution "$(EXECUTION)" --output "$(OUTPUT)" --stack "$(STACK)"
@@ -144,9 +144,9 @@ $(BUILT): template.yaml samconfig.toml functions/*.py functions/*.json functions
 LOCK = .local/venvs/uv/bin/uv pip compile --quiet --universal --generate-hashes --no-annotate --custom-compile-command "make lock" pyproject.toml
 lock: ## Pin pyproject.toml's dependency groups again
 	@$(PYTHON) tools/install.py uv
-	$(LOCK) --python-version 3.11 --group train --group serve --group local -o requirements/run.txt
-	$(LOCK) --python-version 3.11 --group train --group serve --group local --group test --group lint -c requirements/run.txt -o requirements/test.txt
-	$(LOCK) --python-version 3.11 --group train --group serve --group local --group test --group lint --group notebook -c requirements/test.txt -o requirements/notebook.txt
+	$(LOCK) --python-version 3.11 --group train --group serve --group local --group results -o requirements/run.txt
+	$(LOCK) --python-version 3.11 --group train --group serve --group local --group results --group test --group lint -c requirements/run.txt -o requirements/test.txt
+	$(LOCK) --python-version 3.11 --group train --group serve --group local --group results --group test --group lint --group notebook -c requirements/test.txt -o requirements/notebook.txt
 	$(LOCK) --python-version 3.11 --group emulator -o requirements/emulator.txt
 	$(LOCK) --python-version 3.11 --group sam -o requirements/sam.txt
 	$(LOCK) --python-version 3.11 --group sagemaker --group test-launch -o requirements/sagemaker.txt

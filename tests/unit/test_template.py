@@ -1,5 +1,6 @@
 """Checks of template.yaml that the linters do not make."""
 
+import json
 import re
 import tomllib
 
@@ -14,8 +15,8 @@ FUNCTIONS = {name: resource for name, resource in RESOURCES.items() if resource[
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_no_parameter_is_an_environment_variable_of_a_function(name):
     """A version's variables never change, and SAM publishes no version when only a parameter's value changes."""
-    variables = FUNCTIONS[name]["Properties"].get("Environment", {}).get("Variables", {})
-    variables |= TEMPLATE["Globals"]["Function"]["Environment"]["Variables"]
+    own = FUNCTIONS[name]["Properties"].get("Environment", {}).get("Variables", {})
+    variables = own | TEMPLATE["Globals"]["Function"]["Environment"]["Variables"]
     assert all(isinstance(value, str) or value == {"Ref": "AWS::StackName"} for value in variables.values())
 
 
@@ -35,7 +36,8 @@ def test_every_function_is_traced_and_logs_json_with_a_retention():
 
 def test_traces_and_the_state_machines_logs_contain_no_images():
     assert TEMPLATE["Globals"]["Function"]["Environment"]["Variables"]["POWERTOOLS_TRACER_CAPTURE_RESPONSE"] == "false"
-    assert RESOURCES["ClassifyImageStateMachine"]["Properties"]["Logging"]["IncludeExecutionData"] is False
+    for machine in ("ClassifyImageStateMachine", "ClassifyBatchStateMachine"):
+        assert RESOURCES[machine]["Properties"]["Logging"]["IncludeExecutionData"] is False
 
 
 def test_the_upload_trigger_matches_only_its_prefix_so_that_no_output_loops():
@@ -49,7 +51,7 @@ def test_the_upload_trigger_matches_only_its_prefix_so_that_no_output_loops():
 
 def test_only_the_endpoint_and_the_vended_logs_have_names():
     named = re.findall(r"^\s+(\w*Name): !?\S", TEXT, re.MULTILINE)
-    references = {"ModelName", "EndpointConfigName", "MetricName", "Name"}
+    references = {"ModelName", "EndpointConfigName", "MetricName", "Name", "DatabaseName"}
     assert set(named) <= {"EndpointName", "LogGroupName", "VariantName", "PolicyName"} | references
 
 
@@ -68,6 +70,7 @@ def test_parameters_have_the_documented_defaults():
 
 def test_every_output_that_the_local_stack_uses_exists():
     used = {"ImageBucketName", "UploadPrefix", "ClassifyImageStateMachineArn", "ReviewQueueUrl", "EndpointName"}
+    used |= {"ClassifyBatchStateMachineArn", "ResultsBucketName"}
     assert used | {f"{name}Name" for name in FUNCTIONS} <= set(TEMPLATE["Outputs"])
 
 
@@ -80,7 +83,30 @@ def test_every_environment_of_samconfig_is_complete(environment):
     assert settings["build"]["parameters"]["parallel"]
 
 
-def test_the_bucket_is_private_and_encrypted():
-    properties = RESOURCES["ImageBucket"]["Properties"]
+@pytest.mark.parametrize("bucket", ["ImageBucket", "ResultsBucket"])
+def test_a_bucket_is_private_and_encrypted(bucket):
+    properties = RESOURCES[bucket]["Properties"]
     assert set(properties["PublicAccessBlockConfiguration"].values()) == {True}
     assert "BucketEncryption" in properties
+
+
+def test_the_results_table_has_a_column_for_every_field_of_a_line():
+    """The fields of CheckConfidence's output, of the lines of errors, and those that ClassifyBatch adds."""
+    table = RESOURCES["ResultsTable"]["Properties"]["TableInput"]
+    columns = {column["Name"] for column in table["StorageDescriptor"]["Columns"]}
+    event = json.loads((ROOT / "events/check_confidence.json").read_text())
+    decision = {"label", "confidence", "threshold", "accepted"}
+    assert columns == set(event) | decision | {"s3_version_id", "execution_arn", "outcome", "error", "cause", "time"}
+    assert table["PartitionKeys"] == [{"Name": "execution", "Type": "string"}]
+
+
+def test_failures_of_both_machines_reach_the_failure_queue():
+    pattern = RESOURCES["FailedExecutionRule"]["Properties"]["EventPattern"]["detail"]
+    machines = [name for name, row in RESOURCES.items() if row["Type"] == "AWS::Serverless::StateMachine"]
+    assert pattern["stateMachineArn"] == [{"Ref": name} for name in machines]
+
+
+def test_only_classify_batch_turns_the_tracer_off():
+    off = {"POWERTOOLS_TRACE_DISABLED": "true"}
+    variables = {name: row["Properties"].get("Environment", {}).get("Variables") for name, row in FUNCTIONS.items()}
+    assert {name for name, value in variables.items() if value == off} == {"ClassifyBatchFunction"}
