@@ -200,7 +200,7 @@ def run(found: Target, options: argparse.Namespace) -> None:
         interrupted(found, arn)
 
 
-def main() -> None:
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prefix", default="")
     parser.add_argument("--manifest", default="")
@@ -210,7 +210,11 @@ def main() -> None:
     parser.add_argument("--execution", default="", help="name or ARN of an execution to come back to")
     parser.add_argument("--redrive", default="", help="any text: repeat its failed part")
     parser.add_argument("--stack", default="", help="name of a stack on AWS; by default the local stack")
-    options = parser.parse_args()
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
+    options = parse()
     with report_errors(), target(options.stack) as found:
         run(found, options)
 

@@ -1,7 +1,9 @@
 """The whole stack on the emulated AWS, deployed once, with an endpoint that can be made to fail."""
 
+import itertools
 import json
 import threading
+import time
 import urllib.error
 import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -23,6 +25,9 @@ class EndpointProxy(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
         self.runtime_url = ""
         self.planted: list[tuple[int, dict[str, str], bytes] | None] = []
+        self.requests = itertools.count(1)
+        self.throttle_every = 0  # the share of requests that are throttled, as every n-th
+        self.dead_until = 0.0  # of time.monotonic()
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     def respond(self, body: bytes, status: int = 200, error: str = "", times: int = 1) -> None:
@@ -34,12 +39,20 @@ class EndpointProxy(ThreadingHTTPServer):
         """Close the next connections without a response."""
         self.planted += [None] * times
 
+    def fault(self) -> None:
+        """Plant a response for a request, if its turn has come."""
+        if time.monotonic() < self.dead_until:
+            self.hang_up(1)
+        elif self.throttle_every and next(self.requests) % self.throttle_every == 0:
+            self.respond(b'{"message": "Rate exceeded"}', status=429, error="ThrottlingException")
+
 
 class EndpointProxyHandler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_POST(self):
         body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.fault()
         if self.server.planted:
             if not (response := self.server.planted.pop(0)):
                 self.close_connection = True
@@ -94,6 +107,7 @@ def workflow(stack):
 def endpoint(endpoint_proxy):
     yield endpoint_proxy
     planted, endpoint_proxy.planted = endpoint_proxy.planted, []
+    endpoint_proxy.throttle_every, endpoint_proxy.dead_until = 0, 0.0
     assert not planted, "the functions sent fewer requests than the test expected"
 
 

@@ -264,12 +264,12 @@ def distributed_map(
         map_runs[key] = MapRun(state, raw_input, execution, ctx)
     run = map_runs[key]
     run.run()
-    run.view |= {"status": "ABORTED" if run.is_stopped else "FAILED" if run.has_failed else "SUCCEEDED"}
-    run.view["stopDate"] = now_iso()
+    status = "ABORTED" if run.is_stopped else "FAILED" if run.has_failed else "SUCCEEDED"
     result = run.write_results()
-    if run.is_stopped:
-        raise SystemExit  # ends this thread only: a redrive may have begun
-    if run.has_failed:
+    run.view |= {"status": status, "stopDate": now_iso()}  # last: from now on a redrive is possible
+    if status == "ABORTED":
+        raise SystemExit  # ends this thread only
+    if status == "FAILED":
         error, cause = EXCEEDED
         details = {"mapRunFailedEventDetails": {"error": error, "cause": cause}}
         service._add_event(execution, "MapRunFailed", details)
@@ -296,7 +296,9 @@ def redrive(request: Json) -> Any:
     execution = service._executions.get(request["executionArn"])
     if not execution:
         return error_response_json("ExecutionDoesNotExist", f"Execution {request['executionArn']} not found", 400)
-    if execution["status"] not in ("FAILED", "ABORTED") or "last" not in execution:
+    runs = [run for (arn, _), run in map_runs.items() if arn == request["executionArn"]]
+    is_stopping = any(run.view["status"] == "RUNNING" for run in runs)
+    if execution["status"] not in ("FAILED", "ABORTED") or "last" not in execution or is_stopping:
         return error_response_json("ExecutionNotRedrivable", f"The execution is {execution['status']}", 400)
     execution |= {"status": "RUNNING", "redriven": True, "stopDate": None, "error": None, "cause": None, "output": None}
     service._add_event(execution, "ExecutionRedriven")
