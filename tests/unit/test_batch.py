@@ -71,9 +71,8 @@ def test_an_interrupted_batch_is_stopped_on_request(capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     with Stubber(states) as stubber:
         arn = f"{MACHINE}:name"
-        stubber.add_response(
-            "stop_execution", {"stopDate": 0}, {"executionArn": arn, "cause": "stopped at the keyboard"}
-        )
+        expected = {"executionArn": arn, "cause": "stopped at the keyboard"}
+        stubber.add_response("stop_execution", {"stopDate": 0}, expected)
         batch.interrupted(Target("stack", OUTPUTS, lambda _: states), arn)
         stubber.assert_no_pending_responses()
     assert "make batch EXECUTION=name REDRIVE=true STACK=stack" in capsys.readouterr().out

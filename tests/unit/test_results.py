@@ -87,7 +87,7 @@ def test_rows_are_written_as_parquet_with_types(tmp_path):
     path = tmp_path / "rows.parquet"
     assert results.write(map(results.row, [ACCEPTED, ERROR]), path) == 2
     query = f"SELECT s3_key, confidence, time FROM '{path}' WHERE outcome = 'accepted'"
-    key, confidence, time = duckdb.sql(query).fetchone()
+    [(key, confidence, time)] = duckdb.sql(query).fetchall()
     assert (key, confidence) == (ACCEPTED["s3_key"], 0.97)
     assert time == datetime(2026, 11, 26, 2, 0, 0, 250_000, tzinfo=UTC)
     assert results.write(iter([]), tmp_path / "none.parquet") == 0
