@@ -14,7 +14,9 @@ from types import SimpleNamespace
 import boto3
 import pytest
 
+from batches import Batches
 from resources import execute, function, machine  # noqa: F401
+from test_batch import digits  # noqa: F401
 from workflow import Workflow
 
 ROOT = Path(__file__).parents[2]
@@ -50,6 +52,11 @@ def workflow(stack_name):
     (described,) = boto3.client("cloudformation").describe_stacks(StackName=stack_name)["Stacks"]
     outputs = {output["OutputKey"]: output["OutputValue"] for output in described["Outputs"]}
     return Workflow(SimpleNamespace(client=boto3.client), outputs)
+
+
+@pytest.fixture(scope="session")
+def batches(workflow):
+    return Batches(workflow.stack, workflow.outputs)
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ from documents import ROOT
 
 TEMPLATE = "template.yaml"
 MACHINE = "statemachine/classify_image.asl.json"
+BATCH = "statemachine/classify_batch.asl.json"
 FAULTS = {  # the file, the original text, the planted text, the tests that must fail
     "a next state that does not exist": (MACHINE, '"Next": "IsAccepted"', '"Next": "Accepted"', "state_machine"),
     "an unreachable state": (MACHINE, '"Next": "PublishImageNeedsReview"', '"End": true', "state_machine"),
@@ -31,6 +32,10 @@ FAULTS = {  # the file, the original text, the planted text, the tests that must
     "an error that is no longer retried": (MACHINE, ', "EndpointThrottledError"', "", "state_machine"),
     "a retry with other numbers": (MACHINE, '"MaxAttempts": 100', '"MaxAttempts": 10', "docs"),
     "a task without a timeout": (MACHINE, '"TimeoutSeconds": 80,', "", "state_machine"),
+    "a Map that differs from the others": (BATCH, '"url_encoded": true', '"url_encoded": false', "state_machine"),
+    "a Map that would be repeated": (BATCH, '"Label": "Csv",', '"Label": "Csv", "Retry": [],', "state_machine"),
+    "a name of a batch's field that the function does not know": (BATCH, "'request': $st", "'query': $st", "events"),
+    "batches whose failures are not told": (TEMPLATE, ", !Ref ClassifyBatchStateMachine]", "]", "template"),
     "another function's handler": (TEMPLATE, "classify_image.lambda_", "check_confidence.lambda_", "state_machine"),
     "a function without its alias": (TEMPLATE, "!Ref RetrieveImageFunction.Alias", "x", "state_machine"),
     "a missing permission": (TEMPLATE, "sagemaker:InvokeEndpoint", "sagemaker:DescribeEndpoint", "permissions"),
