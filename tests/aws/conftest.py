@@ -16,7 +16,7 @@ import pytest
 
 from batches import Batches
 from resources import execute, function, machine  # noqa: F401
-from test_batch import digits  # noqa: F401
+from test_batches import digits  # noqa: F401
 from workflow import Workflow
 
 ROOT = Path(__file__).parents[2]

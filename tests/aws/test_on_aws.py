@@ -1,6 +1,6 @@
 """The scenarios of tests/integration on AWS, and the conformance tests that the emulator's adapter must pass."""
 
-from test_batch import (  # noqa: F401
+from test_batches import (  # noqa: F401
     test_a_batch_decides_as_single_executions_do,
     test_a_prefix_is_classified_and_its_summary_is_an_event,
     test_an_empty_prefix_succeeds_and_says_so,

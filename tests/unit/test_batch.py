@@ -1,4 +1,4 @@
-"""The parts of make batch that need no stack; tests/integration/test_batch.py runs the rest."""
+"""The parts of make batch that need no stack; tests/integration/test_batches.py runs the rest."""
 
 import boto3
 import pytest
