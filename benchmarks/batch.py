@@ -4,7 +4,6 @@
     .venv/bin/python -m benchmarks.batch --photographs 1000    JPEGs of 800 x 600, about 50 kB, for the cost of an image
 
 Prints one JSON line per batch: its summary's counts and what the processes of the local stack used meanwhile.
-benchmarks/scale.py computes costs from these lines, kept in benchmarks/batch.jsonl.
 """
 
 import argparse

@@ -2,14 +2,13 @@
 
     .venv/bin/python -m benchmarks.scale
 
-From the counts of a measured batch of 50 kB photographs (benchmarks/batch.jsonl), the list prices in
-functions/prices.json, and AWS's documented quotas.
+From a measured batch of 50 kB photographs (benchmarks/batch.json, printed by benchmarks/batch_function.py), the list
+prices in functions/prices.json, and AWS's documented quotas.
 """
 
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 MILLION = 1_000_000
@@ -28,18 +27,16 @@ def prices() -> dict[str, float]:
 
 
 def measured() -> dict[str, float]:
-    """Per image of the measured batch of photographs: bytes to and from the endpoint, seconds of function and endpoint.
+    """Per image of 50 kB: bytes to and from the endpoint, Lambda GB-seconds, seconds of the endpoint's vCPUs.
 
-    The seconds are CPU time: on one vCPU a function waits for neither reads nor the endpoint, which overlap with its
-    work, and the wall time here would be that of a machine that runs everything else too.
+    Seconds are CPU time: a function of one vCPU reads ahead and prepares the next request while the endpoint works, so
+    it is busy, not waiting.
     """
-    lines = map(json.loads, (ROOT / "benchmarks/batch.jsonl").read_text().splitlines())
-    run: dict[str, Any] = next(line for line in lines if line["image_bytes"] > 40_000)
-    seconds = {kind: ms / 1000 for kind, ms in run["cpu_ms_per_image"].items()}
+    counted = json.loads((ROOT / "benchmarks/batch.json").read_text())
     return {
-        "endpoint_bytes": run["usage"]["endpoint_bytes"] / run["images"],
-        "lambda_gb_seconds": seconds["function"] * MEMORY,
-        "endpoint_seconds": seconds["endpoint"],
+        "endpoint_bytes": counted["endpoint_bytes"],
+        "lambda_gb_seconds": counted["function_ms"] / 1000 * MEMORY,
+        "endpoint_seconds": 2 / ENDPOINT,
     }
 
 
