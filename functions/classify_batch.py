@@ -134,8 +134,13 @@ def requests(entries: Iterable[Line], max_images: int) -> Iterator[list[Line]]:
         yield group
 
 
-def invoke_with_lines(images: list[dict[str, Any]], endpoint: dict[str, str]) -> tuple[list[bytes], str, int]:
-    """The endpoint's response to each image, its variant, and the bytes sent and received. EndpointResponseError."""
+def invoke_with_lines(
+    images: list[dict[str, Any]], endpoint: dict[str, str]
+) -> tuple[list[bytes | Exception], str, int]:
+    """The endpoint's response to each image, its variant, and the bytes sent and received.
+
+    Raises EndpointResponseError if the response is of no use to any image, which is the endpoint's fault.
+    """
     body = "".join(f'{{"image": "{image["data"]}"}}\n' for image in images).encode()
     response, variant = invoke_endpoint(endpoint["name"], body, JSON_LINES, JSON_LINES, runtime)
     lines = response.splitlines()
@@ -144,20 +149,29 @@ def invoke_with_lines(images: list[dict[str, Any]], endpoint: dict[str, str]) ->
             f"Endpoint {endpoint['name']} returned {len(lines)} lines for {len(images)} images in {JSON_LINES}: "
             "set the stack's parameter BatchRequests to single if it classifies one image per request"
         )
-    return lines, variant, len(body) + len(response)
+    return [*lines], variant, len(body) + len(response)
 
 
-def invoke_with_image(image: dict[str, Any], endpoint: dict[str, str]) -> tuple[list[bytes], str, int]:
+def invoke_with_image(image: dict[str, Any], endpoint: dict[str, str]) -> tuple[list[bytes | Exception], str, int]:
+    """The same for an endpoint of one image per request: a response that rejects the image is the image's error."""
     body = decode(image["data"])
-    response, variant = invoke_endpoint(endpoint["name"], body, image["content_type"], endpoint["accept"], runtime)
+    try:
+        response, variant = invoke_endpoint(endpoint["name"], body, image["content_type"], endpoint["accept"], runtime)
+    except EndpointResponseError as error:
+        return [error], "", len(body)
     return [response], variant, len(body) + len(response)
 
 
-def decided(entry: Line, response: bytes, variant: str, endpoint: dict[str, str]) -> Line:
-    """CheckConfidence's output for an image, and its outcome. Raises EndpointResponseError."""
-    if response.startswith(b'{"error"'):  # endpoint/inference.py's line for an image that it rejects
-        raise EndpointResponseError(f"Endpoint {endpoint['name']} rejected {uri(entry)}: {response.decode()[:500]}")
-    predictions = parse_predictions(response, labels_in(endpoint["labels"]))
+def decide_line(entry: Line, response: bytes | Exception, variant: str, endpoint: dict[str, str]) -> Line:
+    """CheckConfidence's output for an image, and its outcome; or the line of an error."""
+    try:
+        if isinstance(response, Exception):
+            raise response
+        if response.startswith(b'{"error"'):  # endpoint/inference.py's line for an image that it rejects
+            raise EndpointResponseError(f"Endpoint {endpoint['name']} rejected {uri(entry)}: {response.decode()[:500]}")
+        predictions = parse_predictions(response, labels_in(endpoint["labels"]))
+    except EndpointResponseError as error:
+        return failed(entry, error)
     result = {
         **entry,
         "image": {name: value for name, value in entry["image"].items() if name != "data"},
@@ -169,41 +183,23 @@ def decided(entry: Line, response: bytes, variant: str, endpoint: dict[str, str]
 
 
 def classify(entries: list[Line], batch: dict[str, Any]) -> tuple[list[Line], dict[str, float]]:
-    """The lines for a group of `requests`, and what they cost of the endpoint."""
-    endpoint, single = batch["endpoint"], batch["requests"] == "single"
+    """The lines for a group of `requests`, and what they took of the endpoint."""
+    endpoint = batch["endpoint"]
     images = [entry["image"] for entry in entries if "image" in entry]
+    if not images:
+        return entries, {}
     started = time.perf_counter()
-    responses: Iterator[bytes | EndpointResponseError] = iter(())
-    variant, size = "", 0
-    if images:
-        try:
-            lines, variant, size = (
-                invoke_with_image(images[0], endpoint) if single else invoke_with_lines(images, endpoint)
-            )
-            responses = iter(lines)
-        except EndpointResponseError as error:
-            if not single:  # of no use to any image, so the endpoint's fault
-                raise
-            responses = iter([error])
+    responses, variant, size = (
+        invoke_with_image(images[0], endpoint) if batch["requests"] == "single" else invoke_with_lines(images, endpoint)
+    )
     usage = {
-        "endpoint_requests": int(bool(images)),
+        "endpoint_requests": 1,
         "endpoint_bytes": size,
         "endpoint_ms": (time.perf_counter() - started) * 1000,
     }
-    return [line_for(entry, responses, variant, endpoint) for entry in entries], usage
-
-
-def line_for(
-    entry: Line, responses: Iterator[bytes | EndpointResponseError], variant: str, endpoint: dict[str, str]
-) -> Line:
-    if "image" not in entry:
-        return entry
-    try:
-        if isinstance(response := next(responses), EndpointResponseError):
-            raise response
-        return decided(entry, response, variant, endpoint)
-    except EndpointResponseError as error:
-        return failed(entry, error)
+    waiting = iter(responses)
+    lines = [decide_line(entry, next(waiting), variant, endpoint) if "image" in entry else entry for entry in entries]
+    return lines, usage
 
 
 def count(lines: list[Line]) -> dict[str, Any]:
@@ -227,7 +223,8 @@ def write(bucket: str, key: str, lines: list[Line]) -> None:
 
 def send_to_review(queue_url: str, lines: list[Line]) -> None:
     """Send the results as SendToReview does. A batch that runs again sends them again."""
-    messages = [{name: value for name, value in line.items() if name != "outcome"} for line in lines]
+    added = ("outcome", "time")  # to CheckConfidence's output
+    messages = [{name: value for name, value in line.items() if name not in added} for line in lines]
     for start in range(0, len(messages), SQS_BATCH):
         entries = [
             {"Id": str(number), "MessageBody": json.dumps(message)}
