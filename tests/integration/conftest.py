@@ -14,6 +14,8 @@ from local.deployment import deploy, model_archive, upload_model
 from local.emulator import processes
 from workflow import DIGITS, Workflow
 
+WAIT_SCALE = 0.05  # the real duration of one second of the state machines' waits
+
 
 class EndpointProxy(ThreadingHTTPServer):
     """A proxy of SageMaker's runtime: forwards the functions' requests, unless a test has planted a response."""
@@ -28,6 +30,7 @@ class EndpointProxy(ThreadingHTTPServer):
         self.requests = itertools.count(1)
         self.throttle_every = 0  # the share of requests that are throttled, as every n-th
         self.dead_until = 0.0  # of time.monotonic()
+        self.refused = 0  # requests while it was dead
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     def respond(self, body: bytes, status: int = 200, error: str = "", times: int = 1) -> None:
@@ -43,6 +46,7 @@ class EndpointProxy(ThreadingHTTPServer):
         """Plant a response for a request, if its turn has come."""
         if time.monotonic() < self.dead_until:
             self.hang_up(1)
+            self.refused += 1
         elif self.throttle_every and next(self.requests) % self.throttle_every == 0:
             self.respond(b'{"message": "Rate exceeded"}', status=429, error="ThrottlingException")
 
@@ -89,7 +93,9 @@ def endpoint_proxy():
 def stack(tmp_path_factory, endpoint_proxy):
     """A local stack on which the state machine's waits are twenty times shorter."""
     stack = processes.start(
-        tmp_path_factory.mktemp("stack"), AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME=endpoint_proxy.url, SFN_WAIT_SCALE="0.05"
+        tmp_path_factory.mktemp("stack"),
+        AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME=endpoint_proxy.url,
+        SFN_WAIT_SCALE=str(WAIT_SCALE),
     )
     endpoint_proxy.runtime_url = f"http://127.0.0.1:{stack.ports['sagemaker']}"
     yield stack
@@ -107,7 +113,7 @@ def workflow(stack):
 def endpoint(endpoint_proxy):
     yield endpoint_proxy
     planted, endpoint_proxy.planted = endpoint_proxy.planted, []
-    endpoint_proxy.throttle_every, endpoint_proxy.dead_until = 0, 0.0
+    endpoint_proxy.throttle_every, endpoint_proxy.dead_until, endpoint_proxy.refused = 0, 0.0, 0
     assert not planted, "the functions sent fewer requests than the test expected"
 
 
