@@ -12,9 +12,7 @@ import pytest
 
 from local.deployment import deploy, model_archive, upload_model
 from local.emulator import processes
-from workflow import DIGITS, Workflow
-
-WAIT_SCALE = 0.05  # the real duration of one second of the state machines' waits
+from workflow import DIGITS, WAIT_SCALE, Workflow
 
 
 class EndpointProxy(ThreadingHTTPServer):
@@ -92,11 +90,8 @@ def endpoint_proxy():
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory, endpoint_proxy):
     """A local stack on which the state machine's waits are twenty times shorter."""
-    stack = processes.start(
-        tmp_path_factory.mktemp("stack"),
-        AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME=endpoint_proxy.url,
-        SFN_WAIT_SCALE=str(WAIT_SCALE),
-    )
+    variables = {"AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME": endpoint_proxy.url, "SFN_WAIT_SCALE": str(WAIT_SCALE)}
+    stack = processes.start(tmp_path_factory.mktemp("stack"), **variables)
     endpoint_proxy.runtime_url = f"http://127.0.0.1:{stack.ports['sagemaker']}"
     yield stack
     processes.stop(stack)
