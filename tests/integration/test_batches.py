@@ -16,12 +16,11 @@ import pytest
 from PIL import Image
 
 from batches import Batches
-from conftest import WAIT_SCALE
 from local import batch as command
 from local.deployment import BUILD, deploy, model_archive, upload_model
 from local.target import Target
 from monitoring import results
-from workflow import DIGITS, Workflow, wait_for
+from workflow import DIGITS, WAIT_SCALE, Workflow, wait_for
 
 # Faults of the function's process, planted in a copy of the built function. Each strikes once, where a test has made
 # the file of its name.
