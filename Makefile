@@ -54,6 +54,12 @@ trace: .local/.run ## Show what happened to one image: KEY=key or ARN=arn [STACK
 redrive: .local/.run ## Start again what the failure queue holds, locally or with STACK=name on AWS
 	@$(PROJECT) -m local.redrive --stack=$(call quoted,STACK)
 
+batch: .local/.run $(PACKAGE) $(BUILT) ## Classify many images: PREFIX=p or MANIFEST=m [THRESHOLD=t CONCURRENCY=n STACK=name]
+	@$(PROJECT) -m local.batch --prefix=$(call quoted,PREFIX) --manifest=$(call quoted,MANIFEST) --threshold=$(call quoted,THRESHOLD) --concurrency=$(call quoted,CONCURRENCY) --review=$(call quoted,REVIEW) --execution=$(call quoted,EXECUTION) --redrive=$(call quoted,REDRIVE) --stack=$(call quoted,STACK)
+
+results: .local/.run $(PACKAGE) $(BUILT) ## List the outcomes of all images: [SINCE=7d OUTCOME=o LABEL=l EXECUTION=e OUTPUT=file.csv|.parquet STACK=name]
+	@$(PROJECT) -m local.results --since=$(call quoted,SINCE) --outcome=$(call quoted,OUTCOME) --label=$(call quoted,LABEL) --execution=$(call quoted,EXECUTION) --output=$(call quoted,OUTPUT) --stack=$(call quoted,STACK)
+
 dashboard: .local/.notebook ## Draw the stack's dashboard from the local stack's data
 	@$(PROJECT) -m local.report.dashboard
 
@@ -94,7 +100,7 @@ lint: .local/.test .local/.lint ## Check code, types, templates, the state machi
 	MYPYPATH=endpoint $(PROJECT) -m mypy training --exclude training/launch
 	$(PROJECT) -m mypy --explicit-package-bases local monitoring tools training/launch
 	@for file in events/*.json statemachine/*.json; do $(PROJECT) -m json.tool $$file > /dev/null || exit 1; done
-	$(PROJECT) -m statelint --ignore=FLOAT statemachine/*.json
+	$(PROJECT) tools/lint_states.py
 	env $(NO_AWS) $(SAM) validate --lint --template template.yaml
 	@mkdir -p .local/lint
 	@# SAM's output depends on this parameter; cfn-lint resolves CloudFormation's conditions itself.
@@ -163,7 +169,7 @@ $(PACKAGE): $(MODEL) endpoint/package.py endpoint/inference.py endpoint/pixels.p
 	@$(PROJECT) endpoint/package.py --model-dir .local/model --output $(@D) | tee $@.log
 	@tail -n 1 $@.log > $@ && rm $@.log
 
-$(BUILT): template.yaml samconfig.toml functions/*.py functions/requirements.txt statemachine/*.json tools/trim.py tools/compile.py
+$(BUILT): template.yaml samconfig.toml functions/*.py functions/*.json functions/requirements.txt statemachine/*.json tools/trim.py tools/compile.py
 	@$(PROJECT) -m local.deployment build
 	@touch $@
 
@@ -171,9 +177,9 @@ AUDITED = functions/requirements.txt endpoint/requirements.txt $(filter-out requ
 LOCK = .local/venvs/uv/bin/uv pip compile --quiet --universal --generate-hashes --no-annotate --custom-compile-command "make lock" pyproject.toml
 lock: ## Pin pyproject.toml's dependency groups again
 	@$(PYTHON) tools/install.py uv
-	$(LOCK) --python-version 3.11 --group train --group serve --group local -o requirements/run.txt
-	$(LOCK) --python-version 3.11 --group train --group serve --group local --group test --group lint -c requirements/run.txt -o requirements/test.txt
-	$(LOCK) --python-version 3.11 --group train --group serve --group local --group test --group lint --group notebook -c requirements/test.txt -o requirements/notebook.txt
+	$(LOCK) --python-version 3.11 --group train --group serve --group local --group results -o requirements/run.txt
+	$(LOCK) --python-version 3.11 --group train --group serve --group local --group results --group test --group lint -c requirements/run.txt -o requirements/test.txt
+	$(LOCK) --python-version 3.11 --group train --group serve --group local --group results --group test --group lint --group notebook -c requirements/test.txt -o requirements/notebook.txt
 	$(LOCK) --python-version 3.11 --group emulator -o requirements/emulator.txt
 	$(LOCK) --python-version 3.11 --group sam -o requirements/sam.txt
 	$(LOCK) --python-version 3.11 --group checkov -o requirements/checkov.txt

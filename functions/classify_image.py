@@ -11,6 +11,7 @@ from typing import Any
 from aws_lambda_powertools import Logger, Metrics, Tracer
 from aws_lambda_powertools.metrics import MetricUnit
 from aws_lambda_powertools.utilities.typing import LambdaContext
+from botocore.client import BaseClient
 from botocore.config import Config
 from botocore.exceptions import ClientError, HTTPClientError, IncompleteReadError
 from botocore.exceptions import ConnectionError as EndpointConnectionError
@@ -86,10 +87,12 @@ def endpoint_error(error: ClientError, endpoint: str) -> Exception:
 
 
 @tracer.capture_method(capture_response=False)
-def invoke_endpoint(endpoint: str, image: bytes, content_type: str, accept: str) -> tuple[bytes, str]:
+def invoke_endpoint(
+    endpoint: str, body: bytes, content_type: str, accept: str, runtime: BaseClient = runtime
+) -> tuple[bytes, str]:
     """The body of the endpoint's response, and the name of the variant that sent it."""
     try:
-        response = runtime.invoke_endpoint(EndpointName=endpoint, Body=image, ContentType=content_type, Accept=accept)
+        response = runtime.invoke_endpoint(EndpointName=endpoint, Body=body, ContentType=content_type, Accept=accept)
         return response["Body"].read(), response.get("InvokedProductionVariant", "")
     except ClientError as error:
         raise endpoint_error(error, endpoint) from None

@@ -41,6 +41,54 @@ CHECK_CONFIDENCE = _schema(
     _OBJECT | {"image": _schema(_IMAGE, [*_IMAGE]), "predictions": _PREDICTIONS, "endpoint": _INVOKED_ENDPOINT},
     ["s3_bucket", "s3_key", "threshold", "image", "predictions", "endpoint"],
 )
+_COUNT = {"type": "integer", "minimum": 1}
+PREPARE_BATCH = {
+    **_schema(
+        {
+            "s3_bucket": _OBJECT["s3_bucket"],
+            "s3_prefix": {"type": "string", "maxLength": 1024},
+            "s3_key": _OBJECT["s3_key"],
+            "format": {"enum": ["csv", "jsonl", "inventory"]},
+            "threshold": _OBJECT["threshold"],
+            "batch_size": _COUNT | {"maximum": 1000},
+            "max_concurrency": _COUNT | {"maximum": 10_000},
+            "tolerated_failure_percentage": {"type": "number", "minimum": 0, "maximum": 100},
+            "review": {"type": "boolean"},
+        },
+        ["s3_bucket"],
+    ),
+    "additionalProperties": False,
+}
+_RESULTS = _schema({"bucket": _TEXT, "prefix": _TEXT}, ["bucket", "prefix"])
+_BATCH_INPUT = _schema(
+    {
+        "s3_bucket": _OBJECT["s3_bucket"],
+        "execution_arn": _OBJECT["execution_arn"],
+        "threshold": _OBJECT["threshold"],
+        "url_encoded": {"type": "boolean"},
+        "endpoint": _ENDPOINT,
+        "requests": {"enum": ["jsonlines", "single"]},
+        "results": _RESULTS,
+        "review_queue_url": _TEXT,  # empty: none are sent to review
+    },
+    ["s3_bucket", "execution_arn", "threshold", "url_encoded", "endpoint", "requests", "results", "review_queue_url"],
+)
+CLASSIFY_BATCH = _schema(
+    {"BatchInput": _BATCH_INPUT, "Items": {"type": "array"}, "batch": _TEXT}, ["BatchInput", "Items", "batch"]
+)
+_WRITER = _schema({"Bucket": _TEXT, "Key": _TEXT}, ["Bucket", "Key"])
+SUMMARISE_BATCH = _schema(
+    {
+        "execution_arn": _OBJECT["execution_arn"],
+        "started": _TEXT,
+        "map_run": _schema({"MapRunArn": _TEXT, "ResultWriterDetails": _WRITER}, ["MapRunArn", "ResultWriterDetails"]),
+        "results": _schema(
+            {"bucket": _TEXT, "prefix": _TEXT, "database": _TEXT, "table": _TEXT},
+            ["bucket", "prefix", "database", "table"],
+        ),
+    },
+    ["execution_arn", "started", "map_run", "results"],
+)
 
 
 class InvalidInputError(Exception):

@@ -37,7 +37,11 @@ MAX_SIDE = 1024  # of an image that is shrunk
 logger = Logger()
 tracer = Tracer()
 metrics = Metrics()
-s3 = get_session().create_client("s3", config=Config(connect_timeout=3, read_timeout=10, retries={"mode": "standard"}))
+s3 = get_session().create_client(
+    "s3",
+    # The pool is for ClassifyBatch, which reads many objects side by side.
+    config=Config(connect_timeout=3, read_timeout=10, retries={"mode": "standard"}, max_pool_connections=16),
+)
 validated = validator(RETRIEVE_IMAGE)
 
 

@@ -4,6 +4,7 @@
   "-redrive-1", "-redrive-2" ... A new execution uses the current definition, which AWS's RedriveExecution does not.
 - An upload that started no execution is passed to StartExecution.
 - An outcome that was not recorded is passed to RecordOutcome.
+- A batch is left, with the command that redrives it: `make batch` repeats only its failed part, and shows its progress.
 
 A message is deleted only after this succeeded. Each name is derived from the message, so a command that is
 interrupted and repeated starts nothing twice. What fails again returns to the queue as a new message.
@@ -88,6 +89,9 @@ class Redrive:
                 return "outcomes"
             self.restart(detail)
             return "executions"
+        if source == "aws.states" and detail["stateMachineArn"] == self.outputs["ClassifyBatchStateMachineArn"]:
+            name = detail["executionArn"].rpartition(":")[2]
+            raise RedriveError(f"a batch: make batch EXECUTION={name} REDRIVE=true, then delete its message")
         raise RedriveError(f"message {message['MessageId']} is of another source: {source}")
 
     def restart(self, detail: dict[str, Any]) -> None:

@@ -15,7 +15,9 @@ from types import SimpleNamespace
 import boto3
 import pytest
 
+from batches import Batches
 from resources import execute, function, machine  # noqa: F401
+from test_batches import digits  # noqa: F401
 from workflow import Workflow
 
 ROOT = Path(__file__).parents[2]
@@ -55,6 +57,11 @@ def workflow(stack_name):
     age = (datetime.now(UTC) - described["CreationTime"]).total_seconds()
     time.sleep(max(0, SECONDS_UNTIL_S3_SENDS_EVENTS - age))
     return Workflow(SimpleNamespace(client=boto3.client), outputs)
+
+
+@pytest.fixture(scope="session")
+def batches(workflow):
+    return Batches(workflow.stack, workflow.outputs)
 
 
 @pytest.fixture(scope="session")

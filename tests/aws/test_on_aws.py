@@ -9,6 +9,16 @@ import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
+from test_batches import (  # noqa: F401
+    test_a_batch_decides_as_single_executions_do,
+    test_a_prefix_is_classified_and_its_summary_is_an_event,
+    test_an_empty_prefix_succeeds_and_says_so,
+    test_an_invalid_input_fails_by_name_and_reaches_the_failure_queue,
+    test_low_confidence_is_sent_to_review_only_if_the_input_asks,
+    test_manifests_and_inventories_name_images_in_any_bucket_and_version,
+    test_the_same_input_started_twice_is_two_batches,
+    test_the_table_of_results_has_a_partition_for_each_batch,
+)
 from test_conformance_lambda import (  # noqa: F401
     test_a_retry_matches_the_class_name_of_an_exception,
     test_a_throttled_invocation_fails_with_too_many_requests_exception,

@@ -32,11 +32,12 @@ def test_a_stack_with_scaling_deploys(client):
 
 
 def test_a_stack_with_composite_alarms_and_saved_queries_deploys(client):
-    """Only recorded, without effect: composite alarms, alarms on several metrics, Logs Insights queries.
+    """Only recorded, without effect: composite alarms, alarms on several metrics, saved queries of Logs and Athena.
 
     https://docs.aws.amazon.com/AWSCloudFormation/latest/TemplateReference/aws-resource-cloudwatch-compositealarm.html
     https://docs.aws.amazon.com/AWSCloudFormation/latest/TemplateReference/aws-resource-cloudwatch-alarm.html, Metrics
     https://docs.aws.amazon.com/AWSCloudFormation/latest/TemplateReference/aws-resource-logs-querydefinition.html
+    https://docs.aws.amazon.com/AWSCloudFormation/latest/TemplateReference/aws-resource-athena-namedquery.html
     """
     stat = {"Metric": {"Namespace": "AWS/Lambda", "MetricName": "Throttles"}, "Stat": "Sum", "Period": 60}
     metrics = [{"Id": "all", "Expression": "one * 2"}, {"Id": "one", "MetricStat": stat, "ReturnData": False}]
@@ -47,6 +48,7 @@ def test_a_stack_with_composite_alarms_and_saved_queries_deploys(client):
             "AWS::CloudWatch::Alarm": watch | {"Metrics": metrics, "Threshold": limit},
             "AWS::CloudWatch::CompositeAlarm": {"AlarmRule": {"Fn::Sub": "ALARM(${Alarm})"}},
             "AWS::Logs::QueryDefinition": {"Name": "q", "QueryString": "fields @message"},
+            "AWS::Athena::NamedQuery": {"Database": "d", "QueryString": "SELECT 1"},
         }
         typed = {
             kind.split("::")[2]: {"Type": kind, "Properties": properties} for kind, properties in resources.items()

@@ -1,8 +1,10 @@
 """The whole stack on the emulated AWS, deployed once, with an endpoint that can be made to fail."""
 
 import contextlib
+import itertools
 import json
 import threading
+import time
 import urllib.error
 import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -11,7 +13,7 @@ import pytest
 
 from local.deployment import deploy, model_archive, upload_model
 from local.emulator import processes
-from workflow import DIGITS, Workflow
+from workflow import DIGITS, WAIT_SCALE, Workflow
 
 
 class EndpointProxy(ThreadingHTTPServer):
@@ -25,6 +27,10 @@ class EndpointProxy(ThreadingHTTPServer):
         self.runtime_url = ""
         self.planted: list[tuple[int, dict[str, str], bytes] | None] = []
         self.is_down = False
+        self.requests = itertools.count(1)
+        self.throttle_every = 0  # the share of requests that are throttled, as every n-th
+        self.dead_until = 0.0  # of time.monotonic()
+        self.refused = 0  # requests while it was dead
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     def respond(self, body: bytes, status: int = 200, error: str = "", times: int = 1) -> None:
@@ -45,6 +51,14 @@ class EndpointProxy(ThreadingHTTPServer):
         """Close the next connections without a response."""
         self.planted += [None] * times
 
+    def fault(self) -> None:
+        """Plant a response for a request, if its turn has come."""
+        if time.monotonic() < self.dead_until:
+            self.hang_up(1)
+            self.refused += 1
+        elif self.throttle_every and next(self.requests) % self.throttle_every == 0:
+            self.respond(b'{"message": "Rate exceeded"}', status=429, error="ThrottlingException")
+
 
 class EndpointProxyHandler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
@@ -54,6 +68,7 @@ class EndpointProxyHandler(BaseHTTPRequestHandler):
         if self.server.is_down:
             self.close_connection = True
             return
+        self.server.fault()
         if self.server.planted:
             if not (response := self.server.planted.pop(0)):
                 self.close_connection = True
@@ -89,9 +104,8 @@ def endpoint_proxy():
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory, endpoint_proxy):
     """A local stack on which the state machine's waits are twenty times shorter."""
-    stack = processes.start(
-        tmp_path_factory.mktemp("stack"), AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME=endpoint_proxy.url, SFN_WAIT_SCALE="0.05"
-    )
+    variables = {"AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME": endpoint_proxy.url, "SFN_WAIT_SCALE": str(WAIT_SCALE)}
+    stack = processes.start(tmp_path_factory.mktemp("stack"), **variables)
     endpoint_proxy.runtime_url = f"http://127.0.0.1:{stack.ports['sagemaker']}"
     yield stack
     processes.stop(stack)
@@ -108,6 +122,7 @@ def workflow(stack):
 def endpoint(endpoint_proxy):
     yield endpoint_proxy
     planted, endpoint_proxy.planted = endpoint_proxy.planted, []
+    endpoint_proxy.throttle_every, endpoint_proxy.dead_until, endpoint_proxy.refused = 0, 0.0, 0
     assert not planted, "the functions sent fewer requests than the test expected"
 
 

@@ -225,7 +225,7 @@ session.create_client("ec2")
         "200",
         "000000000000",
         "['InvokeEndpoint']",
-        "['dynamodb', 's3', 'sagemaker-runtime', 'stepfunctions', 'sts', 'xray']",
+        "['dynamodb', 'glue', 's3', 'sagemaker-runtime', 'sqs', 'stepfunctions', 'sts', 'xray']",
     ]
     assert "UnknownServiceError: Unknown service: 'ec2'" in result.stderr
 

@@ -84,6 +84,16 @@ def test_an_upload_that_started_no_execution_and_an_outcome_that_was_not_recorde
     assert waiting(workflow) == 1  # what could not be redriven
 
 
+def test_a_failed_batch_is_left_with_the_command_that_redrives_it(workflow, redrive):
+    machine = workflow.outputs["ClassifyBatchStateMachineArn"]
+    arn = workflow.states.start_execution(stateMachineArn=machine, input="{}")["executionArn"]
+    wait_for(lambda: waiting(workflow) == 1)
+    command = f"make batch EXECUTION={arn.rpartition(':')[2]} REDRIVE=true"
+    assert redrive().run() == ({}, [f"a batch: {command}, then delete its message"])
+    assert waiting(workflow) == 1
+    assert len(workflow.states.list_executions(stateMachineArn=machine)["executions"]) == 1
+
+
 @pytest.fixture
 def event_of_upload(workflow):
     def event(key):

@@ -9,6 +9,7 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 DIGITS = ROOT / ".local/data/digits"
 SECONDS_TO_END = 60
+WAIT_SCALE = 0.05  # the real duration, on the local stack, of one second of the state machines' waits
 
 
 @dataclass

@@ -1,9 +1,11 @@
-"""template.yaml and the state machine's definition as data."""
+"""template.yaml and the state machines' definitions as data."""
 
 import functools
 import json
 import os
+import re
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,54 @@ def transformed(deployment_preference: str = "AllAtOnce") -> dict[str, Any]:
 
 TEMPLATE = yaml.load((ROOT / "template.yaml").read_text(), _Loader)
 RESOURCES = TEMPLATE["Resources"]
-DEFINITION_FILE = ROOT / "statemachine" / "classify_image.asl.json"
-DEFINITION = json.loads(DEFINITION_FILE.read_text())
-STATES = DEFINITION["States"]
-LAMBDA_STATES = [name for name, state in STATES.items() if ":lambda:invoke" in state.get("Resource", "")]
+
+
+def all_states(states: dict[str, Any]) -> dict[str, Any]:
+    """The states, and those of their children."""
+    below = [all_states(state["ItemProcessor"]["States"]) for state in states.values() if "ItemProcessor" in state]
+    return {name: state for group in (states, *below) for name, state in group.items()}
+
+
+def function_of(state: dict[str, Any]) -> str:
+    """The name of the function that a state invokes: ClassifyImage."""
+    return re.fullmatch(r"\$\{(\w+)FunctionArn\}", state["Arguments"]["FunctionName"])[1]
+
+
+@dataclass(frozen=True, eq=False)
+class Machine:
+    """A state machine, by the name that its files and its resource in the template share."""
+
+    name: str
+
+    @property
+    def file(self) -> Path:
+        return ROOT / "statemachine" / f"{snake_case(self.name)}.asl.json"
+
+    @functools.cached_property
+    def definition(self) -> dict[str, Any]:
+        return json.loads(self.file.read_text())
+
+    @functools.cached_property
+    def states(self) -> dict[str, Any]:
+        return all_states(self.definition["States"])
+
+    @property
+    def properties(self) -> dict[str, Any]:
+        return RESOURCES[f"{self.name}StateMachine"]["Properties"]
+
+    @property
+    def functions(self) -> dict[str, str]:
+        """The function of each state that invokes one."""
+        tasks = {name: state for name, state in self.states.items() if ":lambda:invoke" in state.get("Resource", "")}
+        return {name: function_of(state) for name, state in tasks.items()}
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def snake_case(name: str) -> str:
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
+
+
+CLASSIFY_IMAGE, CLASSIFY_BATCH = MACHINES = [Machine("ClassifyImage"), Machine("ClassifyBatch")]
+FUNCTIONS = list(dict.fromkeys(function for machine in MACHINES for function in machine.functions.values()))

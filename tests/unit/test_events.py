@@ -11,10 +11,12 @@ from jsonata import Jsonata
 
 import check_confidence
 import classify_image
+import contract
+import prepare_batch
 import record_outcome
 import retrieve_image
 import start_execution
-from documents import ROOT, STATES
+from documents import CLASSIFY_BATCH, CLASSIFY_IMAGE, ROOT
 
 EXECUTION = "arn:aws:states:us-east-1:123456789012:execution:machine:name"
 PARAMETERS = {
@@ -22,17 +24,37 @@ PARAMETERS = {
     "EndpointName": "image-classification",
     "EndpointAccept": "application/json",
     "Labels": "",
+    "BatchSize": "200",
+    "BatchMaxConcurrency": "8",
+    "BatchToleratedFailurePercentage": "0",
+    "BatchRequests": "jsonlines",
+    "ResultsBucket": "results",
+    "ResultsDatabase": "image_classification",
+    "ResultsTable": "results",
+    "ReviewQueueUrl": "https://sqs/review",
 }
+CONTEXT = {"Execution": {"Id": EXECUTION, "Name": "name", "StartTime": "2026-11-24T09:00:00.000Z"}}
 
 
-def payload(state, state_input, **parameters):
-    """The payload that a state passes to its function, in a stack with these parameters."""
-    expression = STATES[state]["Arguments"]["Payload"].removeprefix("{%").removesuffix("%}")
+def evaluated(template, state_input, variables=None, context=CONTEXT, **parameters):
+    """A field of a state, its expressions evaluated in a stack with these parameters."""
+    if isinstance(template, dict):
+        return {name: evaluated(each, state_input, variables, context, **parameters) for name, each in template.items()}
+    if not isinstance(template, str):
+        return template
     for name, value in (PARAMETERS | parameters).items():
-        expression = expression.replace(f"${{{name}}}", value)
-    jsonata = Jsonata(expression)
-    jsonata.assign("states", {"input": state_input, "context": {"Execution": {"Id": EXECUTION}}})
+        template = template.replace(f"${{{name}}}", value)
+    if not template.startswith("{%"):
+        return template
+    jsonata = Jsonata(template.removeprefix("{%").removesuffix("%}"))
+    for name, value in {"states": {"input": state_input, "context": context}, **(variables or {})}.items():
+        jsonata.assign(name, value)
     return jsonata.evaluate(None)
+
+
+def payload(state, state_input, machine=CLASSIFY_IMAGE, **parameters):
+    """The payload that a state passes to its function."""
+    return evaluated(machine.states[state]["Arguments"]["Payload"], state_input, **parameters)
 
 
 def body(data):
@@ -104,7 +126,48 @@ def test_record_outcome_accepts_its_event(event, context):
         assert record_outcome.lambda_handler(event("record_outcome"), context)["outcome"] == "accepted"
 
 
+def test_a_batch_starts_with_the_event_of_prepare_batch(event):
+    assert payload("PrepareBatch", event("classify_batch_execution"), CLASSIFY_BATCH) == event("prepare_batch")
+
+
+def batch_input(event, context, name="ClassifyPrefix", **request):
+    prepared = event("prepare_batch")
+    prepared["request"] |= request
+    variables = {"batch": prepare_batch.lambda_handler(prepared, context)}
+    return evaluated(CLASSIFY_BATCH.states[name]["ItemBatcher"]["BatchInput"], {}, variables)
+
+
+def test_prepare_batch_and_a_map_output_the_event_of_classify_batch(event, context):
+    expected = event("classify_batch")
+    child = CONTEXT | {"Execution": {"Id": "child", "Name": expected["batch"]}}
+    child_input = {"BatchInput": batch_input(event, context), "Items": expected["Items"]}
+    arguments = CLASSIFY_BATCH.states["ClassifyBatchOfPrefix"]["Arguments"]
+    assert evaluated(arguments["Payload"], child_input, context=child) == expected
+    assert contract.validator(contract.CLASSIFY_BATCH)(expected) == expected
+
+
+def test_the_keys_of_an_inventory_are_marked_as_encoded(event, context):
+    assert batch_input(event, context, "ClassifyInventory")["url_encoded"] is True
+
+
+def test_a_batch_names_the_review_queue_only_if_its_input_asks_for_review(event, context):
+    assert batch_input(event, context, review=True)["review_queue_url"] == "https://sqs/review"
+    assert batch_input(event, context, review=False)["review_queue_url"] == ""
+
+
+def test_a_map_outputs_the_event_of_summarise_batch(event):
+    expected = event("summarise_batch")
+    assert payload("SummariseBatch", expected["map_run"], CLASSIFY_BATCH) == expected
+    assert contract.validator(contract.SUMMARISE_BATCH)(expected) == expected
+
+
+def test_a_batch_without_an_endpoint_fails_before_anything_is_read():
+    choice = CLASSIFY_BATCH.states["HasEndpoint"]["Choices"][0]["Condition"]
+    assert [evaluated(choice, {}, EndpointName=name) for name in ("", "image-classification")] == [True, False]
+
+
 def test_every_event_file_is_tested_here():
     functions = {"retrieve_image", "classify_image", "check_confidence", "record_outcome", "start_execution"}
+    functions |= {"prepare_batch", "classify_batch", "summarise_batch"}
     names = {path.stem for path in (ROOT / "events").glob("*.json")}
-    assert names == functions | {"classify_image_execution"}
+    assert names == functions | {"classify_image_execution", "classify_batch_execution"}

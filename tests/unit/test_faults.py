@@ -14,6 +14,7 @@ from documents import ROOT
 
 TEMPLATE = "template.yaml"
 MACHINE = "statemachine/classify_image.asl.json"
+BATCH = "statemachine/classify_batch.asl.json"
 FAULTS = {  # the file, the original text, the planted text, the tests that must fail
     "a next state that does not exist": (MACHINE, '"Next": "IsAccepted"', '"Next": "Accepted"', "state_machine"),
     "an unreachable state": (MACHINE, '"Next": "PublishImageNeedsReview"', '"End": true', "state_machine"),
@@ -31,13 +32,22 @@ FAULTS = {  # the file, the original text, the planted text, the tests that must
     "an error that is no longer retried": (MACHINE, ', "EndpointThrottledError"', "", "state_machine"),
     "a retry with other numbers": (MACHINE, '"MaxAttempts": 100', '"MaxAttempts": 10', "docs"),
     "a task without a timeout": (MACHINE, '"TimeoutSeconds": 80,', "", "state_machine"),
+    "a Map that differs from the others": (BATCH, '"url_encoded": true', '"url_encoded": false', "state_machine"),
+    "a Map that would be repeated": (BATCH, '"Label": "Csv",', '"Label": "Csv", "Retry": [],', "state_machine"),
+    "a name of a batch's field that the function does not know": (BATCH, "'request': $st", "'query': $st", "events"),
+    "batches whose failures are not told": (TEMPLATE, ", !Ref ClassifyBatchStateMachine]", "]", "template"),
     "another function's handler": (TEMPLATE, "classify_image.lambda_", "check_confidence.lambda_", "state_machine"),
     "a function without its alias": (TEMPLATE, "!Ref RetrieveImageFunction.Alias", "x", "state_machine"),
     "a missing permission": (TEMPLATE, "sagemaker:InvokeEndpoint", "sagemaker:DescribeEndpoint", "permissions"),
     "an unused permission": (TEMPLATE, "[s3:GetObject, ", "[s3:DeleteObject, s3:GetObject, ", "permissions"),
     "a permission on everything": (TEMPLATE, '!Sub "${ImageBucket.Arn}/*"', '"*"', "permissions"),
     "image bytes in the logs": (TEMPLATE, "IncludeExecutionData: false", "IncludeExecutionData: true", "template"),
-    "a parameter in a function's variables": (TEMPLATE, "LOG_LEVEL: INFO", "LOG_LEVEL: !Ref Labels", "template"),
+    "a parameter in a function's variables": (
+        TEMPLATE,
+        "NAMESPACE: ImageClassification",
+        "NAMESPACE: !Ref Labels",
+        "template",
+    ),
     "a hard-coded partition": (TEMPLATE, "arn:${AWS::Partition}:sagemaker", "arn:aws:sagemaker", "template"),
     "a trigger that matches its own output": (TEMPLATE, "{key: [{prefix: !Ref UploadPrefix}]}", "{}", "template"),
     "an event without a field": ("events/check_confidence.json", '"threshold": 0.75,', "", "events"),

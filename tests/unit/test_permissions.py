@@ -6,22 +6,28 @@ import re
 
 import pytest
 
-from documents import LAMBDA_STATES, ROOT, STATES, transformed
-from test_state_machine import NOT_STATES, snake_case
+from documents import FUNCTIONS, MACHINES, ROOT, snake_case, transformed
+from test_state_machine import NOT_STATES, imported
 
 ENCRYPTED_QUEUE = dict.fromkeys(
     ["kms:Decrypt", "kms:GenerateDataKey"], "with EncryptionKeyArn, whoever sends to a queue encrypts the message"
 )
-LOG_DELIVERY = {
-    "logs:CreateLogDelivery",
-    "logs:DeleteLogDelivery",
-    "logs:DescribeLogGroups",
-    "logs:DescribeResourcePolicies",
-    "logs:GetLogDelivery",
-    "logs:ListLogDeliveries",
-    "logs:PutResourcePolicy",
-    "logs:UpdateLogDelivery",
-}
+LOG_DELIVERY = dict.fromkeys(
+    [
+        "logs:CreateLogDelivery",
+        "logs:DeleteLogDelivery",
+        "logs:DescribeLogGroups",
+        "logs:DescribeResourcePolicies",
+        "logs:GetLogDelivery",
+        "logs:ListLogDeliveries",
+        "logs:PutResourcePolicy",
+        "logs:UpdateLogDelivery",
+    ],
+    "the delivery of execution logs",
+)
+ENCRYPTED_RESULTS = dict.fromkeys(
+    ["kms:Decrypt", "kms:GenerateDataKey"], "with EncryptionKeyArn, images, results and messages are encrypted"
+)
 # Permissions without a call in the code, and the reason for each.
 REASONS = {
     "RetrieveImageFunctionRole": {
@@ -39,7 +45,26 @@ REASONS = {
     },
     "ClassifyImageStateMachineRole": {
         **ENCRYPTED_QUEUE,
-        **dict.fromkeys(LOG_DELIVERY, "the delivery of execution logs"),
+        **LOG_DELIVERY,
+    },
+    "ClassifyBatchFunctionRole": {
+        **ENCRYPTED_RESULTS,
+        "s3:GetObjectVersion": "get_object with a VersionId",
+        "s3:ListBucket": "without it a missing object is a 403 instead of a 404",
+    },
+    "SummariseBatchFunctionRole": ENCRYPTED_RESULTS,
+    "ClassifyBatchStateMachineRole": {
+        **ENCRYPTED_RESULTS,
+        **LOG_DELIVERY,
+        "s3:ListBucket": "the Map over a prefix",
+        "s3:GetObject": "the Maps over a manifest or an inventory",
+        **dict.fromkeys(
+            ["s3:PutObject", "s3:ListMultipartUploadParts", "s3:AbortMultipartUpload"], "the Maps' ResultWriter"
+        ),
+        "states:StartExecution": "a Map Run starts children",
+        "states:DescribeExecution": "a Map Run watches its children",
+        "states:StopExecution": "a Map Run stops its children",
+        "states:RedriveExecution": "a Map Run is redriven",
     },
     "ModelRole": {
         "s3:GetObject": "SageMaker fetches the model",
@@ -68,7 +93,11 @@ MANAGED = {  # SAM adds these
     "AWSXrayWriteOnlyAccess": "Tracing: Active",
 }
 WITHOUT_RESOURCE = {"ecr:GetAuthorizationToken", "cloudwatch:PutMetricData", *LOG_DELIVERY}
-ROLES = {name: role for name, role in transformed()["Resources"].items() if role["Type"] == "AWS::IAM::Role"}
+GENERATED = transformed()["Resources"]
+ROLES = {name: role for name, role in GENERATED.items() if role["Type"] == "AWS::IAM::Role"}
+POLICIES = [resource["Properties"] for resource in GENERATED.values() if resource["Type"] == "AWS::IAM::Policy"]
+# Actions of an API under another action's permission
+PERMISSIONS = {"sqs:SendMessageBatch": "sqs:SendMessage", "lambda:Invoke": "lambda:InvokeFunction"}
 
 
 def statements(node):
@@ -86,7 +115,7 @@ def actions(statement):
 
 
 def policies(role):
-    return ROLES[role]["Properties"].get("Policies", [])
+    return [*ROLES[role]["Properties"].get("Policies", []), *(row for row in POLICIES if {"Ref": role} in row["Roles"])]
 
 
 def granted(role):
@@ -94,7 +123,7 @@ def granted(role):
 
 
 def calls_of_code(module):
-    """The actions that a module calls on its module-level clients."""
+    """The actions that a module and the siblings that it imports call on their module-level clients."""
     tree = ast.parse((ROOT / "functions" / f"{module}.py").read_text())
     made = [node for node in tree.body if isinstance(node, ast.Assign) and "create_client(" in ast.unparse(node.value)]
     clients = {node.targets[0].id: getattr(importlib.import_module(module), node.targets[0].id) for node in made}
@@ -103,51 +132,72 @@ def calls_of_code(module):
         match node:
             case ast.Call(func=ast.Attribute(value=ast.Name(id=name), attr=method)) if name in clients:
                 meta = clients[name].meta
-                called.add(f"{meta.service_model.signing_name}:{meta.method_to_api_mapping[method]}")
-    return called
+                if method in meta.method_to_api_mapping:  # not exceptions
+                    action = f"{meta.service_model.signing_name}:{meta.method_to_api_mapping[method]}"
+                    called.add(PERMISSIONS.get(action, action))
+    return called.union(*map(calls_of_code, imported(module)))
 
 
-def calls_of_states():
-    """The actions that the state machine's integrations call."""
-    integrations = [re.search(r"states:::(\w+):(\w)(\w+)$", state.get("Resource", "")) for state in STATES.values()]
+def calls_of_states(machine):
+    """The actions that a state machine's integrations call."""
+    resources = [state.get("Resource", "") for state in machine.states.values()]
+    integrations = [re.search(r"states:::(\w+):(\w)(\w+)$", resource) for resource in resources]
     called = {f"{match[1]}:{match[2].upper()}{match[3]}" for match in integrations if match}
-    return {"lambda:InvokeFunction" if action == "lambda:Invoke" else action for action in called}
+    return {PERMISSIONS.get(action, action) for action in called}
 
 
 def test_the_roles_are_those_listed_here():
-    listed = set(REASONS) | {f"{state}FunctionRole" for state in LAMBDA_STATES}
+    listed = set(REASONS) | {f"{function}FunctionRole" for function in FUNCTIONS}
     assert set(ROLES) == listed
 
 
-@pytest.mark.parametrize("state", [*LAMBDA_STATES, *NOT_STATES])
-def test_a_function_is_allowed_exactly_what_it_calls(state):
-    called = calls_of_code(snake_case(state))
-    assert granted(f"{state}FunctionRole") == called | set(REASONS.get(f"{state}FunctionRole", {}))
+@pytest.mark.parametrize("function", [*FUNCTIONS, *NOT_STATES])
+def test_a_function_is_allowed_exactly_what_it_calls(function):
+    called = calls_of_code(snake_case(function))
+    assert granted(f"{function}FunctionRole") == called | set(REASONS.get(f"{function}FunctionRole", {}))
 
 
 def test_the_calls_of_the_code_are_found():
-    assert [calls_of_code(snake_case(state)) for state in [*LAMBDA_STATES, *NOT_STATES]] == [
-        {"s3:GetObject"},
-        {"sagemaker:InvokeEndpoint"},
-        set(),
-        {"states:StartExecution"},
-        {"dynamodb:PutItem"},
-    ]
+    assert {function: calls_of_code(snake_case(function)) for function in [*FUNCTIONS, *NOT_STATES]} == {
+        "RetrieveImage": {"s3:GetObject"},
+        "ClassifyImage": {"sagemaker:InvokeEndpoint"},
+        "CheckConfidence": set(),
+        "PrepareBatch": set(),
+        "ClassifyBatch": {"s3:GetObject", "sagemaker:InvokeEndpoint", "s3:PutObject", "sqs:SendMessage"},
+        "SummariseBatch": {"s3:GetObject", "s3:PutObject", "glue:GetTable", "glue:CreatePartition"},
+        "StartExecution": {"states:StartExecution"},
+        "RecordOutcome": {"dynamodb:PutItem"},
+    }
 
 
-def test_the_state_machine_is_allowed_exactly_what_its_states_call():
-    role = "ClassifyImageStateMachineRole"
-    assert granted(role) == calls_of_states() | set(REASONS[role])
-    assert calls_of_states() == {"lambda:InvokeFunction", "sqs:SendMessage", "events:PutEvents"}
+@pytest.mark.parametrize("machine", MACHINES, ids=str)
+def test_a_state_machine_is_allowed_exactly_what_its_states_call(machine):
+    role = f"{machine.name}StateMachineRole"
+    assert granted(role) == calls_of_states(machine) | set(REASONS[role])
 
 
-def test_further_buckets_are_read_like_the_stacks_own_and_only_if_the_parameter_names_some():
-    conditional = [policy["Fn::If"] for policy in policies("RetrieveImageFunctionRole") if "Fn::If" in policy]
+def test_the_calls_of_the_states_are_found():
+    image, batch = map(calls_of_states, MACHINES)
+    assert image == {"lambda:InvokeFunction", "sqs:SendMessage", "events:PutEvents"}
+    assert batch == {"lambda:InvokeFunction", "events:PutEvents"}
+
+
+def test_the_right_of_a_machine_to_its_own_map_runs_is_a_policy_of_its_own():
+    """Among the machine's Policies, which SAM puts into its role, its own ARN would be a circular reference."""
+    in_role = {action for each in statements(ROLES["ClassifyBatchStateMachineRole"]) for action in actions(each)}
+    assert not any(action.startswith("states:") for action in in_role)
+
+
+@pytest.mark.parametrize(
+    "role", ["RetrieveImageFunctionRole", "ClassifyBatchFunctionRole", "ClassifyBatchStateMachineRole"]
+)
+def test_further_buckets_are_read_like_the_stacks_own_and_only_if_the_parameter_names_some(role):
+    conditional = [policy["Fn::If"] for policy in policies(role) if "Fn::If" in policy]
     ((further, nothing),) = (rest for name, *rest in conditional if name == "ReadsFurtherBuckets")
     assert nothing == {"Ref": "AWS::NoValue"}
-    own = next(policy for policy in policies("RetrieveImageFunctionRole") if "Fn::If" not in policy)
+    own = [each for policy in policies(role) if "Fn::If" not in policy for each in statements(policy)]
     objects, buckets = statements(further)
-    assert [actions(statement) for statement in (objects, buckets)] == [actions(each) for each in statements(own)]
+    assert all(actions(statement) in map(actions, own) for statement in (objects, buckets))
     arns = {"Fn::Split": [",", {"Ref": "FurtherImageBuckets"}]}
     assert buckets["Resource"] == arns
     joined = {"Fn::Sub": ["${Arns}/*", {"Arns": {"Fn::Join": ["/*,", arns]}}]}
@@ -197,10 +247,11 @@ def test_the_models_role_can_pull_from_its_own_repository_only(repository, versi
     assert evaluated(own_image, values) == f"arn:aws:ecr:us-east-1:123456789012:repository/{repository}"
 
 
-def test_the_state_machine_can_publish_only_the_events_of_the_workflow():
-    (statement,) = [
-        each for each in statements(policies("ClassifyImageStateMachineRole")) if "events:PutEvents" in actions(each)
-    ]
-    sources = {entry["Source"] for state in STATES.values() for entry in state.get("Arguments", {}).get("Entries", [])}
+@pytest.mark.parametrize("machine", MACHINES, ids=str)
+def test_a_state_machine_can_publish_only_the_events_of_the_workflow(machine):
+    granting = statements(policies(f"{machine.name}StateMachineRole"))
+    (statement,) = [each for each in granting if "events:PutEvents" in actions(each)]
+    arguments = [state["Arguments"] for state in machine.states.values() if "Arguments" in state]
+    sources = {entry["Source"] for each in arguments if "Entries" in each for entry in each["Entries"]}
     assert statement["Condition"] == {"StringEquals": {"events:source": "image-classification"}}
     assert sources == {"image-classification"}

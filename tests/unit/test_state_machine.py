@@ -1,6 +1,7 @@
-"""The definition itself, and against the template, the functions and their tests."""
+"""The definitions themselves, and against the template, the functions and their tests."""
 
 import ast
+import json
 import random
 import re
 import subprocess
@@ -9,9 +10,10 @@ import sys
 import pytest
 from jsonata import Jsonata
 
-from documents import DEFINITION, DEFINITION_FILE, LAMBDA_STATES, RESOURCES, ROOT, STATES
+from documents import CLASSIFY_BATCH, CLASSIFY_IMAGE, FUNCTIONS, MACHINES, RESOURCES, ROOT, snake_case
 
-MACHINE = RESOURCES["ClassifyImageStateMachine"]["Properties"]
+each_machine = pytest.mark.parametrize("machine", MACHINES, ids=str)
+MAPS = {name: state for name, state in CLASSIFY_BATCH.states.items() if state["Type"] == "Map"}
 MODULES = {path.stem: ast.parse(path.read_text()) for path in (ROOT / "functions").glob("*.py")}
 # https://docs.aws.amazon.com/step-functions/latest/dg/concepts-error-handling.html and .../dg/connect-lambda.html
 LAMBDA_ERRORS = {
@@ -24,6 +26,7 @@ LAMBDA_ERRORS = {
     "Sandbox.Timedout",
     "States.Timeout",
 }
+PROCESS_ERRORS = {"Runtime.ExitError"}  # a function killed half-way; batches retry it
 INTEGRATION_ERRORS = {"States.TaskFailed", "States.Timeout"}  # TaskFailed: any other error of SQS or EventBridge
 NOT_STATES = ("StartExecution", "RecordOutcome")  # EventBridge invokes them before and after an execution
 PERMANENT_ERRORS = {
@@ -36,10 +39,6 @@ PERMANENT_ERRORS = {
     "InvalidInputError",
     "UnsupportedImageError",
 }
-
-
-def snake_case(name):
-    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
 
 
 def targets(state):
@@ -75,9 +74,15 @@ def raised_by(module):
     handlers = [node for node in nodes if isinstance(node, ast.ExceptHandler) and node.type]
     caught = [name for handler in handlers for name in ast.walk(handler.type)]
     used = {node.id for node in nodes if isinstance(node, ast.Name) and node not in caught}
-    imported = {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
-    imported |= {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
-    return (used & set(exception_names())).union(*map(raised_by, imported & set(MODULES)))
+    return (used & set(exception_names())).union(*map(raised_by, imported(module)))
+
+
+def imported(module):
+    """The siblings that a module imports."""
+    nodes = list(ast.walk(MODULES[module]))
+    names = {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
+    names |= {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    return names & set(MODULES)
 
 
 def retried(state):
@@ -85,56 +90,85 @@ def retried(state):
     return {error for retrier in state.get("Retry", []) for error in retrier["ErrorEquals"]}
 
 
-def test_every_target_is_a_state_and_every_state_is_reached():
-    reached, ahead = set(), {DEFINITION["StartAt"]}
+def scopes(definition):
+    """A machine's definition and those of its Maps' children: each has a StartAt and States of its own."""
+    yield definition
+    for state in definition["States"].values():
+        if "ItemProcessor" in state:
+            yield from scopes(state["ItemProcessor"])
+
+
+SCOPES = [pytest.param(scope, id=scope["StartAt"]) for machine in MACHINES for scope in scopes(machine.definition)]
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_every_target_is_a_state_and_every_state_is_reached(scope):
+    reached, ahead = set(), {scope["StartAt"]}
     while ahead:
         name = ahead.pop()
-        assert name in STATES
+        assert name in scope["States"]
         reached.add(name)
-        ahead |= targets(STATES[name]) - reached
-    assert reached == set(STATES)
+        ahead |= targets(scope["States"][name]) - reached
+    assert reached == set(scope["States"])
 
 
-def test_every_path_ends():
-    for name, state in STATES.items():
+@each_machine
+def test_names_of_states_are_unique_in_the_whole_machine(machine):
+    assert len(machine.states) == sum(len(scope["States"]) for scope in scopes(machine.definition))
+
+
+@each_machine
+def test_every_path_ends(machine):
+    for name, state in machine.states.items():
         ends = state.get("End") or state["Type"] in ("Succeed", "Fail")
         assert bool(targets(state)) != bool(ends), name
 
 
 def test_statelint_finds_nothing():
-    linted = subprocess.run(
-        [sys.executable, "-m", "statelint", "--ignore=FLOAT", DEFINITION_FILE], capture_output=True, text=True
-    )
+    linted = subprocess.run([sys.executable, ROOT / "tools/lint_states.py"], capture_output=True, text=True)
     assert (linted.returncode, linted.stdout + linted.stderr) == (0, "")
 
 
-def test_every_jsonata_expression_compiles():
-    expressions = [text for text in strings(DEFINITION) if text.startswith("{%")]
+@each_machine
+def test_every_jsonata_expression_compiles(machine):
+    expressions = [text for text in strings(machine.definition) if text.startswith("{%")]
     assert len(expressions) > 10
     for expression in expressions:
         assert expression.endswith("%}")
         Jsonata(expression[2:-2])
 
 
-def test_substitutions_of_template_and_definition_are_the_same():
-    used = set(re.findall(r"\$\{(\w+)\}", DEFINITION_FILE.read_text()))
-    assert used == set(MACHINE["DefinitionSubstitutions"])
+@each_machine
+def test_substitutions_of_template_and_definition_are_the_same(machine):
+    used = set(re.findall(r"\$\{(\w+)\}", machine.file.read_text()))
+    assert used == set(machine.properties["DefinitionSubstitutions"])
 
 
-@pytest.mark.parametrize("state", LAMBDA_STATES)
-def test_one_name_leads_from_the_state_to_its_function_event_and_test(state):
-    module = snake_case(state)
-    assert STATES[state]["Arguments"]["FunctionName"] == f"${{{state}FunctionArn}}"
-    assert MACHINE["DefinitionSubstitutions"][f"{state}FunctionArn"] == {"Ref": f"{state}Function.Alias"}
-    assert RESOURCES[f"{state}Function"]["Properties"]["Handler"] == f"{module}.lambda_handler"
-    assert {"LambdaInvokePolicy": {"FunctionName": {"Ref": f"{state}Function"}}} in MACHINE["Policies"]
-    for path in (f"functions/{module}.py", f"events/{module}.json", f"tests/unit/test_{module}.py"):
-        assert (ROOT / path).is_file(), path
+@each_machine
+def test_one_name_leads_from_a_state_to_its_function_event_and_test(machine):
+    for state, function in machine.functions.items():
+        module = snake_case(function)
+        assert state in (function, f"{function}Of{state.rpartition('Of')[2]}")
+        assert machine.properties["DefinitionSubstitutions"][f"{function}FunctionArn"] == {
+            "Ref": f"{function}Function.Alias"
+        }
+        assert RESOURCES[f"{function}Function"]["Properties"]["Handler"] == f"{module}.lambda_handler"
+        assert {"LambdaInvokePolicy": {"FunctionName": {"Ref": f"{function}Function"}}} in machine.properties[
+            "Policies"
+        ]
+        for path in (f"functions/{module}.py", f"events/{module}.json", f"tests/unit/test_{module}.py"):
+            assert (ROOT / path).is_file(), path
 
 
-def test_the_template_has_no_function_that_the_definition_does_not_use():
+@each_machine
+def test_one_name_leads_from_a_machine_to_its_resource_and_the_input_of_an_execution(machine):
+    assert machine.properties["DefinitionUri"] == f"statemachine/{machine.file.name}"
+    assert (ROOT / f"events/{snake_case(machine.name)}_execution.json").is_file()
+
+
+def test_the_template_has_no_function_that_the_definitions_do_not_use():
     functions = {name for name, resource in RESOURCES.items() if resource["Type"] == "AWS::Serverless::Function"}
-    assert functions == {f"{name}Function" for name in [*LAMBDA_STATES, *NOT_STATES]}
+    assert functions == {f"{name}Function" for name in [*FUNCTIONS, *NOT_STATES]}
 
 
 @pytest.mark.parametrize("function", NOT_STATES)
@@ -145,17 +179,28 @@ def test_one_name_leads_from_a_function_that_is_no_state_to_its_event_and_test(f
         assert (ROOT / path).is_file(), path
 
 
-@pytest.mark.parametrize("state", LAMBDA_STATES)
-def test_a_state_times_out_shortly_after_its_function(state):
-    assert 0 < STATES[state]["TimeoutSeconds"] - RESOURCES[f"{state}Function"]["Properties"]["Timeout"] <= 5
+@each_machine
+def test_a_state_times_out_shortly_after_its_function(machine):
+    for state, function in machine.functions.items():
+        timeout = RESOURCES[f"{function}Function"]["Properties"]["Timeout"]
+        assert 0 < machine.states[state]["TimeoutSeconds"] - timeout <= 5
 
 
-def test_every_task_has_a_timeout_and_tasks_of_a_kind_retry_alike_but_for_their_own_errors():
-    tasks = {name: state for name, state in STATES.items() if state["Type"] == "Task"}
+def test_two_attempts_of_a_batch_fit_into_the_five_minutes_of_its_child():
+    """https://docs.aws.amazon.com/step-functions/latest/dg/choosing-workflow-type.html"""
+    for state, function in CLASSIFY_BATCH.functions.items():
+        if function == "ClassifyBatch":
+            assert 2 * CLASSIFY_BATCH.states[state]["TimeoutSeconds"] < 300
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_every_task_has_a_timeout_and_tasks_of_a_kind_retry_alike_but_for_their_own_errors(scope):
+    tasks = {name: state for name, state in scope["States"].items() if state["Type"] == "Task"}
     assert all("TimeoutSeconds" in state for state in tasks.values())
     own_errors = set(exception_names())
-    for kind, errors in ((LAMBDA_STATES, LAMBDA_ERRORS), (tasks.keys() - LAMBDA_STATES, INTEGRATION_ERRORS)):
-        (first, *others) = [
+    invoking = {name for name, state in tasks.items() if ":lambda:invoke" in state["Resource"]}
+    for kind, errors in ((invoking, LAMBDA_ERRORS), (tasks.keys() - invoking, INTEGRATION_ERRORS)):
+        retriers = [
             [
                 retrier | {"ErrorEquals": common}
                 for retrier in tasks[name]["Retry"]
@@ -163,21 +208,57 @@ def test_every_task_has_a_timeout_and_tasks_of_a_kind_retry_alike_but_for_their_
             ]
             for name in kind
         ]
-        assert all(other == first for other in others)
-        assert set().union(*(retrier["ErrorEquals"] for retrier in first)) == errors
+        assert all(other == retriers[0] for other in retriers)
+        expected = errors | PROCESS_ERRORS if scope["StartAt"].startswith("ClassifyBatchOf") else errors
+        assert all(set().union(*(retrier["ErrorEquals"] for retrier in each)) == expected for each in retriers)
+
+
+def test_the_maps_differ_only_in_their_source():
+    """A reader's resource is a constant, so each kind of source needs a Map of its own."""
+
+    def common(state):
+        own = ("ItemReader", "Comment", "Label")
+        text = json.dumps({name: value for name, value in state.items() if name not in own})
+        return text.replace(f"Of{state['Label']}", "").replace('"url_encoded": true', '"url_encoded": false')
+
+    assert len(MAPS) == 4
+    assert len({common(state) for state in MAPS.values()}) == 1
+    encoded = {name for name, state in MAPS.items() if state["ItemBatcher"]["BatchInput"]["url_encoded"]}
+    assert encoded == {"ClassifyInventory"}
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_a_map_is_never_repeated_or_caught(name):
+    """A retry would classify every image again, and a Map that was left through a Catch cannot be redriven."""
+    assert not {"Retry", "Catch"} & set(MAPS[name])
+    assert MAPS[name]["ItemProcessor"]["ProcessorConfig"] == {"Mode": "DISTRIBUTED", "ExecutionType": "EXPRESS"}
+    assert re.fullmatch(r"\w{1,40}", MAPS[name]["Label"])
+    assert MAPS[name]["ResultWriter"]["WriterConfig"] == {"Transformation": "COMPACT", "OutputType": "JSONL"}
+
+
+def test_each_map_reads_its_kind_of_source():
+    """https://docs.aws.amazon.com/step-functions/latest/dg/input-output-itemreader.html"""
+    assert {name: state["ItemReader"].get("ReaderConfig") for name, state in MAPS.items()} == {
+        "ClassifyPrefix": None,
+        "ClassifyCsv": {"InputType": "CSV", "CSVHeaderLocation": "FIRST_ROW"},
+        "ClassifyJsonLines": {"InputType": "JSONL"},
+        "ClassifyInventory": {"InputType": "MANIFEST"},
+    }
 
 
 def test_every_error_of_the_functions_is_either_retried_or_permanent():
     own_errors = set(exception_names())
-    all_retried = set().union(*map(retried, STATES.values()))
-    assert all_retried - LAMBDA_ERRORS - INTEGRATION_ERRORS == own_errors - PERMANENT_ERRORS
+    all_retried = {error for machine in MACHINES for state in machine.states.values() for error in retried(state)}
+    assert all_retried - LAMBDA_ERRORS - PROCESS_ERRORS - INTEGRATION_ERRORS == own_errors - PERMANENT_ERRORS
     assert own_errors >= PERMANENT_ERRORS
 
 
-def test_a_state_retries_exactly_the_transient_errors_that_its_function_can_raise():
-    for name, state in STATES.items():
-        raised = raised_by(snake_case(name)) if name in LAMBDA_STATES else set()
-        assert retried(state) - LAMBDA_ERRORS - INTEGRATION_ERRORS == raised - PERMANENT_ERRORS, name
+@each_machine
+def test_a_state_retries_exactly_the_transient_errors_that_its_function_can_raise(machine):
+    for name, state in machine.states.items():
+        raised = raised_by(snake_case(machine.functions[name])) if name in machine.functions else set()
+        own = retried(state) - LAMBDA_ERRORS - PROCESS_ERRORS - INTEGRATION_ERRORS
+        assert own == raised - PERMANENT_ERRORS, name
 
 
 def test_the_errors_that_a_function_can_raise_are_found():
@@ -186,8 +267,9 @@ def test_the_errors_that_a_function_can_raise_are_found():
     assert raised_by("record_outcome") == set()
 
 
-def test_retries_back_off_with_jitter():
-    for state in STATES.values():
+@each_machine
+def test_retries_back_off_with_jitter(machine):
+    for state in machine.states.values():
         for retry in state.get("Retry", []):
             assert retry["JitterStrategy"] == "FULL"
             assert retry["BackoffRate"] > 1
@@ -195,7 +277,7 @@ def test_retries_back_off_with_jitter():
 
 
 def test_an_execution_survives_an_outage_of_the_endpoint_of_ten_minutes_and_its_retries_are_bounded():
-    retries = {retry["ErrorEquals"][0]: retry for retry in STATES["ClassifyImage"]["Retry"]}
+    retries = {retry["ErrorEquals"][0]: retry for retry in CLASSIFY_IMAGE.states["ClassifyImage"]["Retry"]}
     retry = retries["EndpointUnavailableError"]
     ceilings = [
         min(retry["IntervalSeconds"] * retry["BackoffRate"] ** attempt, retry["MaxDelaySeconds"])
@@ -204,19 +286,21 @@ def test_an_execution_survives_an_outage_of_the_endpoint_of_ten_minutes_and_its_
     chance = random.Random(0)
     waits = sorted(sum(chance.uniform(0, ceiling) for ceiling in ceilings) for _ in range(20_000))
     assert waits[0] > 600  # with full jitter; the mean is 25 minutes
-    assert sum(ceilings) < DEFINITION["TimeoutSeconds"] / 2
+    assert sum(ceilings) < CLASSIFY_IMAGE.definition["TimeoutSeconds"] / 2
     assert sum(ceilings[:4]) > 20  # a short outage costs seconds, not minutes
     assert retry["MaxAttempts"] * 0.025 / 1000 < 0.001  # US dollars of transitions for an image that fails in the end
 
 
+@each_machine
 @pytest.mark.parametrize("timeout", ["States.Timeout", "Sandbox.Timedout"])
-def test_a_timeout_is_retried_once_because_the_same_work_would_take_as_long_again(timeout):
-    for name in LAMBDA_STATES:
-        (retry,) = [each for each in STATES[name]["Retry"] if timeout in each["ErrorEquals"]]
+def test_a_timeout_is_retried_once_because_the_same_work_would_take_as_long_again(machine, timeout):
+    for name in machine.functions:
+        (retry,) = [each for each in machine.states[name]["Retry"] if timeout in each["ErrorEquals"]]
         assert retry["MaxAttempts"] == 1
 
 
-def test_no_partition_region_or_account_is_hard_coded():
-    text = DEFINITION_FILE.read_text()
+@each_machine
+def test_no_partition_region_or_account_is_hard_coded(machine):
+    text = machine.file.read_text()
     assert "arn:aws:" not in text
     assert not re.search(r"[a-z]{2}-[a-z]+-\d|\d{12}", text)

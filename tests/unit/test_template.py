@@ -11,14 +11,15 @@ from botocore.loaders import Loader
 from documents import RESOURCES, ROOT, TEMPLATE, transformed
 
 TEXT = (ROOT / "template.yaml").read_text()
+BUCKETS = ["ImageBucket", "ResultsBucket"]
 FUNCTIONS = {name: resource for name, resource in RESOURCES.items() if resource["Type"] == "AWS::Serverless::Function"}
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_no_parameter_is_an_environment_variable_of_a_function(name):
     """A version's variables never change, and SAM publishes no version when only a parameter's value changes."""
-    variables = FUNCTIONS[name]["Properties"].get("Environment", {}).get("Variables", {})
-    variables |= TEMPLATE["Globals"]["Function"]["Environment"]["Variables"]
+    own = FUNCTIONS[name]["Properties"].get("Environment", {}).get("Variables", {})
+    variables = own | TEMPLATE["Globals"]["Function"]["Environment"]["Variables"]
     references = [value["Ref"] for value in variables.values() if not isinstance(value, str)]
     assert set(references) <= {"AWS::StackName", *RESOURCES}
 
@@ -39,7 +40,8 @@ def test_every_function_is_traced_and_logs_json_with_a_retention():
 
 def test_traces_and_the_state_machines_logs_contain_no_images():
     assert TEMPLATE["Globals"]["Function"]["Environment"]["Variables"]["POWERTOOLS_TRACER_CAPTURE_RESPONSE"] == "false"
-    assert RESOURCES["ClassifyImageStateMachine"]["Properties"]["Logging"]["IncludeExecutionData"] is False
+    for machine in ("ClassifyImageStateMachine", "ClassifyBatchStateMachine"):
+        assert RESOURCES[machine]["Properties"]["Logging"]["IncludeExecutionData"] is False
 
 
 def test_the_upload_trigger_matches_only_its_prefix_so_that_no_output_loops():
@@ -50,7 +52,7 @@ def test_the_upload_trigger_matches_only_its_prefix_so_that_no_output_loops():
 
 def test_only_the_endpoint_and_the_vended_logs_have_names():
     named = re.findall(r"^\s+(\w*Name): !?\S", TEXT, re.MULTILINE)
-    references = {"ModelName", "EndpointConfigName", "MetricName", "Name"}
+    references = {"ModelName", "EndpointConfigName", "MetricName", "Name", "DatabaseName"}
     assert set(named) <= {"EndpointName", "LogGroupName", "VariantName", "PolicyName"} | references
 
 
@@ -69,6 +71,7 @@ def test_parameters_have_the_documented_defaults():
 
 def test_every_output_that_the_local_stack_uses_exists():
     used = {"ImageBucketName", "UploadPrefix", "ClassifyImageStateMachineArn", "ReviewQueueUrl", "EndpointName"}
+    used |= {"ClassifyBatchStateMachineArn", "ResultsBucketName"}
     assert used | {f"{name}Name" for name in FUNCTIONS} <= set(TEMPLATE["Outputs"])
 
 
@@ -81,8 +84,9 @@ def test_every_environment_of_samconfig_is_complete(environment):
     assert settings["build"]["parameters"]["parallel"]
 
 
-def test_the_bucket_is_private_and_encrypted():
-    properties = RESOURCES["ImageBucket"]["Properties"]
+@pytest.mark.parametrize("bucket", BUCKETS)
+def test_a_bucket_is_private_and_encrypted(bucket):
+    properties = RESOURCES[bucket]["Properties"]
     assert set(properties["PublicAccessBlockConfiguration"].values()) == {True}
     assert "BucketEncryption" in properties
 
@@ -148,14 +152,22 @@ def test_numbers_in_rules_and_conditions_are_quoted():
     assert {type(value) for value in values} == {str, list}
 
 
-def test_the_bucket_refuses_plain_http_and_keeps_old_versions_for_a_time():
-    (statement,) = RESOURCES["ImageBucketPolicy"]["Properties"]["PolicyDocument"]["Statement"]
+@pytest.mark.parametrize("bucket", BUCKETS)
+def test_a_bucket_refuses_plain_http_and_deletes_incomplete_uploads(bucket):
+    policy = RESOURCES[f"{bucket}Policy"]["Properties"]
+    assert policy["Bucket"] == {"Ref": bucket}
+    (statement,) = policy["PolicyDocument"]["Statement"]
     assert (statement["Effect"], statement["Principal"], statement["Action"]) == ("Deny", "*", "s3:*")
     assert statement["Condition"] == {"Bool": {"aws:SecureTransport": "false"}}
+    rules = RESOURCES[bucket]["Properties"]["LifecycleConfiguration"]["Rules"]
+    assert any("AbortIncompleteMultipartUpload" in rule and "Prefix" not in rule for rule in rules)
+
+
+def test_the_image_bucket_keeps_old_versions_for_a_time():
     properties = RESOURCES["ImageBucket"]["Properties"]
     assert properties["VersioningConfiguration"] == {"Status": "Enabled"}
     (rule,) = properties["LifecycleConfiguration"]["Rules"]
-    assert {"NoncurrentVersionExpiration", "AbortIncompleteMultipartUpload"} <= set(rule)
+    assert "NoncurrentVersionExpiration" in rule
 
 
 def test_only_this_accounts_rules_may_send_to_the_failure_queue():
@@ -164,7 +176,7 @@ def test_only_this_accounts_rules_may_send_to_the_failure_queue():
     assert "${AWS::AccountId}" in statement["Condition"]["ArnLike"]["aws:SourceArn"]["Fn::Sub"]
 
 
-def test_bucket_queues_topic_and_logs_can_have_a_key_and_bucket_and_queues_are_encrypted_without():
+def test_buckets_queues_topic_and_logs_can_have_a_key_and_buckets_and_queues_are_encrypted_without():
     key = {"Ref": "EncryptionKeyArn"}
     own = {"Fn::If": ["HasEncryptionKey", key, {"Ref": "AWS::NoValue"}]}
     properties = {"AWS::SQS::Queue": "KmsMasterKeyId", "AWS::SNS::Topic": "KmsMasterKeyId"}
@@ -174,22 +186,23 @@ def test_bucket_queues_topic_and_logs_can_have_a_key_and_bucket_and_queues_are_e
             assert resource["Properties"][properties[resource["Type"]]] == own
         if resource["Type"] == "AWS::SQS::Queue":
             assert resource["Properties"]["SqsManagedSseEnabled"] == {"Fn::If": ["HasEncryptionKey", False, True]}
-    (rule,) = RESOURCES["ImageBucket"]["Properties"]["BucketEncryption"]["ServerSideEncryptionConfiguration"]
-    _, with_key, without = rule["ServerSideEncryptionByDefault"]["Fn::If"]
-    assert with_key == {"SSEAlgorithm": "aws:kms", "KMSMasterKeyID": key}
-    assert without == {"SSEAlgorithm": "AES256"}
+    for bucket in BUCKETS:
+        (rule,) = RESOURCES[bucket]["Properties"]["BucketEncryption"]["ServerSideEncryptionConfiguration"]
+        _, with_key, without = rule["ServerSideEncryptionByDefault"]["Fn::If"]
+        assert with_key == {"SSEAlgorithm": "aws:kms", "KMSMasterKeyID": key}
+        assert without == {"SSEAlgorithm": "AES256"}
 
 
 def test_every_role_can_have_a_permissions_boundary():
     roles = [row for row in transformed()["Resources"].values() if row["Type"] == "AWS::IAM::Role"]
     boundary = {"Fn::If": ["HasBoundary", {"Ref": "PermissionsBoundaryArn"}, {"Ref": "AWS::NoValue"}]}
-    assert len(roles) == 7
+    assert len(roles) == 11
     assert all(role["Properties"]["PermissionsBoundary"] == boundary for role in roles)
 
 
 def test_an_existing_endpoints_name_may_have_capitals():
     """IAM sees the endpoint's ARN in lower case."""
-    resources = json.dumps(RESOURCES["ClassifyImageFunction"]["Properties"]["Policies"])
+    resources = json.dumps([RESOURCES[f"Classify{name}Function"]["Properties"] for name in ("Image", "Batch")])
     assert "endpoint/*" in resources
     assert "ExistingEndpointName" not in resources
 
@@ -210,3 +223,25 @@ def test_functions_are_built_for_the_architecture_that_is_deployed(parameters):
 def test_every_environment_names_its_architecture_for_build_and_deploy(environment):
     settings = tomllib.loads((ROOT / "samconfig.toml").read_text())[environment]
     assert "Architecture=" in settings["global"]["parameters"]["parameter_overrides"]
+
+
+def test_the_results_table_has_a_column_for_every_field_of_a_line():
+    """The fields of CheckConfidence's output, of the lines of errors, and those that ClassifyBatch adds."""
+    table = RESOURCES["ResultsTable"]["Properties"]["TableInput"]
+    columns = {column["Name"] for column in table["StorageDescriptor"]["Columns"]}
+    event = json.loads((ROOT / "events/check_confidence.json").read_text())
+    decision = {"label", "confidence", "threshold", "accepted"}
+    assert columns == set(event) | decision | {"s3_version_id", "execution_arn", "outcome", "error", "cause", "time"}
+    assert table["PartitionKeys"] == [{"Name": "execution", "Type": "string"}]
+
+
+def test_failures_of_both_machines_reach_the_failure_queue():
+    pattern = RESOURCES["FailedExecutionRule"]["Properties"]["EventPattern"]["detail"]
+    machines = [name for name, row in RESOURCES.items() if row["Type"] == "AWS::Serverless::StateMachine"]
+    assert pattern["stateMachineArn"] == [{"Ref": name} for name in machines]
+
+
+def test_only_classify_batch_turns_the_tracer_off():
+    off = {"POWERTOOLS_TRACE_DISABLED": "true"}
+    variables = {name: row["Properties"].get("Environment", {}).get("Variables") for name, row in FUNCTIONS.items()}
+    assert {name for name, value in variables.items() if value == off} == {"ClassifyBatchFunction"}

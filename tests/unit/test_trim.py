@@ -15,8 +15,8 @@ from documents import ROOT
 from tools.trim import TrimError, services, trim
 
 DATA = Path(botocore.__file__).parent / "data"
-USED = {"dynamodb", "s3", "sagemaker-runtime", "stepfunctions"}
-SERVICES = (*USED, "sts", "xray", "sqs", "apigateway")  # the last has members named documentation
+USED = {"dynamodb", "glue", "s3", "sagemaker-runtime", "sqs", "stepfunctions"}
+SERVICES = (*USED, "sts", "xray", "sns", "apigateway")  # the last has members named documentation
 
 
 @pytest.fixture
@@ -50,27 +50,27 @@ def test_the_functions_services_are_found_in_their_code():
 def test_other_services_are_removed(package):
     trim(package)
     assert kept(package) == {*USED, "sts", "xray"}
-    with pytest.raises(UnknownServiceError, match="Unknown service: 'sqs'"):
-        session(package / "botocore/data").create_client("sqs")
+    with pytest.raises(UnknownServiceError, match="Unknown service: 'sns'"):
+        session(package / "botocore/data").create_client("sns")
 
 
 @pytest.mark.parametrize(
     "call",
-    ["boto3.client('sqs')", "boto3.resource(service_name='sqs')", "client('sqs')", "Session().create_client('sqs')"],
+    ["boto3.client('sns')", "boto3.resource(service_name='sns')", "client('sns')", "Session().create_client('sns')"],
 )
 def test_a_function_with_another_client_keeps_its_service(package, call):
     (package / "shared").mkdir()
     (package / "shared/queue.py").write_text(f"queue = {call}\n")
     trim(package)
-    assert kept(package) == {*USED, "sts", "xray", "sqs"}
+    assert kept(package) == {*USED, "sts", "xray", "sns"}
 
 
 def test_the_clients_of_a_library_do_not_count(package):
-    (package / "library.py").write_text("boto3.client('sqs')\n")
+    (package / "library.py").write_text("boto3.client('sns')\n")
     (package / "library-1.0.dist-info").mkdir()
     (package / "library-1.0.dist-info/RECORD").write_text("library.py,sha256=0,20\n")
     trim(package)
-    assert "sqs" not in kept(package)
+    assert "sns" not in kept(package)
 
 
 def test_a_service_that_is_no_literal_fails_and_names_the_line(package):
@@ -80,8 +80,8 @@ def test_a_service_that_is_no_literal_fails_and_names_the_line(package):
 
 
 def test_an_unknown_service_fails_by_name(package):
-    (package / "queue.py").write_text("queue = boto3.client('sqss')\n")
-    with pytest.raises(TrimError, match="botocore has no service sqss"):
+    (package / "queue.py").write_text("queue = boto3.client('snss')\n")
+    with pytest.raises(TrimError, match="botocore has no service snss"):
         trim(package)
 
 
@@ -102,7 +102,7 @@ def shapes(session, service):
 
 
 def test_the_remaining_descriptions_describe_the_same(package):
-    (package / "other.py").write_text("boto3.client('apigateway')\nboto3.client('sqs')\n")
+    (package / "other.py").write_text("boto3.client('apigateway')\nboto3.client('sns')\n")
     trim(package)
     trimmed, full = session(package / "botocore/data"), session(DATA)
     for service in SERVICES:

@@ -2,7 +2,8 @@
 
 https://docs.aws.amazon.com/AWSCloudFormation/latest/TemplateReference/AWS_SageMaker.html
 
-Endpoint scaling, composite alarms, alarms on several metrics and saved queries are only recorded: they have no effect.
+Endpoint scaling, composite alarms, alarms on several metrics and saved queries, of CloudWatch Logs and Athena, are
+only recorded: they have no effect.
 """
 
 import uuid
@@ -116,6 +117,7 @@ provisioners._RESOURCE_HANDLERS |= {  # private: the table of resource types
     "AWS::ApplicationAutoScaling::ScalingPolicy": RECORDED,
     "AWS::CloudWatch::CompositeAlarm": RECORDED,
     "AWS::Logs::QueryDefinition": RECORDED,
+    "AWS::Athena::NamedQuery": RECORDED,
     "AWS::CloudWatch::Alarm": ALARM | {"create": create_alarm, "update": update_alarm},
 }
 

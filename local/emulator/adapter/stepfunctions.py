@@ -109,7 +109,8 @@ def add_event(
 
 
 def log(execution: dict[str, Any], event: dict[str, Any]) -> None:
-    machine = service._state_machines[execution["stateMachineArn"]]
+    arn = execution["stateMachineArn"].split("/")[0]  # a Distributed Map's child has MACHINE/LABEL
+    machine = service._state_machines[arn]
     # The keys are in PascalCase from CloudFormation and in camelCase from CreateStateMachine.
     config = {key.lower(): value for key, value in machine["loggingConfiguration"].items()}
     if config["level"] != "ALL":  # the only level that the template uses

@@ -1,0 +1,223 @@
+"""make batch: classify the images under a prefix or in a manifest with the state machine ClassifyBatch.
+
+make batch                                      on the local stack: the scans of digits, uploaded first
+make batch PREFIX=uploads/                      what is already in the stack's bucket: a backfill
+make batch PREFIX=s3://my-archive/2025/ STACK=image-classification THRESHOLD=0.9 CONCURRENCY=50
+make batch MANIFEST=list.csv                    a CSV or JSON Lines file here, or s3://bucket/key, or an inventory's
+make batch EXECUTION=batch-20261126-020000      come back to a batch; REDRIVE=true repeats its failed part
+"""
+
+import argparse
+import json
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from local.command import LOCAL, StackError, UsageError, console, report_errors
+from local.target import Target, target
+from monitoring import results
+
+DIGITS = LOCAL / "data/digits"
+ARCHIVE = "archive/digits/"  # not under UploadPrefix, where each object would start an execution
+SECONDS_BETWEEN_POLLS = 1  # DescribeMapRun allows one request per second
+SECONDS_BETWEEN_LINES = 10  # of progress, where the output is no terminal
+SHOWN = 5
+
+
+def split_url(url: str) -> tuple[str, str]:
+    bucket, _, key = url.removeprefix("s3://").partition("/")
+    return bucket, key
+
+
+def source(found: Target, prefix: str, manifest: str) -> dict[str, str]:
+    """The part of a batch's input that names its source."""
+    bucket = found.outputs["ImageBucketName"]
+    if prefix and manifest:
+        raise UsageError("PREFIX and MANIFEST are two sources: name one")
+    if manifest:
+        if not manifest.startswith("s3://"):
+            return upload_manifest(found, Path(manifest))
+        bucket, key = split_url(manifest)
+        return {"s3_bucket": bucket, "s3_key": key}
+    if prefix.startswith("s3://"):
+        bucket, prefix = split_url(prefix)
+    elif not prefix:
+        prefix = upload_digits(found)
+    return {"s3_bucket": bucket, "s3_prefix": prefix}
+
+
+def upload_manifest(found: Target, path: Path) -> dict[str, str]:
+    if not path.is_file():
+        raise UsageError(f"MANIFEST={path} is neither a file nor an s3:// URL")
+    bucket, key = found.outputs["ImageBucketName"], f"manifests/{path.name}"
+    found.client("s3").upload_file(str(path), bucket, key)
+    return {"s3_bucket": bucket, "s3_key": key}
+
+
+def upload_digits(found: Target) -> str:
+    """Upload the scans of digits to the local stack; returns their prefix."""
+    if not found.local:
+        raise UsageError("Name the images: PREFIX=archive/, PREFIX=s3://bucket/prefix/ or MANIFEST=list.csv")
+    s3, bucket = found.client("s3"), found.outputs["ImageBucketName"]
+    paths = sorted(DIGITS.glob("*/*/*.png"))
+
+    def upload(path: Path) -> None:
+        s3.put_object(Bucket=bucket, Key=f"{ARCHIVE}{path.relative_to(DIGITS)}", Body=path.read_bytes())
+
+    with console.status(f"Uploading {len(paths):,} scans of digits ..."), ThreadPoolExecutor(8) as pool:
+        list(pool.map(upload, paths))
+    console.print(f"Uploaded {len(paths):,} scans of digits under s3://{bucket}/{ARCHIVE}", soft_wrap=True)
+    return ARCHIVE
+
+
+def number(name: str, text: str) -> dict[str, float]:
+    """An option of the input; nothing if it is empty. PrepareBatch checks its range."""
+    option = {"THRESHOLD": "threshold", "CONCURRENCY": "max_concurrency"}[name]
+    if not text:
+        return {}
+    try:
+        value = float(text)
+    except ValueError:
+        raise UsageError(f"{name}={text} is not a number") from None
+    return {option: int(value) if value.is_integer() else value}
+
+
+def start(found: Target, request: dict[str, Any]) -> str:
+    """Start the execution; returns its ARN."""
+    started = found.client("stepfunctions").start_execution(
+        stateMachineArn=found.outputs["ClassifyBatchStateMachineArn"],
+        name=f"batch-{datetime.now():%Y%m%d-%H%M%S}",
+        input=json.dumps(request),
+    )
+    return started["executionArn"]
+
+
+def arn_of(found: Target, execution: str) -> str:
+    """The ARN of an execution, from its name or ARN."""
+    if execution.startswith("arn:"):
+        return execution
+    return found.outputs["ClassifyBatchStateMachineArn"].replace(":stateMachine:", ":execution:") + f":{execution}"
+
+
+def counts(states: Any, arn: str) -> dict[str, int]:
+    """The numbers of images by status, of the execution's Map Run; empty before it has one."""
+    runs = states.list_map_runs(executionArn=arn)["mapRuns"]
+    return states.describe_map_run(mapRunArn=runs[0]["mapRunArn"])["itemCounts"] if runs else {}
+
+
+def watch(found: Target, arn: str) -> dict[str, Any]:
+    """Show the progress until the execution has ended; returns the response of DescribeExecution."""
+    states = found.client("stepfunctions")
+    columns = [TextColumn("Classifying"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]}")]
+    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as progress:
+        bar = progress.add_task("", total=None, speed="")
+        started = printed = time.monotonic()
+        first = None
+        while True:
+            execution = states.describe_execution(executionArn=arn)
+            items = counts(states, arn)
+            done = items.get("succeeded", 0) + items.get("failed", 0)
+            first = done if first is None else first  # of an execution that was running before
+            speed = f"{(done - first) / max(time.monotonic() - started, 1):,.0f} images/s"
+            progress.update(bar, completed=done, total=items.get("total") or None, speed=speed)
+            if execution["status"] != "RUNNING":
+                return execution
+            if not console.is_terminal and time.monotonic() - printed > SECONDS_BETWEEN_LINES:
+                printed = time.monotonic()
+                console.print(f"classified {done:,} of {items.get('total', 0):,}, {speed}")
+            time.sleep(SECONDS_BETWEEN_POLLS)
+
+
+def interrupted(found: Target, arn: str) -> None:
+    """Ask whether to stop the execution or leave it, and print how to come back."""
+    name = arn.rpartition(":")[2]
+    on_aws = "" if found.local else f" STACK={found.name}"
+    answer = console.input("\nStop the execution? y stops it, Enter leaves it running: ") if sys.stdin.isatty() else ""
+    if answer.strip().lower().startswith("y"):
+        found.client("stepfunctions").stop_execution(executionArn=arn, cause="stopped at the keyboard")
+        console.print(f"Stopped. To continue where it stopped: make batch EXECUTION={name} REDRIVE=true{on_aws}")
+    else:
+        console.print(f"It continues. To come back to it: make batch EXECUTION={name}{on_aws}")
+        if found.local:
+            console.print("(If make up did not start the local stack, it ends now: make up keeps it running.)")
+
+
+def show(found: Target, summary: dict[str, Any]) -> None:
+    """Print the summary and a few lines of the results."""
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, value in summary.items():
+        text = (
+            json.dumps(value) if isinstance(value, dict | list) else f"{value:,}" if type(value) is int else str(value)
+        )
+        table.add_row(name, text)
+    console.print(table)
+    name = summary["execution_arn"].rpartition(":")[2]
+    rows = results.from_batches(found.client("s3"), found.outputs["ResultsBucketName"], execution=name)
+    for row in islice(rows, SHOWN):
+        outcome = row["error"] or f"{row['label']}, confidence {row['confidence']:.3f}"
+        console.print(f"  {row['s3_key']}: {row['outcome']}, {outcome}", markup=False, soft_wrap=True)
+    seconds = summary["seconds"]
+    console.print(
+        f"\n{summary['images']:,} images in {seconds} s, {summary['images'] / max(seconds, 0.1):,.0f} a second"
+    )
+    console.print(f"All outcomes: make results EXECUTION={name} OUTPUT=results.csv")
+
+
+def finish(found: Target, execution: dict[str, Any]) -> None:
+    if execution["status"] == "SUCCEEDED":
+        return show(found, json.loads(execution["output"]))
+    name = execution["executionArn"].rpartition(":")[2]
+    raise StackError(
+        f"The batch {name} {execution['status']}: {execution.get('error')}: {execution.get('cause')}\n"
+        f"To repeat its failed part: make batch EXECUTION={name} REDRIVE=true"
+    )
+
+
+def run(found: Target, options: argparse.Namespace) -> None:
+    if options.execution:
+        arn = arn_of(found, options.execution)
+        if options.redrive:
+            found.client("stepfunctions").redrive_execution(executionArn=arn)
+    else:
+        request: dict[str, Any] = {**source(found, options.prefix, options.manifest)}
+        request |= number("THRESHOLD", options.threshold) | number("CONCURRENCY", options.concurrency)
+        if options.review:
+            request["review"] = True
+        arn = start(found, request)
+    console.print(f"Execution {arn.rpartition(':')[2]} on {found.place}")
+    try:
+        finish(found, watch(found, arn))
+    except KeyboardInterrupt:
+        interrupted(found, arn)
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prefix", default="")
+    parser.add_argument("--manifest", default="")
+    parser.add_argument("--threshold", default="")
+    parser.add_argument("--concurrency", default="")
+    parser.add_argument("--review", default="", help="any text: send low confidence to the review queue")
+    parser.add_argument("--execution", default="", help="name or ARN of an execution to come back to")
+    parser.add_argument("--redrive", default="", help="any text: repeat its failed part")
+    parser.add_argument("--stack", default="", help="name of a stack on AWS; by default the local stack")
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
+    options = parse()
+    with report_errors(), target(options.stack) as found:
+        run(found, options)
+
+
+if __name__ == "__main__":
+    main()

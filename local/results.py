@@ -1,0 +1,89 @@
+"""make results: the outcomes of all images, single executions' and batches', as a table, CSV or Parquet.
+
+make results SINCE=7d OUTCOME=accepted OUTPUT=accepted.csv
+make results EXECUTION=batch-20261126-020000 OUTCOME=error
+"""
+
+import argparse
+import re
+from collections import Counter
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from itertools import chain, islice
+from pathlib import Path
+
+from rich.table import Table
+
+from local.command import UsageError, console, report_errors
+from local.target import Target, target
+from monitoring import results
+
+SHOWN = 20
+UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+
+
+def start_of(since: str) -> datetime | None:
+    """The time that SINCE names: 7d, 12h, or a date; None without one."""
+    if not since:
+        return None
+    if match := re.fullmatch(r"(\d+)([mhdw])", since):
+        return datetime.now(UTC) - timedelta(**{UNITS[match[2]]: int(match[1])})
+    try:
+        return datetime.fromisoformat(since).astimezone()
+    except ValueError:
+        raise UsageError(f"SINCE={since} is neither a duration (30m, 12h, 7d, 2w) nor a date (2026-11-26)") from None
+
+
+def rows(found: Target, options: argparse.Namespace) -> Iterator[results.Row]:
+    """The rows that the options select; those of a batch only, if EXECUTION names one."""
+    since = start_of(options.since)
+    batches = results.from_batches(
+        found.client("s3"), found.outputs["ResultsBucketName"], since, options.execution.rpartition(":")[2]
+    )
+    if options.execution:
+        return results.matching(batches, outcome=options.outcome, label=options.label)
+    single = results.from_executions(found.client("logs"), found.outputs["PredictionLogGroupName"], since)
+    return results.matching(chain(single, batches), outcome=options.outcome, label=options.label)
+
+
+def show(selected: Iterator[results.Row]) -> None:
+    """Print the first rows, and how many there are of each outcome."""
+    first = list(islice(selected, SHOWN))
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("time", "outcome", "s3_key", "label", "confidence", "error"):
+        table.add_column(name, justify="right" if name == "confidence" else "left", overflow="fold")
+    for row in first:
+        confidence = "" if row["confidence"] is None else f"{row['confidence']:.3f}"
+        texts = [str(row["time"])[:19], row["outcome"], row["s3_key"] or "", row["label"] or ""]
+        table.add_row(*texts, confidence, row["error"] or "")
+    counts = Counter(row["outcome"] for row in chain(first, selected))
+    if first:
+        console.print(table)
+    total = counts.total()
+    more = f"; the first {SHOWN} are shown, OUTPUT=file.csv or file.parquet writes all" if total > SHOWN else ""
+    outcomes = ", ".join(f"{number:,} {outcome}" for outcome, number in sorted(counts.items()))
+    console.print(f"\n{total:,} images{': ' if outcomes else ''}{outcomes}{more}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--since", default="", help="a duration (30m, 12h, 7d, 2w) or a date")
+    parser.add_argument("--outcome", default="", choices=["", "accepted", "review", "error"])
+    parser.add_argument("--label", default="")
+    parser.add_argument("--execution", default="", help="name or ARN of a batch's execution")
+    parser.add_argument("--output", default="", help="file to write: .csv or .parquet")
+    parser.add_argument("--stack", default="", help="name of a stack on AWS; by default the local stack")
+    options = parser.parse_args()
+    with report_errors():
+        if options.output and Path(options.output).suffix not in (".csv", ".parquet"):
+            raise UsageError(f"OUTPUT={options.output} ends neither in .csv nor in .parquet")
+        with target(options.stack) as found:
+            selected = rows(found, options)
+            if not options.output:
+                return show(selected)
+            number = results.write(selected, Path(options.output))
+            console.print(f"{number:,} images written to {options.output}")
+
+
+if __name__ == "__main__":
+    main()

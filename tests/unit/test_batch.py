@@ -1,0 +1,78 @@
+"""The parts of make batch that need no stack; tests/integration/test_batches.py runs the rest."""
+
+import boto3
+import pytest
+from botocore.stub import Stubber
+
+from local import batch
+from local.command import StackError
+from local.target import Target
+
+MACHINE = "arn:aws:states:us-east-1:123456789012:stateMachine:batch"
+OUTPUTS = {"ImageBucketName": "images", "ResultsBucketName": "results", "ClassifyBatchStateMachineArn": MACHINE}
+
+
+@pytest.fixture
+def on_aws():
+    return Target("image-classification", OUTPUTS, boto3.client)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "manifest", "source"),
+    [
+        ("uploads/", "", {"s3_bucket": "images", "s3_prefix": "uploads/"}),
+        ("s3://archive/2025/", "", {"s3_bucket": "archive", "s3_prefix": "2025/"}),
+        ("s3://archive", "", {"s3_bucket": "archive", "s3_prefix": ""}),
+        ("", "s3://archive/lists/a.csv", {"s3_bucket": "archive", "s3_key": "lists/a.csv"}),
+    ],
+)
+def test_a_source_is_a_prefix_or_a_manifest(on_aws, prefix, manifest, source):
+    assert batch.source(on_aws, prefix, manifest) == source
+
+
+@pytest.mark.parametrize(
+    ("prefix", "manifest", "problem"),
+    [("a/", "b.csv", "name one"), ("", "", "Name the images"), ("", "missing.csv", "neither a file nor")],
+)
+def test_no_source_or_two_are_refused(on_aws, prefix, manifest, problem):
+    with pytest.raises(StackError, match=problem):
+        batch.source(on_aws, prefix, manifest)
+
+
+def test_options_are_numbers_or_left_to_the_stack():
+    assert batch.number("THRESHOLD", "") == {}
+    assert batch.number("THRESHOLD", "0.9") == {"threshold": 0.9}
+    assert batch.number("CONCURRENCY", "50") == {"max_concurrency": 50}
+    with pytest.raises(StackError, match="CONCURRENCY=many is not a number"):
+        batch.number("CONCURRENCY", "many")
+
+
+def test_an_execution_is_named_by_its_name_or_arn(on_aws):
+    arn = "arn:aws:states:us-east-1:123456789012:execution:batch:name"
+    assert batch.arn_of(on_aws, "name") == batch.arn_of(on_aws, arn) == arn
+
+
+def test_a_failed_batch_says_how_to_repeat_its_failed_part(on_aws):
+    execution = {"executionArn": f"{MACHINE}:name", "status": "FAILED", "error": "E", "cause": "c"}
+    with pytest.raises(StackError, match="FAILED: E: c\nTo repeat its failed part: make batch EXECUTION=name REDRIVE"):
+        batch.finish(on_aws, execution)
+
+
+def test_an_interrupted_batch_continues_and_says_how_to_come_back(on_aws, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", open("/dev/null"))  # noqa: SIM115
+    batch.interrupted(on_aws, f"{MACHINE}:name")
+    printed = capsys.readouterr().out
+    assert "It continues. To come back to it: make batch EXECUTION=name STACK=image-classification" in printed
+
+
+def test_an_interrupted_batch_is_stopped_on_request(capsys, monkeypatch):
+    states = boto3.client("stepfunctions")
+    monkeypatch.setattr(batch.console, "input", lambda _: "y")
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    with Stubber(states) as stubber:
+        arn = f"{MACHINE}:name"
+        expected = {"executionArn": arn, "cause": "stopped at the keyboard"}
+        stubber.add_response("stop_execution", {"stopDate": 0}, expected)
+        batch.interrupted(Target("stack", OUTPUTS, lambda _: states), arn)
+        stubber.assert_no_pending_responses()
+    assert "make batch EXECUTION=name REDRIVE=true STACK=stack" in capsys.readouterr().out

@@ -1,0 +1,109 @@
+import csv
+import io
+import json
+from datetime import UTC, datetime, timedelta
+
+import boto3
+import duckdb
+import pytest
+from botocore.response import StreamingBody
+from botocore.stub import Stubber
+
+from local import results as command
+from local.command import StackError
+from monitoring import results
+
+ACCEPTED = {
+    "outcome": "accepted", "s3_bucket": "images", "s3_key": 'odd, "key"\n.png', "label": "7", "confidence": 0.97,
+    "threshold": 0.75, "execution_arn": "arn:name", "time": "2026-11-26T02:00:00.250+00:00", "predictions": [],
+}  # fmt: skip
+ERROR = {
+    "outcome": "error",
+    "s3_key": "b.png",
+    "error": "ImageNotFoundError",
+    "cause": "gone",
+    "time": ACCEPTED["time"],
+}
+
+
+@pytest.fixture
+def s3():
+    client = boto3.client("s3")
+    with Stubber(client) as stubber:
+        yield client, stubber
+
+
+def listed(stubber, keys, prefix="results/", modified=datetime(2026, 11, 26, tzinfo=UTC)):
+    contents = [{"Key": key, "LastModified": modified} for key in keys]
+    stubber.add_response("list_objects_v2", {"Contents": contents}, {"Bucket": "results", "Prefix": prefix})
+
+
+def stored(stubber, *lines):
+    data = "".join(json.dumps(line) + "\n" for line in lines).encode()
+    stubber.add_response("get_object", {"Body": StreamingBody(io.BytesIO(data), len(data))})
+
+
+def test_every_line_of_a_batch_is_a_row_with_every_column(s3):
+    client, stubber = s3
+    listed(stubber, ["results/execution=name/a.jsonl"], "results/execution=name/")
+    stored(stubber, ACCEPTED, ERROR)
+    accepted, error = results.from_batches(client, "results", execution="name")
+    assert list(accepted) == list(error) == list(results.COLUMNS)
+    assert (accepted["s3_key"], accepted["confidence"], accepted["error"]) == ('odd, "key"\n.png', 0.97, None)
+    assert (error["label"], error["error"]) == (None, "ImageNotFoundError")
+
+
+def test_objects_written_before_the_period_are_not_read(s3):
+    client, stubber = s3
+    listed(stubber, ["results/execution=name/a.jsonl"])
+    assert list(results.from_batches(client, "results", since=datetime(2026, 11, 27, tzinfo=UTC))) == []
+
+
+def test_lines_of_the_prediction_log_become_the_same_rows():
+    logs = boto3.client("logs")
+    line = {"message": "prediction", "timestamp": "2026-11-26 03:00:00,250+0100", **ACCEPTED, "time": None}
+    with Stubber(logs) as stubber:
+        stubber.add_response("filter_log_events", {"events": [{"message": json.dumps(line)}]})
+        (row,) = results.from_executions(logs, "group")
+    assert row == results.row(ACCEPTED)
+
+
+def test_rows_are_selected_by_outcome_and_label():
+    rows = [results.row(ACCEPTED), results.row(ERROR)]
+    assert list(results.matching(rows, outcome="error", label="")) == rows[1:]
+    assert list(results.matching(rows, outcome="accepted", label="7")) == rows[:1]
+    assert list(results.matching(rows, outcome="", label="")) == rows
+
+
+def test_rows_are_written_as_csv(tmp_path):
+    path = tmp_path / "rows.csv"
+    assert results.write(map(results.row, [ACCEPTED, ERROR]), path) == 2
+    with path.open(newline="") as file:
+        accepted, error = csv.DictReader(file)
+    assert (accepted["s3_key"], float(accepted["confidence"]), error["label"]) == (ACCEPTED["s3_key"], 0.97, "")
+
+
+def test_rows_are_written_as_parquet_with_types(tmp_path):
+    path = tmp_path / "rows.parquet"
+    assert results.write(map(results.row, [ACCEPTED, ERROR]), path) == 2
+    query = f"SELECT s3_key, confidence, time FROM '{path}' WHERE outcome = 'accepted'"
+    [(key, confidence, time)] = duckdb.sql(query).fetchall()
+    assert (key, confidence) == (ACCEPTED["s3_key"], 0.97)
+    assert time == datetime(2026, 11, 26, 2, 0, 0, 250_000, tzinfo=UTC)
+    assert results.write(iter([]), tmp_path / "none.parquet") == 0
+
+
+def test_a_period_is_a_duration_or_a_date():
+    week = datetime.now(UTC) - timedelta(days=7)
+    assert abs(command.start_of("7d") - week) < timedelta(seconds=5)
+    assert command.start_of("2026-11-26T00:00:00+00:00") == datetime(2026, 11, 26, tzinfo=UTC)
+    assert command.start_of("") is None
+    with pytest.raises(StackError, match="SINCE=yesterday"):
+        command.start_of("yesterday")
+
+
+def test_the_table_shows_the_first_rows_and_counts_all(capsys):
+    command.show(map(results.row, [ACCEPTED] * 30 + [ERROR]))
+    printed = capsys.readouterr().out
+    assert "31 images: 30 accepted, 1 error; the first 20 are shown" in printed
+    assert printed.count("0.970") == 20
