@@ -13,6 +13,7 @@ ADAPTED_VERSION = "1.5.33"
 if __name__ == "__main__":
     if version("ministack") != ADAPTED_VERSION:
         sys.exit(f"local/emulator/adapter/ requires ministack {ADAPTED_VERSION}; {version('ministack')} is installed")
-    for service in ("aws_lambda", "cloudformation", "gateway", "iam", "s3", "stepfunctions"):
+    # The gateway last: it imports ministack's application, which binds names that the others replace.
+    for service in ("aws_lambda", "cloudformation", "iam", "s3", "stepfunctions", "gateway"):
         importlib.import_module(f"local.emulator.adapter.{service}")
     runpy.run_module("ministack", run_name="__main__")
