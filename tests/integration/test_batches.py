@@ -62,7 +62,7 @@ def faulty_build():
     text = text.replace(started, f'    if _planted("time-out"):\n        time.sleep(60)\n{started}')
     code.write_text(text.replace("\nlogger = Logger()\n", f"{FAULT}\nlogger = Logger()\n"))
     shutil.rmtree(changed / "__pycache__", ignore_errors=True)
-    yield folder
+    yield folder / "template.yaml"
     shutil.rmtree(folder)
 
 

@@ -18,6 +18,9 @@ NOT_SHOWN = {
 }
 NOT_SHOWN_ROLES = {
     "ClassifyImageStateMachineRole": "the emulator does not check a state machine's role",
+    "ClassifyBatchStateMachineRole": "as above",
+    "ClassifyBatchFunctionRole": "test_batches.py runs with them; tests/unit/test_permissions.py finds the needless",
+    "SummariseBatchFunctionRole": "as above",
     "ModelRole": "the emulated SageMaker assumes no role",
 }
 
