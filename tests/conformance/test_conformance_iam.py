@@ -16,6 +16,18 @@ def enforcing(tmp_path):
     emulator.stop()
 
 
+def user_of_s3(emulator, resource):
+    """The S3 client of a user who may do everything with a resource."""
+    iam = emulator.client("iam")
+    iam.create_user(UserName="reader")
+    allow = {"Effect": "Allow", "Action": "s3:*", "Resource": resource}
+    policy = {"Version": "2012-10-17", "Statement": [allow]}
+    iam.put_user_policy(UserName="reader", PolicyName="s3", PolicyDocument=json.dumps(policy))
+    key = iam.create_access_key(UserName="reader")["AccessKey"]
+    user = {"aws_access_key_id": key["AccessKeyId"], "aws_secret_access_key": key["SecretAccessKey"]}
+    return boto3.client("s3", endpoint_url=emulator.client("s3").meta.endpoint_url, region_name="us-east-1", **user)
+
+
 def test_requests_to_the_api_are_over_tls(enforcing):
     """The local stack stands for AWS's APIs, which SDKs call over TLS.
 
@@ -27,12 +39,11 @@ def test_requests_to_the_api_are_over_tls(enforcing):
     deny["Condition"] = {"Bool": {"aws:SecureTransport": "false"}}
     policy = {"Version": "2012-10-17", "Statement": [deny]}
     s3.put_bucket_policy(Bucket="conformance", Policy=json.dumps(policy))
-    iam = enforcing.client("iam")
-    iam.create_user(UserName="reader")
-    allow = {"Effect": "Allow", "Action": "s3:*", "Resource": "*"}
-    policy = {"Version": "2012-10-17", "Statement": [allow]}
-    iam.put_user_policy(UserName="reader", PolicyName="s3", PolicyDocument=json.dumps(policy))
-    key = iam.create_access_key(UserName="reader")["AccessKey"]
-    user = {"aws_access_key_id": key["AccessKeyId"], "aws_secret_access_key": key["SecretAccessKey"]}
-    reader = boto3.client("s3", endpoint_url=s3.meta.endpoint_url, region_name="us-east-1", **user)
+    reader = user_of_s3(enforcing, "*")
     reader.put_object(Bucket="conformance", Key="image.png", Body=b"image")
+
+
+def test_a_wildcard_matches_every_character_of_a_key(enforcing):
+    """https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_policies_elements_resource.html, wildcards"""
+    enforcing.client("s3").create_bucket(Bucket="conformance")
+    user_of_s3(enforcing, "arn:aws:s3:::conformance/*").put_object(Bucket="conformance", Key="line\nbreak", Body=b"i")

@@ -1,8 +1,10 @@
-"""IAM: the local stack's plain HTTP on 127.0.0.1 counts as secure transport: AWS's APIs are called over TLS.
+"""IAM: secure transport, which the local stack's plain HTTP on 127.0.0.1 counts as, and wildcards.
 
 https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_policies_condition-keys.html#condition-keys-securetransport
+https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_policies_elements_resource.html
 """
 
+import re
 from collections.abc import Callable
 
 from ministack.core import iam_evaluator
@@ -12,4 +14,14 @@ from local.emulator.adapter import override
 
 @override(iam_evaluator, "pin_request_origin")
 def pin_request_origin(original: Callable[[str, bool], None], source_ip: str, _secure_transport: bool) -> None:
+    """AWS's APIs are called over TLS."""
     original(source_ip, True)
+
+
+@override(iam_evaluator, "_fnmatch_compile")
+def compile_wildcards(
+    original: Callable[[str, bool], re.Pattern[str]], pattern: str, ignore_case: bool
+) -> re.Pattern[str]:
+    """Let wildcards match line breaks too, which an object's key can contain."""
+    compiled = original(pattern, ignore_case)
+    return re.compile(compiled.pattern, compiled.flags | re.DOTALL)
