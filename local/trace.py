@@ -49,7 +49,7 @@ def execution_of(stack: Target, key: str) -> str:
         arns = [
             row["executionArn"]
             for row in states.list_executions(**arguments, maxResults=RUNNING_SEARCHED)["executions"]
-            if object_key(json.loads(states.describe_execution(executionArn=row["executionArn"])["input"])) == key
+            if object_key(states.describe_execution(executionArn=row["executionArn"])["input"]) == key
         ]
     if not arns:
         raise StackError(
@@ -94,7 +94,7 @@ def follow(stack: Target, arn: str) -> dict[str, Any]:
     for group in log_groups(stack):
         lines += [line for line in events(stack.client("logs"), group, arn, started) if arn in str(line)]
     found: dict[str, Any] = {
-        "key": object_key(json.loads(execution["input"])),
+        "key": object_key(execution["input"]),
         "execution_arn": arn,
         "started": started.timestamp(),
         "outcome": None,

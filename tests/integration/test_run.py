@@ -21,7 +21,7 @@ def test_each_execution_has_its_states_traces_and_log_line(workflow, seven):
     assert accepted["log"]["confidence"] == accepted["confidence"] >= accepted["threshold"] == 0.75
 
     assert (failed["outcome"], failed["error"], failed["truth"]) == ("error", "UnsupportedImageError", None)
-    assert failed["cause"].startswith(f"s3://{workflow.bucket}/{prefix}text.png is not a readable")
+    assert failed["cause"].startswith(f"s3://{workflow.bucket}/{prefix}text.png: the file is text")
     assert [(state["name"], state["error"]) for state in failed["states"]] == [("RetrieveImage", failed["error"])]
     assert sorted(trace["function"] for trace in failed["traces"]) == ["RecordOutcome", "RetrieveImage"]
     assert failed["log"]["cause"] == failed["cause"]
