@@ -1,6 +1,6 @@
 # make help lists the commands. Each one installs what it needs; everything it creates is in .venv, .local and .aws-sam.
 .DEFAULT_GOAL := help
-.PHONY: help run report up down classify dashboard test test-sam-local test-containers test-launch test-notebook test-aws notebook invoke lint train train-sagemaker package-model build deploy destroy bench bench-endpoint clean lock
+.PHONY: help run report up down classify dashboard test fuzz test-sam-local test-containers test-launch test-notebook test-aws notebook invoke lint train train-sagemaker package-model build deploy destroy bench bench-endpoint clean lock
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 SHELL = bash
@@ -46,6 +46,9 @@ dashboard: .local/.notebook ## Draw the stack's dashboard from the local stack's
 
 test: .local/.test $(PACKAGE) $(BUILT) ## Run the unit, conformance and integration tests
 	@$(PROJECT) -m pytest
+
+fuzz: .local/.test ## Send mutated images, events and answers through both hosts: RUNS=100000
+	@PYTHONPATH=functions:endpoint:tests/unit PYTHONWARNINGS=ignore $(PROJECT) tests/fuzz/fuzz.py --runs $(or $(RUNS),100000)
 
 test-sam-local: .local/.test $(PACKAGE) $(BUILT) ## Test the functions in Docker, with sam local
 	@$(PROJECT) -m pytest tests/sam_local
