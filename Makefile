@@ -69,6 +69,9 @@ test: .local/.test $(PACKAGE) $(BUILT) ## Run the unit, conformance and integrat
 soak: .local/.test $(PACKAGE) $(BUILT) ## Run 5,000 executions while faults are injected: [EXECUTIONS=number]
 	@EXECUTIONS="$${EXECUTIONS:-5000}" $(PROJECT) -m pytest tests/integration/test_soak.py
 
+fuzz: .local/.test ## Send mutated images, events and answers through both hosts: RUNS=100000
+	@PYTHONPATH=functions:endpoint:tests/unit PYTHONWARNINGS=ignore $(PROJECT) tests/fuzz/fuzz.py --runs $(or $(RUNS),100000)
+
 test-sam-local: .local/.test $(PACKAGE) $(BUILT) ## Test the functions in Docker, with sam local
 	@$(PROJECT) -m pytest tests/sam_local
 
