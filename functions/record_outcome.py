@@ -80,9 +80,9 @@ def claim(outcome: str, request_id: str, expires: int) -> bool:
     try:
         dynamodb.put_item(
             TableName=OUTCOME_TABLE,
-            Item={"outcome": {"S": outcome}, "request": {"S": request_id}, "expires": {"N": str(expires)}},
-            ConditionExpression="attribute_not_exists(outcome) OR request = :request",
-            ExpressionAttributeValues={":request": {"S": request_id}},
+            Item={"outcome": {"S": outcome}, "invocation": {"S": request_id}, "expires": {"N": str(expires)}},
+            ConditionExpression="attribute_not_exists(outcome) OR invocation = :invocation",
+            ExpressionAttributeValues={":invocation": {"S": request_id}},
         )
     except dynamodb.exceptions.ConditionalCheckFailedException:
         return False

@@ -142,11 +142,11 @@ def test_an_outcome_is_claimed_by_its_execution_and_redrive_before_it_is_recorde
             "TableName": "image-classification-OutcomeTable",
             "Item": {
                 "outcome": {"S": f"{ARN}#2"},
-                "request": {"S": "request"},
+                "invocation": {"S": "request"},
                 "expires": {"N": str(1795510801 + 7 * 86400)},
             },
             "ConditionExpression": ANY,
-            "ExpressionAttributeValues": {":request": {"S": "request"}},
+            "ExpressionAttributeValues": {":invocation": {"S": "request"}},
         },
     )
     record_outcome.lambda_handler(event("record_outcome"), context)
