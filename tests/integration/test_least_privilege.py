@@ -6,15 +6,94 @@ import json
 import pytest
 
 from test_permissions import REASONS, ROLES, actions, granted, policies, statements
-from test_workflow import prediction_lines
+from test_workflow import log_lines, prediction_lines
 from workflow import wait_for
 
 # The emulator does not check these, or nothing in the workflow uses them:
 NOT_SHOWN = {
     ("RetrieveImageFunctionRole", "s3:ListBucket"): "the emulated S3 returns 404 for a missing object without it too",
     ("ClassifyImageFunctionRole", "sagemaker:InvokeEndpoint"): "the emulated SageMaker checks no permission",
-    ("StartExecutionFunctionRole", "sqs:SendMessage"): "the emulator delivers to dead-letter queues without the role",
-    ("RecordOutcomeFunctionRole", "sqs:SendMessage"): "the emulator delivers to dead-letter queues without the role",
+    (
+        "StartExecutionFunctionRole",
+        "sqs:SendMessage",
+    ): "the emulator does not deliver to dead-letter queues of a version",
+    (
+        "RecordOutcomeFunctionRole",
+        "sqs:SendMessage",
+    ): "the emulator does not deliver to dead-letter queues of a version",
+}
+NOT_SHOWN_ROLES = {
+    "ClassifyImageStateMachineRole": "the emulator does not check a state machine's role",
+    "ModelRole": "the emulated SageMaker assumes no role",
+}
+
+
+@contextlib.contextmanager
+def without(workflow, role, action):
+    """Take a permission from a role of the deployed stack."""
+    pages = workflow.stack.client("cloudformation").get_paginator("list_stack_resources")
+    rows = [row for page in pages.paginate(StackName="image-classification") for row in page["StackResourceSummaries"]]
+    (name,) = [row["PhysicalResourceId"] for row in rows if row["LogicalResourceId"] == role]
+    iam = workflow.stack.client("iam")
+    before = {}
+    for policy in iam.list_role_policies(RoleName=name)["PolicyNames"]:
+        before[policy] = document = iam.get_role_policy(RoleName=name, PolicyName=policy)["PolicyDocument"]
+        kept = []
+        for statement in document["Statement"]:
+            left = actions(statement) - {action}
+            kept += [statement | {"Action": sorted(left)}] if left else []
+        if kept:
+            new = json.dumps(document | {"Statement": kept})
+            iam.put_role_policy(RoleName=name, PolicyName=policy, PolicyDocument=new)
+        else:
+            iam.delete_role_policy(RoleName=name, PolicyName=policy)
+    try:
+        yield
+    finally:
+        for policy, document in before.items():
+            iam.put_role_policy(RoleName=name, PolicyName=policy, PolicyDocument=json.dumps(document))
+
+
+def retrieve_fails(workflow, seven):
+    assert workflow.classify("denied.png", seven).error == "ImageAccessDeniedError"
+
+
+def retrieve_of_a_version_fails(workflow, seven):
+    stored = workflow.s3.put_object(Bucket=workflow.bucket, Key="denied.png", Body=seven)
+    request = {"s3_bucket": workflow.bucket, "s3_key": "denied.png"}
+    assert workflow.execute(request | {"s3_version_id": stored["VersionId"]}).error == "ImageAccessDeniedError"
+    assert workflow.execute(request).status == "SUCCEEDED"
+
+
+def denials(workflow, operation):
+    """How often a function was denied this operation, from its log."""
+    lines = [line for group in log_lines(workflow).values() for line in group]
+    return sum("AccessDenied" in line and f"calling the {operation} operation" in line for line in lines)
+
+
+def upload_starts_nothing(workflow, seven):
+    workflow.upload("uploads/denied.png", seven)
+    wait_for(lambda: denials(workflow, "StartExecution"))
+
+
+def outcome_is_not_recorded(workflow, seven):
+    execution = workflow.classify("denied.png", seven)
+    assert execution.status == "SUCCEEDED"
+    wait_for(lambda: denials(workflow, "PutItem"))
+    assert execution.arn not in [line["execution_arn"] for line in prediction_lines(workflow)]
+
+
+SHOWN = {
+    ("RetrieveImageFunctionRole", "s3:ListBucket"): "the emulated S3 returns 404 for a missing object without it too",
+    ("ClassifyImageFunctionRole", "sagemaker:InvokeEndpoint"): "the emulated SageMaker checks no permission",
+    (
+        "StartExecutionFunctionRole",
+        "sqs:SendMessage",
+    ): "the emulator does not deliver to dead-letter queues of a version",
+    (
+        "RecordOutcomeFunctionRole",
+        "sqs:SendMessage",
+    ): "the emulator does not deliver to dead-letter queues of a version",
 }
 NOT_SHOWN_ROLES = {
     "ClassifyImageStateMachineRole": "the emulator does not check a state machine's role",
@@ -76,8 +155,8 @@ def outcome_reaches_the_failure_queue(workflow, seven):
 SHOWN = {
     ("RetrieveImageFunctionRole", "s3:GetObject"): retrieve_fails,
     ("RetrieveImageFunctionRole", "s3:GetObjectVersion"): retrieve_of_a_version_fails,
-    ("StartExecutionFunctionRole", "states:StartExecution"): upload_reaches_the_failure_queue,
-    ("RecordOutcomeFunctionRole", "dynamodb:PutItem"): outcome_reaches_the_failure_queue,
+    ("StartExecutionFunctionRole", "states:StartExecution"): upload_starts_nothing,
+    ("RecordOutcomeFunctionRole", "dynamodb:PutItem"): outcome_is_not_recorded,
 }
 
 
