@@ -171,12 +171,6 @@ def test_an_empty_prefix_succeeds_without_children(client, machine, execute, buc
     assert "ResultWriterDetails" in json.loads(execution["output"])
 
 
-def test_a_source_that_cannot_be_read_fails_the_map(machine, execute, bucket):
-    """https://docs.aws.amazon.com/step-functions/latest/dg/concepts-error-handling.html, States.ItemReaderFailed"""
-    arn = machine({"Map": distributed(manifest("missing.jsonl", InputType="JSONL"))})
-    assert execute(arn, request(bucket))["error"] == "States.ItemReaderFailed"
-
-
 def test_tolerated_failures_are_counted_in_items_and_written_with_their_input(
     client, function, machine, execute, bucket, results
 ):
