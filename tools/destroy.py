@@ -69,7 +69,7 @@ def main(environment: str) -> None:
         sys.exit(str(error))
     if blocked:
         sys.exit("The stack cannot be deleted yet:\n  " + "\n  ".join(blocked))
-    sam = [str(Path(sys.executable).with_name("sam")), "delete", "--config-env", environment]
+    sam = [sys.executable, "-m", "samcli", "delete", "--config-env", environment]
     if code := subprocess.run(
         [*sam, "--stack-name", settings["stack_name"], "--region", settings["region"]]
     ).returncode:
