@@ -126,6 +126,7 @@ def start(directory: Path, **variables: str) -> Stack:
         CONCURRENCY: str(concurrent),
         "LAMBDA_PYTHON": str(LOCAL / "venvs/lambda/bin/python"),
         "AWS_LAMBDA_LOG_FORMAT": "JSON",
+        "AWS_LAMBDA_LOG_LEVEL": "INFO",  # Lambda sets it from ApplicationLogLevel; LOG_LEVEL above is the emulator's
         "AWS_XRAY_DAEMON_ADDRESS": f"127.0.0.1:{stack.ports['xray']}",
         "AWS_XRAY_CONTEXT_MISSING": "LOG_ERROR",
     }
