@@ -92,7 +92,8 @@ def follow(stack: Target, arn: str) -> dict[str, Any]:
     started = history[0]["timestamp"]
     lines = []
     for group in log_groups(stack):
-        lines += [line for line in events(stack.client("logs"), group, arn, started) if arn in str(line)]
+        logged = events(stack.client("logs"), group, arn, started)
+        lines += [line for line in logged if arn in str(line) and record.STARTER not in line.get("function_name", "")]
     found: dict[str, Any] = {
         "key": object_key(execution["input"]),
         "execution_arn": arn,
@@ -104,8 +105,12 @@ def follow(stack: Target, arn: str) -> dict[str, Any]:
     }
     traced = [line["xray_trace_id"] for line in lines if "xray_trace_id" in line]
     header = dict(field.split("=", 1) for field in execution.get("traceHeader", "").split(";") if "=" in field)
-    found["trace_id"] = header.get("Root") or next(iter(traced), None) or trace_of(stack, found["key"], started)
-    found["segments"] = segments(stack, found["trace_id"], started) if found["trace_id"] else []
+    found |= {"trace_id": header.get("Root") or next(iter(traced), None), "segments": []}
+    try:
+        found["trace_id"] = found["trace_id"] or trace_of(stack, found["key"], started)
+        found["segments"] = segments(stack, found["trace_id"], started) if found["trace_id"] else []
+    except ClientError as error:  # X-Ray is not emulated, and not every user may read it
+        console.print(f"No traced calls: {error}", markup=False, soft_wrap=True)
     if execution["status"] != "RUNNING":
         row = outcome(execution)
         ended = "accepted" if row.error is None else "review" if row.error == NOT_ACCEPTED else "error"

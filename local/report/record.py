@@ -29,6 +29,7 @@ from local.executions import NOT_ACCEPTED, Outcome, error_message
 from monitoring import prediction_log
 
 THUMBNAIL = 96  # maximum width and height in pixels
+STARTER = "StartExecution"  # it runs before the execution, with a trace of its own
 SECONDS_FOR_THE_LOG = 1  # EventBridge invokes RecordOutcome shortly after an execution ends
 
 
@@ -115,7 +116,7 @@ def owners_of_traces(logs: BaseClient, outcomes: list[Outcome], since: datetime)
     arns = [(row.key, row.execution_arn) for row in outcomes if row.execution_arn]
     owners = {key_hash(key): arn for key, arn in arns} | {arn: arn for _, arn in arns}
     for line in function_log(logs, since):
-        if "correlation_id" in line and "xray_trace_id" in line:
+        if "correlation_id" in line and "xray_trace_id" in line and STARTER not in line.get("function_name", ""):
             owners[line["xray_trace_id"]] = line["correlation_id"]
     return owners
 

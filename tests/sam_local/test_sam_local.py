@@ -55,7 +55,7 @@ def test_check_confidence_returns_its_decision(functions):
     [
         (event("retrieve_image") | {"s3_key": "nowhere.png"}, "ImageNotFoundError"),
         (event("retrieve_image") | {"threshold": 2}, "InvalidInputError"),
-        (event("s3_object_created"), "InvalidInputError"),  # the state machine unpacks it, not the function
+        (event("start_execution"), "InvalidInputError"),  # the state machine unpacks it, not the function
         ({}, "InvalidInputError"),
     ],
 )
