@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from botocore.client import BaseClient
+from botocore.exceptions import ClientError
 from rich.markup import escape
 from rich.tree import Tree
 
