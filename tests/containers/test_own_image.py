@@ -28,8 +28,13 @@ def image(tmp_path_factory):
     base = subprocess.run([ROOT / "tools/python_image.sh"], capture_output=True, text=True)
     assert base.returncode == 0, base.stderr
     context, options = ROOT / "endpoint", []
-    if docker("image", "inspect", "--format", '{{index .Config.Labels "stand-in"}}', base_of_dockerfile()):
-        context, options = tmp_path_factory.mktemp("context"), ["--build-arg", "PIP_NO_INDEX=1"]
+    pinned = base_of_dockerfile()
+    if subprocess.run(["docker", "image", "inspect", pinned], capture_output=True).returncode:  # there is a stand-in
+        stand_in = f"BASE={pinned.partition('@')[0]}"
+        context, options = (
+            tmp_path_factory.mktemp("context"),
+            ["--build-arg", stand_in, "--build-arg", "PIP_NO_INDEX=1"],
+        )
         shutil.copytree(ROOT / "endpoint", context, dirs_exist_ok=True)
         download_wheels(context)
     tag = f"image-classification-test:{uuid.uuid4().hex}"
