@@ -93,6 +93,7 @@ def test_without_a_network_the_error_says_what_to_do(wheel, tmp_path, monkeypatc
     ],
 )
 def test_a_failed_upload_is_one_sentence(model_dir, tmp_path, monkeypatch, bucket, environment, sentence):
+    monkeypatch.setattr("boto3.DEFAULT_SESSION", None)  # an earlier test's may have credentials
     offline = {"AWS_ENDPOINT_URL": "http://127.0.0.1:1", "AWS_MAX_ATTEMPTS": "1", "AWS_CONFIG_FILE": "/dev/null"}
     for name, value in (offline | {"AWS_SHARED_CREDENTIALS_FILE": "/dev/null"} | environment).items():
         monkeypatch.setenv(name, value)
