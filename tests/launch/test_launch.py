@@ -214,9 +214,6 @@ def test_the_sdks_start_script_trains_and_the_model_is_packaged_for_the_endpoint
     )
     read = set(re.findall(r'"(SM_\w+)"', (ROOT / "training/train.py").read_text()))
     read -= {"SM_CHANNEL_", "SM_CHANNEL_TRAINING"}
-        "SM_CHANNEL_",
-        "SM_CHANNEL_TRAINING",
-    }
     assert {variable: variables[variable] for variable in read} == {
         "SM_CHANNEL_TRAIN": f"{tmp_path}/ml/input/data/train",
         "SM_CHANNEL_VALIDATION": f"{tmp_path}/ml/input/data/validation",
