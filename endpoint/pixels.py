@@ -41,7 +41,7 @@ MAX_PARTS = 50_000  # segments, chunks, blocks or strips; 32 MB of PNG have 4,00
 MAX_SEGMENTS = 2_000  # of a JPEG before its pixels; 32 MB of metadata have 500
 WHOLE = 4_000_000  # pixels; larger images are converted in strips of this size and reduced on the way
 
-# Exceptions that Pillow raises for damaged or hostile bytes. RuntimeError includes RecursionError and NotImplementedError,
+# Pillow's exceptions for damaged or hostile bytes. RuntimeError includes RecursionError and NotImplementedError;
 # ValueError includes UnicodeError.
 DECODER_ERRORS = (
     OSError,
