@@ -7,12 +7,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from markupsafe import Markup
 
 from local.report import record
-from local.report.render import PAGE, breakable
+from local.report.render import PAGE, template
 from training import calibration
 
 MAX_CLASSES = 20  # of a confusion matrix; with more, a list of the most common confusions replaces it
@@ -132,18 +131,10 @@ def sentences(made: Figures) -> list[str]:
 
 def render(made: Figures, folder: Path, about: str) -> str:
     """The page. folder: that of the class folders. about: where the images come from and what classified them."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(PAGE),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"share": share, "interval": interval, "breakable": breakable}
     confused = Counter((row.label, str(row.predicted)) for row in made.known)
     classes = [class_figures(label, made.known) for label in sorted({row.label for row in made.known})]
     pairs = [(pair, count) for pair, count in confused.most_common() if pair[0] != pair[1]]
-    return environment.get_template("evaluation.html").render(
+    return template("evaluation.html", share=share, interval=interval).render(
         created=datetime.now().astimezone().isoformat(timespec="seconds"),
         about=about,
         style=Markup((PAGE / "page.css").read_text(encoding="utf-8")),

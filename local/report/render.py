@@ -15,6 +15,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,8 @@ PSI_SMALL, PSI_LARGE = 0.1, 0.25  # the conventional limits, see monitoring/drif
 WORD_BREAKS = r"(?<=[a-z])(?=[A-Z])|(?<=[/_:])(?=[^/_:\s])|(?<=\.)(?=[^./\s]+[./_])"  # as in page.js
 
 
-def render(record: dict[str, Any]) -> str:
-    """The HTML page for a record."""
+def template(name: str, **filters: Callable[..., Any]) -> jinja2.Template:
+    """A template of page/, which escapes all that it is given and fails on a name that it is not given."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(PAGE),
         autoescape=True,
@@ -45,12 +46,17 @@ def render(record: dict[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"seconds": seconds, "share": share, "breakable": breakable}
+    environment.filters |= {"breakable": breakable} | filters
+    return environment.get_template(name)
+
+
+def render(record: dict[str, Any]) -> str:
+    """The HTML page for a record."""
     script = (PAGE / "page.js").read_text(encoding="utf-8")
     emulated = record["emulated"]
     executions = [view(index, execution, emulated) for index, execution in enumerate(record["executions"])]
     pauses = [row["states"][0]["start"] for row in executions if emulated and row["states"]]
-    return environment.get_template("page.html").render(
+    return template("page.html", seconds=seconds, share=share).render(
         created=record["created"],
         emulated=emulated,
         pause=statistics.median(pauses) if pauses else None,
