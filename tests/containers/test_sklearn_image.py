@@ -116,7 +116,7 @@ def test_it_loads_the_archives_lib_and_the_images_numpy(responses, opt_ml):
     lib = opt_ml / "model/lib"
     image = VENV.resolve() / "lib/python3.12/site-packages"
     assert (homes["onnxruntime"], homes["numpy"]) == ({lib}, {image})
-    # Since the server runs without nginx, one of its processes also maps the image's own Pillow: not explained yet.
+    # The workers load the image's own Pillow: gunicorn's --pythonpath, to which the server passes sys.path, reverses it.
     assert lib in homes["PIL"] <= {lib, image}
 
 
