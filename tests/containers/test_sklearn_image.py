@@ -116,7 +116,7 @@ def test_it_loads_the_archives_lib_and_the_images_numpy(responses, opt_ml):
     lib = opt_ml / "model/lib"
     image = VENV.resolve() / "lib/python3.12/site-packages"
     assert (homes["onnxruntime"], homes["numpy"]) == ({lib}, {image})
-    # The workers load the image's own Pillow: gunicorn's --pythonpath, to which the server passes sys.path, reverses it.
+    # The workers load the image's own Pillow: gunicorn reverses the sys.path that it gets as --pythonpath.
     assert lib in homes["PIL"] <= {lib, image}
 
 
