@@ -266,9 +266,7 @@ def _jpeg(data: bytes) -> Header:
     buffered = buffered or data[position + 4] < components
     scans = data.count(b"\xff\xda", position) if buffered else 1
     plain = b"".join([*kept, data[position:]]) if dropped else data
-    result = (
-        1 if min(size) > 2048 else 4
-    )  # bytes per pixel, reduced by draft() if the image is large in both directions
+    result = 1 if min(size) > 2048 else 4  # bytes per pixel: draft() reduces what is large in both directions
     return Header("JPEG", size, plain, orientation, result + (2 * sampled if buffered else 0), scans)
 
 

@@ -17,13 +17,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import boto3
 from botocore.client import BaseClient
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import ClientError
 
 from local.command import LOCAL, StackError, console, lock, report_errors
 from local.deployment import OUTPUTS
 from local.emulator.processes import running
+from local.target import target
 
 SECONDS_HIDDEN = 300  # of a message, if the command is interrupted while it works on it
 MAX_NAME = 80  # characters of an execution's name
@@ -116,11 +116,6 @@ class Redrive:
         console.print(f"passed {subject} to {function}", markup=False)
 
 
-def stack_on_aws(name: str) -> Redrive:
-    (described,) = boto3.client("cloudformation").describe_stacks(StackName=name)["Stacks"]
-    return Redrive(boto3.client, {row["OutputKey"]: row["OutputValue"] for row in described["Outputs"]})
-
-
 def local_stack() -> Redrive:
     stack = running(LOCAL / "stack")
     if not stack or not OUTPUTS.exists():
@@ -143,13 +138,11 @@ def main() -> None:
     parser.add_argument("--stack", default="", help="name of a stack on AWS; otherwise the local stack")
     options = parser.parse_args()
     with report_errors():
-        try:
-            if options.stack:
-                return report(*stack_on_aws(options.stack).run())
-            with lock():
-                return report(*local_stack().run())
-        except (BotoCoreError, ClientError) as error:
-            raise StackError(str(error)) from None
+        if options.stack:
+            with target(options.stack) as found:
+                return report(*Redrive(found.client, found.outputs).run())
+        with lock():  # a stack that target() would start has an empty queue
+            report(*local_stack().run())
 
 
 if __name__ == "__main__":
