@@ -43,9 +43,6 @@ def compact(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
-# Items
-
-
 @override(service, "_s3_object_text")
 def object_text(_original: Callable[..., str], bucket: str, key: str) -> str:
     """Decompress objects whose name ends in .gz."""
@@ -86,9 +83,6 @@ def batches(state: Json, raw_input: Any, ctx: Json) -> Iterator[tuple[Json, int]
         size += item_size
     if batch:
         yield common | {"Items": batch}, len(batch)
-
-
-# Children
 
 
 class MapRun:
