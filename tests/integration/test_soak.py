@@ -145,7 +145,8 @@ def test_each_object_version_has_one_outcome_whatever_fails(workflow, endpoint_p
     redriven, left = redrive_until_only_bad_images_fail(workflow, soak)
     report(capsys, soak, seconds, redriven, before, memory_and_descriptors(workflow.stack))
 
-    assert left == []
+    # A bad image fails again, perhaps while the command still runs; nothing else is left.
+    assert set(left) <= {"failed again: UnsupportedImageError"}
     first = {key: {arn for arn in arns if "-redrive-" not in arn} for key, arns in soak.ended.items()}
     assert {key: len(arns) for key, arns in first.items()} == dict.fromkeys(soak.expected, 1)
     lines = [line for line in lines_of(workflow) if line["s3_key"] in soak.expected]
