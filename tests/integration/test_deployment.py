@@ -18,7 +18,7 @@ from local.deployment import BUILD, BUILT, deploy, model_archive, sam, upload_mo
 from workflow import Workflow
 
 ENDPOINT = {"Model", "ModelRole", "EndpointConfig", "Endpoint"}
-ALARMS = {"EndpointErrorsAlarm", "EndpointLatencyAlarm"}
+ALARMS = {"EndpointErrorsAlarm", "EndpointLatencyAlarm", "EndpointUpdateErrorsAlarm", "EndpointUpdateLatencyAlarm"}
 SCALING = {"EndpointScalableTarget", "EndpointScalingPolicy"}
 EVERYTHING = {
     "InstanceCount": "2",
