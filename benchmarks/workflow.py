@@ -63,9 +63,7 @@ def executions(stack: Stack, outputs: dict[str, str], request: dict[str, str]) -
     return {name: statistics.median(row[name] for row in splits) for name in splits[0]}
 
 
-def handlers(
-    stack: Stack, outputs: dict[str, str], events: dict[str, Any]
-) -> list[tuple[str, str, dict[str, float]]]:
+def handlers(stack: Stack, outputs: dict[str, str], events: dict[str, Any]) -> list[tuple[str, str, dict[str, float]]]:
     """(function, figure, {package: median}); the packages are measured alternately, each in a new process."""
     name = outputs["RecordOutcomeFunctionName"]  # its variables are those of all functions, and the table of outcomes
     recording = stack.client("lambda").get_function_configuration(FunctionName=name)
