@@ -1,7 +1,8 @@
 """Let functions with the same package share it: python3 tools/share.py .aws-sam/build
 
-sam build copies functions/ and its libraries for each function. With one copy, sam deploy compresses and uploads the
-package once, and tools/trim.py and tools/compile.py read it once.
+sam build copies functions/ and its libraries for each function. With one copy, tools/trim.py and tools/compile.py read
+it once, and sam deploy compresses it once, if SAM_CLI_BETA_PACKAGE_PERFORMANCE is set:
+https://github.com/aws/aws-sam-cli/pull/7923
 """
 
 import hashlib
