@@ -42,9 +42,10 @@ def build_folder():
 
 @pytest.fixture(scope="module")
 def packaged(workflow, stack, tmp_path_factory):
-    """The built template with its code in S3: sam deploy would zip it again for each test."""
-    template = tmp_path_factory.mktemp("packaged") / "template.yaml"
-    sam(stack, "package", "--template-file", str(BUILT), "--output-template-file", str(template), "--resolve-s3")
+    """The built template with its code in S3: sam deploy would zip it for each test, and parse YAML for seconds."""
+    template = tmp_path_factory.mktemp("packaged") / "template.json"
+    output = ["--output-template-file", str(template), "--use-json", "--resolve-s3"]
+    sam(stack, "package", "--template-file", str(BUILT), *output)
     return template
 
 
