@@ -7,6 +7,7 @@ awslambdaric. Their environment is this process's, which processes.py keeps smal
 
 import http.server
 import json
+import random
 import threading
 import time
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from ministack.services import eventbridge, lambda_svc
 
 from local.emulator.adapter import override
 
-LONGEST_WAIT = 30  # seconds between two attempts of a throttled event; five minutes on AWS
+LONGEST_WAIT = 10  # seconds between two attempts of a throttled event; five minutes on AWS
 BOOTSTRAP = '#!/bin/sh\nexec "$LAMBDA_PYTHON" -m awslambdaric "$_HANDLER"\n'
 
 # Every function in the template is a Python function.
@@ -69,7 +70,7 @@ def queue_event(_original: Callable[[str, str], None], arn: str, payload: str) -
     def invoke() -> None:
         wait = 1
         while lambda_svc._execute_function_with_config_scope(record, json.loads(payload)).get("throttle"):
-            time.sleep(wait)
+            time.sleep(random.uniform(0, wait))  # or all events of a burst would try again together
             wait = min(2 * wait, LONGEST_WAIT)
 
     threading.Thread(target=invoke, daemon=True).start()
