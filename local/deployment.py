@@ -58,10 +58,10 @@ def architecture() -> str:
 
 
 def build() -> None:
-    """Run `sam build` for this machine's architecture, trim and compile the result, as `make build` does for AWS."""
+    """Run `sam build` for this machine's architecture, and what follows it in `make build` for AWS."""
     with step("Building the functions with sam build"):
         sam(None, "build", "--parameter-overrides", f"Architecture={architecture()}")
-        for tool in ("trim.py", "compile.py"):
+        for tool in ("share.py", "trim.py", "compile.py"):
             command = [LOCAL / "venvs/lambda/bin/python", ROOT / "tools" / tool, BUILD]
             result = subprocess.run(command, capture_output=True, text=True)
             if result.returncode:

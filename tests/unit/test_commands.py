@@ -79,6 +79,7 @@ def test_the_limit_of_concurrent_functions_depends_on_the_cores_unless_it_is_giv
 def test_a_syntax_error_in_a_function_is_shown_without_a_traceback(monkeypatch, tmp_path):
     (tmp_path / "RetrieveImageFunction").mkdir()
     (tmp_path / "RetrieveImageFunction/retrieve_image.py").write_text("def handler(:\n")
+    (tmp_path / "template.yaml").touch()
     monkeypatch.setattr(deployment, "BUILD", tmp_path)
     monkeypatch.setattr(deployment, "sam", lambda *_: None)
     with pytest.raises(StackError, match=r"(?s)A function cannot be compiled:.*retrieve_image\.py.*SyntaxError"):
