@@ -96,7 +96,10 @@ def fetch(s3_bucket: str, s3_key: str, s3_version_id: str | None = None) -> byte
     except ClientError as error:
         code = error.response["Error"]["Code"]
         raise s3_error(error)(f"{uri}: {error.response['Error'].get('Message') or code} ({code})") from None
-    except (ParamValidationError, UnsupportedS3ArnError, UnsupportedS3AccesspointConfigurationError) as error:
+    except (
+        ParamValidationError, UnsupportedS3ArnError, UnsupportedS3AccesspointConfigurationError,
+        UnicodeEncodeError,  # half of a surrogate pair, which JSON can hold and a URL cannot
+    ) as error:  # fmt: skip
         raise InvalidInputError(f"{uri}: {error}") from None
     except (HTTPClientError, S3ConnectionError, IncompleteReadError) as error:
         raise ImageStoreUnavailableError(f"{uri}: {error}") from None

@@ -153,6 +153,17 @@ def test_trouble_with_an_image_is_a_line_in_its_place_and_the_others_are_classif
     assert output["confidence"] == pytest.approx(1.55)
 
 
+def test_a_reference_that_is_no_text_or_no_number_is_a_line(aws, run):
+    """A JSON Lines manifest can hold anything; one of its lines must not fail a whole batch."""
+    store(aws)
+    aws["reads"].deactivate()  # it would respond before the key is encoded for the URL
+    half = "a\ud800.png"  # of a surrogate pair
+    items = [{"Key": half}, {"Key": "a.png", "VersionId": half}, {"Key": ["a.png"], "StorageClass": {}}, 7, None, []]
+    output, lines = run(items)
+    assert [line["error"] for line in lines] == ["InvalidInputError"] * len(items)
+    assert output["errors"] == {"InvalidInputError": len(items)}
+
+
 def test_an_image_that_the_endpoint_rejects_is_a_line(aws, run):
     serve(aws, png(), png(), png())
     error = {"error": {"code": "UnsupportedImageError", "message": "not a readable image"}}
