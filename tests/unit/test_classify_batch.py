@@ -161,6 +161,7 @@ def test_a_reference_that_is_no_text_or_no_number_is_a_line(aws, run):
     items = [{"Key": half}, {"Key": "a.png", "VersionId": half}, {"Key": ["a.png"], "StorageClass": {}}, 7, None, []]
     output, lines = run(items)
     assert [line["error"] for line in lines] == ["InvalidInputError"] * len(items)
+    assert lines[0]["s3_key"] == r"a\ud800.png"  # UTF-8, and so DuckDB and Athena, cannot hold the character itself
     assert output["errors"] == {"InvalidInputError": len(items)}
 
 
