@@ -33,6 +33,8 @@ from pixels import ImageTooLargeError, UnsupportedImageError
 MAX_IMAGE_BYTES = 144 * 1024
 MAX_SOURCE_BYTES = 32 * 1024 * 1024
 MAX_SIDE = 1024  # of an image that is shrunk
+# To check a JPEG, all of its data is read, but the pixels are computed at down to an eighth of its size: half the time.
+CHECKED_SIDE = 64
 
 logger = Logger()
 tracer = Tracer()
@@ -117,12 +119,12 @@ def fit(source: bytes, uri: str) -> dict[str, Any]:
     Returns {content_type, width, height, source_bytes, resized, data}; width and height are those of `data`, in pixels,
     when upright. Raises ImageTooLargeError or UnsupportedImageError, naming `uri`.
     """
+    resized = len(source) > MAX_IMAGE_BYTES
     try:
         header = pixels.inspect(source)
-        image, size = pixels.read(header, (MAX_SIDE, MAX_SIDE))
+        image, size = pixels.read(header, (MAX_SIDE, MAX_SIDE) if resized else (CHECKED_SIDE, CHECKED_SIDE))
     except UnsupportedImageError as error:
         raise type(error)(f"{uri}: {error}") from error.__cause__
-    resized = len(source) > MAX_IMAGE_BYTES
     data, size = shrink(image, size) if resized else (source, size)
     return {
         "content_type": "image/jpeg" if resized else f"image/{header.format.lower()}",
