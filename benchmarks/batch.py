@@ -15,7 +15,7 @@ import random
 import statistics
 import threading
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -54,9 +54,9 @@ def fields(path: Path) -> list[str]:
     return (path / "stat").read_text().rpartition(")")[2].split()
 
 
-def cpu_seconds(stack: Stack) -> Counter[str]:
+def cpu_seconds(stack: Stack) -> defaultdict[str, float]:
     """CPU time so far, by kind of process. The emulator's children are the functions."""
-    used: Counter[str] = Counter()
+    used = defaultdict[str, float](float)
     for path, kind in processes(stack):
         user, system, of_ended_children, system_of_them = map(int, fields(path)[11:15])
         used[kind] += (user + system) / TICKS
