@@ -69,8 +69,12 @@ test: .local/.test $(PACKAGE) $(BUILT) ## Run the unit, conformance and integrat
 soak: .local/.test $(PACKAGE) $(BUILT) ## Run 5,000 executions while faults are injected: [EXECUTIONS=number]
 	@EXECUTIONS="$${EXECUTIONS:-5000}" $(PROJECT) -m pytest tests/integration/test_soak.py
 
-fuzz: .local/.test ## Send mutated images, events and answers through both hosts: RUNS=100000
-	@PYTHONPATH=functions:endpoint:tests/unit PYTHONWARNINGS=ignore $(PROJECT) tests/fuzz/fuzz.py --runs $(or $(RUNS),100000)
+fuzz: .local/.test .local/.fuzz ## Fuzz the parsers of images, events and answers, on both hosts: [RUNS=100000 SEED=0]
+	@mkdir -p .local/fuzz
+	@for parser in answer event image; do \
+	  PYTHONPATH=functions:endpoint:tests/unit $(PROJECT) tests/fuzz/fuzz.py $$parser --runs=$(or $(RUNS),100000) --seed=$(or $(SEED),0) \
+	    2> .local/fuzz/$$parser.log || { tail -n 40 .local/fuzz/$$parser.log; exit 1; }; \
+	done
 
 test-sam-local: .local/.test $(PACKAGE) $(BUILT) ## Test the functions in Docker, with sam local
 	@$(PROJECT) -m pytest tests/sam_local
@@ -157,7 +161,7 @@ bench-endpoint: .local/.test .local/.containers .local/.bench $(PACKAGE) ## Comp
 clean: down ## Delete everything that these commands created, except models of your own
 	@$(PYTHON) tools/clean.py
 
-.local/.run .local/.test .local/.lint .local/.launch .local/.sam .local/.notebook .local/.containers .local/.bench .local/.audit: .local/.%: requirements/*.txt tools/install.py
+.local/.run .local/.test .local/.lint .local/.launch .local/.sam .local/.notebook .local/.containers .local/.bench .local/.audit .local/.fuzz: .local/.%: requirements/*.txt tools/install.py
 	@$(PYTHON) tools/install.py $*
 	@touch $@
 
@@ -189,6 +193,7 @@ lock: ## Pin pyproject.toml's dependency groups again
 	$(LOCK) --python-version 3.11 --group checkov -o requirements/checkov.txt
 	$(LOCK) --python-version 3.11 --group sagemaker --group test-launch -o requirements/sagemaker.txt
 	$(LOCK) --python-version 3.11 --group audit -o requirements/audit.txt
+	$(LOCK) --python-version 3.11 --group fuzz -o requirements/fuzz.txt
 	$(LOCK) --python-version 3.11 --group uv -o requirements/uv.txt
 	$(LOCK) --python-version 3.12 --group build -o requirements/build.txt
 	$(LOCK) --python-version 3.12 --group sklearn-serving --overrides requirements/sklearn-serving.overrides -o requirements/sklearn-serving.txt

@@ -9,17 +9,18 @@ make batch EXECUTION=batch-20261126-020000      come back to a batch; REDRIVE=tr
 
 import argparse
 import json
+import re
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from local.classify import parse_threshold
 from local.command import LOCAL, StackError, UsageError, console, report_errors
 from local.target import Target, target
 from monitoring import results
@@ -29,6 +30,7 @@ ARCHIVE = "archive/digits/"  # not under UploadPrefix, where each object would s
 SECONDS_BETWEEN_POLLS = 1  # DescribeMapRun allows one request per second
 SECONDS_BETWEEN_LINES = 10  # of progress, where the output is no terminal
 SHOWN = 5
+MAX_CONCURRENCY = 10_000  # Step Functions' own
 
 
 def split_url(url: str) -> tuple[str, str]:
@@ -77,16 +79,16 @@ def upload_digits(found: Target) -> str:
     return ARCHIVE
 
 
-def number(name: str, text: str) -> dict[str, float]:
-    """An option of the input; nothing if it is empty. PrepareBatch checks its range."""
-    option = {"THRESHOLD": "threshold", "CONCURRENCY": "max_concurrency"}[name]
-    if not text:
-        return {}
-    try:
-        value = float(text)
-    except ValueError:
-        raise UsageError(f"{name}={text} is not a number") from None
-    return {option: int(value) if value.is_integer() else value}
+def limits(threshold: str, concurrency: str) -> dict[str, float]:
+    """The options of the input that are given. Raises UsageError."""
+    given: dict[str, float] = {}
+    if (value := parse_threshold(threshold)) is not None:
+        given["threshold"] = value
+    if concurrency:
+        if not re.fullmatch("[0-9]{1,5}", concurrency) or not 1 <= int(concurrency) <= MAX_CONCURRENCY:
+            raise UsageError(f"CONCURRENCY={concurrency} is not a number of batches, 1 to {MAX_CONCURRENCY:,}")
+        given["max_concurrency"] = int(concurrency)
+    return given
 
 
 def start(found: Target, request: dict[str, Any]) -> str:
@@ -112,26 +114,32 @@ def counts(states: Any, arn: str) -> dict[str, int]:
     return states.describe_map_run(mapRunArn=runs[0]["mapRunArn"])["itemCounts"] if runs else {}
 
 
+def speed_of(done: int, left: int, seconds: float) -> str:
+    """The mean speed, and how long the rest takes at it: batches end in steps, so the latest speed says little."""
+    speed = f"{done / max(seconds, 1):,.0f} images/s"
+    return f"{speed}, {timedelta(seconds=round(left * seconds / done))} left" if done else speed
+
+
 def watch(found: Target, arn: str) -> dict[str, Any]:
     """Show the progress until the execution has ended; returns the response of DescribeExecution."""
     states = found.client("stepfunctions")
     columns = [TextColumn("Classifying"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]}")]
-    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as progress:
+    with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
         bar = progress.add_task("", total=None, speed="")
         started = printed = time.monotonic()
         first = None
         while True:
             execution = states.describe_execution(executionArn=arn)
             items = counts(states, arn)
-            done = items.get("succeeded", 0) + items.get("failed", 0)
+            done, total = items.get("succeeded", 0) + items.get("failed", 0), items.get("total", 0)
             first = done if first is None else first  # of an execution that was running before
-            speed = f"{(done - first) / max(time.monotonic() - started, 1):,.0f} images/s"
-            progress.update(bar, completed=done, total=items.get("total") or None, speed=speed)
+            speed = speed_of(done - first, total - done, time.monotonic() - started)
+            progress.update(bar, completed=done, total=total or None, speed=speed)
             if execution["status"] != "RUNNING":
                 return execution
             if not console.is_terminal and time.monotonic() - printed > SECONDS_BETWEEN_LINES:
                 printed = time.monotonic()
-                console.print(f"classified {done:,} of {items.get('total', 0):,}, {speed}")
+                console.print(f"classified {done:,} of {total:,}, {speed}")
             time.sleep(SECONDS_BETWEEN_POLLS)
 
 
@@ -151,15 +159,11 @@ def interrupted(found: Target, arn: str) -> None:
 
 def show(found: Target, summary: dict[str, Any]) -> None:
     """Print the summary and a few lines of the results."""
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
     for name, value in summary.items():
         text = (
             json.dumps(value) if isinstance(value, dict | list) else f"{value:,}" if type(value) is int else str(value)
         )
-        table.add_row(name, text)
-    console.print(table)
+        console.print(f"{name:19} {text}", markup=False, soft_wrap=True)
     name = summary["execution_arn"].rpartition(":")[2]
     rows = results.from_batches(found.client("s3"), found.outputs["ResultsBucketName"], execution=name)
     for row in islice(rows, SHOWN):
@@ -182,14 +186,13 @@ def finish(found: Target, execution: dict[str, Any]) -> None:
     )
 
 
-def run(found: Target, options: argparse.Namespace) -> None:
+def run(found: Target, options: argparse.Namespace, given: dict[str, float]) -> None:
     if options.execution:
         arn = arn_of(found, options.execution)
         if options.redrive:
             found.client("stepfunctions").redrive_execution(executionArn=arn)
     else:
-        request: dict[str, Any] = {**source(found, options.prefix, options.manifest)}
-        request |= number("THRESHOLD", options.threshold) | number("CONCURRENCY", options.concurrency)
+        request: dict[str, Any] = source(found, options.prefix, options.manifest) | given
         if options.review:
             request["review"] = True
         arn = start(found, request)
@@ -215,8 +218,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     options = parse()
-    with report_errors(), target(options.stack) as found:
-        run(found, options)
+    with report_errors():
+        given = limits(options.threshold, options.concurrency)
+        with target(options.stack) as found:
+            run(found, options, given)
 
 
 if __name__ == "__main__":

@@ -86,6 +86,27 @@ def test_the_bucket_denies_requests_without_tls(workflow):
         plain.list_objects_v2(Bucket=workflow.bucket, MaxKeys=1)
 
 
+@pytest.mark.skipif("AWS_ENDPOINT_URL" in os.environ, reason="the emulator encrypts nothing and has no access points")
+def test_an_image_under_a_disabled_key_and_one_behind_an_access_point_fail_by_name(workflow, seven):
+    kms = boto3.client("kms")
+    key = kms.create_key(Description="image classification: make test-aws")["KeyMetadata"]["KeyId"]
+    encryption = {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": key}
+    try:
+        workflow.s3.put_object(Bucket=workflow.bucket, Key="under-a-key.png", Body=seven, **encryption)
+        denied = {"s3_bucket": workflow.bucket, "s3_key": "under-a-key.png"}
+        executions = [workflow.execute(denied)]
+        kms.disable_key(KeyId=key)
+        executions.append(workflow.execute(denied))
+    finally:
+        kms.schedule_key_deletion(KeyId=key, PendingWindowInDays=7)
+    region, account = workflow.machine.split(":")[3:5]
+    point = f"arn:aws:s3:{region}:{account}:accesspoint/no-such-point"
+    executions.append(workflow.execute({"s3_bucket": point, "s3_key": "seven.png"}))
+    for execution in executions:
+        assert execution.error in ("ImageAccessDeniedError", "ImageNotFoundError")
+        assert f"s3://{execution.input['s3_bucket']}/{execution.input['s3_key']}" in execution.message
+
+
 def test_the_log_levels_keep_the_prediction_log(workflow, seven):
     execution = workflow.classify("logged.png", seven)
     group = workflow.outputs["PredictionLogGroupName"]

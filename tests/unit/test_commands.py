@@ -116,7 +116,7 @@ def test_sourcing_the_environment_finds_sam_and_warns_of_version_1_of_the_aws_cl
     script = f"PATH={tmp_path}:$PATH; source {tmp_path}/.local/env; command -v sam python3.13"
     shell = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
     assert shell.stdout.splitlines() == [f"{tmp_path}/.local/bin/sam", f"{tmp_path}/.local/bin/python3.13"]
-    warning = "aws is version 1, which asks AWS itself for SQS: install version 2, or add --endpoint-url "
+    warning = "aws is version 1, which sends SQS requests to AWS itself: install version 2, or add --endpoint-url "
     assert shell.stderr == (f"{warning}$AWS_ENDPOINT_URL.\n" if warned else "")
 
 

@@ -6,6 +6,8 @@ import re
 
 import pytest
 
+import classify_batch
+import summarise_batch
 from documents import RESOURCES, ROOT
 from monitoring.dashboard import expanded
 from test_docs import rows
@@ -211,6 +213,24 @@ def logged_fields():
         f"record.metrics.{name}" for name in ("initDurationMs", "durationMs", "maxMemoryUsedMB", "billedDurationMs")
     }
     return ours | powertools | reports
+
+
+def test_the_dashboard_shows_batches_from_the_fields_that_their_functions_log():
+    """A field of these lines is a key of what the function counts; "." separates those of nested objects."""
+    sums = summarise_batch.add_up(iter([]))
+    none_failed = {"children": 0, "images": 0, "items": 0, "errors": {}}
+    summary = summarise_batch.summarise(sums, none_failed) | dict.fromkeys(("execution_arn", "seconds"))
+    costs = {f"estimated_cost_usd.{name}" for name in summary["estimated_cost_usd"]}
+    lines = {"batch classified": set(classify_batch.count([])), "batch summarised": {*summary} | costs}
+    texts = [row["properties"]["query"] for row in dashboard()["widgets"] if row["type"] == "log"]
+    queries = [text for text in texts if "BatchLogGroup" in text]
+    assert len(queries) == 2
+    for text in queries:
+        _, chosen, *rest = text.split(" | ")
+        message = re.fullmatch(r"filter message = '(.+)'", chosen)[1]
+        computed = set(re.findall(r"\bas (\w+)", text))
+        used = set(re.findall(r"(?<![@.\w])[a-z][a-z_]*(?:\.\w+)*\b", " ".join(rest))) - QUERY_WORDS - computed
+        assert used and used <= lines[message], used - lines[message]
 
 
 def test_every_saved_query_is_documented():

@@ -88,6 +88,8 @@ def test_unusual_keys_reach_s3_unchanged(s3, context, key):
         ({"s3_bucket": "images"}, "s3_key"),
         ({"s3_bucket": "images", "s3_key": ""}, "s3_key"),
         ({"s3_bucket": "images", "s3_key": 7}, "s3_key"),
+        ({"s3_bucket": "images", "s3_key": "\ud800"}, "s3_key"),
+        ({"s3_bucket": "images", "s3_key": "a", "s3_version_id": "\udfff"}, "s3_version_id"),
         ({"s3_bucket": "images", "s3_key": "a", "threshold": 0}, "threshold"),
         ({"s3_bucket": "images", "s3_key": "a", "threshold": 1.01}, "threshold"),
         ({"s3_bucket": "images", "s3_key": "a", "threshold": "0.5"}, "threshold"),
@@ -169,6 +171,36 @@ def test_damaged_images_of_any_format_raise_no_other_error_than_ours():
                 damaged[dice.randrange(len(damaged))] = dice.randrange(256)
             with contextlib.suppress(UnsupportedImageError, ImageTooLargeError):
                 fit(bytes(damaged[: dice.randint(1, len(damaged))]), URI)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_is_checked_at_an_eighth_of_its_size_as_strictly_as_at_its_own(progressive):
+    image = noise(80, 64).resize((640, 512))
+    dice, whole = random.Random(2), encoded(image, "JPEG", quality=60, progressive=progressive)
+    refused = 0
+    for _ in range(60):
+        damaged = bytearray(whole)
+        for _ in range(dice.choice((0, 1, 3, 50))):
+            damaged[dice.randrange(len(damaged))] = dice.randrange(256)
+        data = bytes(damaged[: dice.choice((len(damaged), dice.randrange(len(damaged))))])
+        verdicts = [verdict(lambda data=data: fit(data, "it")["width"]), verdict(lambda data=data: width_of(data))]
+        assert verdicts[0] == verdicts[1]
+        refused += verdicts[0] != 640
+    assert 10 < refused < 50
+    image, _ = pixels.read(whole, (retrieve_image.CHECKED_SIDE,) * 2)
+    assert image.size == (80, 64)
+
+
+def width_of(data):
+    return pixels.read(data, (retrieve_image.MAX_SIDE,) * 2)[1][0]
+
+
+def verdict(check):
+    try:
+        return check()
+    except UnsupportedImageError as error:
+        return str(error).removeprefix("it: ")
 
 
 @pytest.mark.parametrize(
@@ -261,7 +293,14 @@ def test_unknown_errors_of_s3_are_named_by_their_status(s3, context, event, stat
         retrieve_image.lambda_handler(event("retrieve_image"), context)
 
 
-def test_an_access_point_that_cannot_be_used_is_named(context):
-    bucket = "arn:aws:sns:us-east-1:123456789012:accesspoint/images"
+@pytest.mark.parametrize(
+    "bucket",
+    [
+        "arn:aws:sns:us-east-1:123456789012:accesspoint/images",
+        "arn:aws:s3::123456789012:accesspoint/mfzwi23gnjvgw.mrap",  # multi-region: botocore needs its CRT for them
+        "arn:aws:s3:::images",
+    ],
+)
+def test_an_access_point_that_cannot_be_used_is_named(context, bucket):
     with pytest.raises(InvalidInputError, match=f"s3://{bucket}/a"):
         retrieve_image.lambda_handler({"s3_bucket": bucket, "s3_key": "a"}, context)
