@@ -18,6 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -161,7 +162,7 @@ def show(found: Target, summary: dict[str, Any]) -> None:
         text = (
             json.dumps(value) if isinstance(value, dict | list) else f"{value:,}" if type(value) is int else str(value)
         )
-        table.add_row(name, text)
+        table.add_row(name, escape(text))
     console.print(table)
     name = summary["execution_arn"].rpartition(":")[2]
     rows = results.from_batches(found.client("s3"), found.outputs["ResultsBucketName"], execution=name)

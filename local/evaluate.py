@@ -169,7 +169,7 @@ def main() -> None:
         for row in made.errors:
             name = row.path.relative_to(options.folder)
             console.print(f"  {name}: {row.error}: {row.cause}", markup=False, soft_wrap=True)
-        console.print(f"Wrote {os.path.relpath(page)} and {os.path.relpath(table)}", soft_wrap=True)
+        console.print(f"Wrote {os.path.relpath(page)} and {os.path.relpath(table)}", markup=False, soft_wrap=True)
         if not made.known:
             raise StackError("No image of a class that the model knows was classified: nothing could be evaluated")
 

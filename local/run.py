@@ -50,8 +50,9 @@ def load_folders(model: Path) -> dict[str, Path]:
             "make train trains a model of the digits and keeps this one."
         )
     part = next(part for part in ("test", "validation", "train") if part in folders)
-    console.print(f"The model in {model.relative_to(ROOT)} knows {summary(labels)}.")
-    console.print(f"The images are from {folders[part]}" + (", on which it was trained." if part == "train" else "."))
+    trained = ", on which it was trained" if part == "train" else ""
+    console.print(f"The model in {model.relative_to(ROOT)} knows {summary(labels)}.", markup=False)
+    console.print(f"The images are from {folders[part]}{trained}.", markup=False)
     return folders
 
 
