@@ -24,7 +24,7 @@ quoted = '$(subst ','\'',$(value $(1)))'
 # For commands that need no account: without credentials, SAM does not call AWS.
 NO_AWS = -u AWS_PROFILE -u AWS_ACCESS_KEY_ID -u AWS_SECRET_ACCESS_KEY AWS_CONFIG_FILE=/dev/null AWS_SHARED_CREDENTIALS_FILE=/dev/null AWS_DEFAULT_REGION=us-east-1 AWS_EC2_METADATA_DISABLED=true SAM_CLI_TELEMETRY=0
 # SAM must build the functions with their runtime's Python.
-SAM_BUILD = env PATH="$(CURDIR)/.local/venvs/lambda/bin:$$PATH" SAM_CLI_TELEMETRY=0 $(SAM)
+SAM_BUILD = env PATH="$(CURDIR)/.local/venvs/lambda/bin:$$PATH" SAM_CLI_TELEMETRY=0 SAM_CLI_BETA_PACKAGE_PERFORMANCE=1 $(SAM)
 
 help: ## Show this list
 	@echo "make COMMAND"
@@ -136,6 +136,7 @@ ENV ?= default
 OVERRIDES = $(if $(PARAMETERS),--parameter-overrides $(if $(findstring Architecture=,$(PARAMETERS)),,Architecture=arm64) $(PARAMETERS))
 build: .local/.sam .local/.audit ## Build the functions for AWS, and .aws-sam/sbom.json, a CycloneDX list of their packages
 	@$(SAM_BUILD) build --config-env $(ENV) $(OVERRIDES)
+	@.local/venvs/lambda/bin/python tools/share.py .aws-sam/build
 	@.local/venvs/lambda/bin/python tools/trim.py .aws-sam/build
 	@.local/venvs/lambda/bin/python tools/compile.py .aws-sam/build
 	@$(SBOM) functions/requirements.txt --output-file .aws-sam/sbom.json
@@ -176,7 +177,7 @@ $(PACKAGE): $(MODEL) endpoint/package.py endpoint/inference.py endpoint/pixels.p
 	@$(PROJECT) endpoint/package.py --model-dir .local/model --output $(@D) | tee $@.log
 	@tail -n 1 $@.log > $@ && rm $@.log
 
-$(BUILT): template.yaml samconfig.toml functions/*.py functions/*.json functions/requirements.txt statemachine/*.json tools/trim.py tools/compile.py
+$(BUILT): template.yaml samconfig.toml functions/*.py functions/*.json functions/requirements.txt statemachine/*.json tools/share.py tools/trim.py tools/compile.py
 	@$(PROJECT) -m local.deployment build
 	@touch $@
 

@@ -1,9 +1,10 @@
 """Batches of any size on the local stack: images per second, CPU time per image, memory of each process.
 
-    .venv/bin/python -m benchmarks.batch 1000 10000 50000      scans of digits, each object under a key of its own
-    .venv/bin/python -m benchmarks.batch --photographs 1000    JPEGs of 800 x 600, about 50 kB, for the cost of an image
+    .venv/bin/python -m benchmarks.batch 1000 10000 50000             photographs of about 50 kB
+    .venv/bin/python -m benchmarks.batch --digits 1000 10000 50000    scans of digits, of about 125 bytes
 
-Prints one JSON line per batch: its summary's counts and what the processes of the local stack used meanwhile.
+Every image is an object of its own. Prints one JSON line per batch, then a fit of the CPU time over the numbers of
+images: seconds = fixed + per image x images. At 50 kB, 50,000 objects are 2.5 GB in the emulator's memory.
 """
 
 import argparse
@@ -11,13 +12,17 @@ import io
 import json
 import os
 import random
+import statistics
 import threading
 import time
+from collections import defaultdict
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from sklearn.datasets import load_sample_images
 
 from local.batch import DIGITS, start
 from local.command import report_errors
@@ -26,52 +31,65 @@ from local.target import Target, target
 
 TICKS = os.sysconf("SC_CLK_TCK")
 MEGABYTE = 1 << 20
+PHOTOGRAPHS = 64  # different ones
+PHOTOGRAPH_BYTES = 50_000
+TINY = 1e-9  # a threshold that accepts every image: the model knows digits only
 
 
-def processes(stack: Stack) -> dict[int, str]:
-    """The processes of the stack by ID: emulator, function or endpoint."""
-    kinds = {}
+def processes(stack: Stack) -> Iterator[tuple[Path, str]]:
+    """The stack's processes in /proc with their kind: emulator, function, sagemaker (its emulated API) or endpoint."""
+    leaders = {stack.pids[name]: name for name in ("emulator", "sagemaker")}
+    children = {"emulator": "function", "sagemaker": "endpoint"}
     for path in Path("/proc").glob("[0-9]*"):
         try:
-            group = int((path / "stat").read_text().rpartition(")")[2].split()[2])
-            command = (path / "cmdline").read_text()
+            group = int(fields(path)[2])
         except OSError:  # it has exited
             continue
-        if group == stack.pids["emulator"]:
-            kinds[int(path.name)] = "function" if "awslambdaric" in command else "emulator"
-        elif group == stack.pids["sagemaker"]:
-            kinds[int(path.name)] = "endpoint"
-    return kinds
+        if group in leaders:
+            yield path, leaders[group] if int(path.name) == group else children[leaders[group]]
 
 
-def cpu_seconds(stack: Stack) -> dict[str, float]:
-    """CPU time so far, by kind of process."""
-    used: dict[str, float] = {}
-    for pid, kind in processes(stack).items():
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        used[kind] = used.get(kind, 0) + (int(fields[11]) + int(fields[12])) / TICKS
+def fields(path: Path) -> list[str]:
+    """The fields of /proc/PID/stat from the third: state, ppid, pgrp ..."""
+    return (path / "stat").read_text().rpartition(")")[2].split()
+
+
+def cpu_seconds(stack: Stack) -> defaultdict[str, float]:
+    """CPU time so far, by kind of process. The emulator's children are the functions."""
+    used = defaultdict[str, float](float)
+    for path, kind in processes(stack):
+        user, system, of_ended_children, system_of_them = map(int, fields(path)[11:15])
+        used[kind] += (user + system) / TICKS
+        if kind == "emulator":
+            used["function"] += (of_ended_children + system_of_them) / TICKS
     return used
 
 
 def memory(stack: Stack) -> dict[str, list[int]]:
-    """Resident memory of each process in MB, by kind."""
+    """Resident memory of each process in MB, by kind. Pages that processes share count for each of them."""
     found: dict[str, list[int]] = {}
-    for pid, kind in processes(stack).items():
-        try:
-            pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-        except OSError:
-            continue
+    for path, kind in processes(stack):
+        pages = int((path / "statm").read_text().split()[1])
         found.setdefault(kind, []).append(pages * os.sysconf("SC_PAGE_SIZE") // MEGABYTE)
     return found
 
 
-def photographs(count: int) -> list[bytes]:
-    """JPEGs of 800 x 600 of about 50 kB: blurred noise."""
+def photographs() -> list[bytes]:
+    """JPEGs of 800 x 600, of at most PHOTOGRAPH_BYTES: parts of scikit-learn's two photographs."""
+    sources = [Image.fromarray(pixels) for pixels in load_sample_images().images]
+    generator = random.Random(0)
     made = []
-    for seed in range(count):
-        noise = Image.frombytes("RGB", (40, 30), random.Random(seed).randbytes(3_600))
-        buffer = io.BytesIO()
-        noise.resize((800, 600), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=70)
+    for number in range(PHOTOGRAPHS):
+        source = sources[number % len(sources)]
+        width = generator.randint(320, 560)
+        height = width * 3 // 4
+        left, top = generator.randint(0, source.width - width), generator.randint(0, source.height - height)
+        part = source.crop((left, top, left + width, top + height)).resize((800, 600), Image.Resampling.BICUBIC)
+        for quality in range(96, 8, -2):
+            buffer = io.BytesIO()
+            part.save(buffer, "JPEG", quality=quality)
+            if buffer.tell() <= PHOTOGRAPH_BYTES:
+                break
         made.append(buffer.getvalue())
     return made
 
@@ -82,80 +100,93 @@ def upload(found: Target, prefix: str, count: int, images: list[bytes]) -> int:
 
     def put(number: int) -> int:
         data = images[number % len(images)]
-        s3.put_object(Bucket=bucket, Key=f"{prefix}{number:06}.png", Body=data)
+        s3.put_object(Bucket=bucket, Key=f"{prefix}{number:06}", Body=data)
         return len(data)
 
     with ThreadPoolExecutor(4) as pool:
         return sum(pool.map(put, range(count)))
 
 
-def usage_of(found: Target, summary: dict[str, Any]) -> dict[str, float]:
-    """What the batches used, added up from the Map Run's results."""
-    s3 = found.client("s3")
-
-    def read(key: str) -> str:
-        return s3.get_object(Bucket=found.outputs["ResultsBucketName"], Key=key)["Body"].read().decode()
-
-    manifest = json.loads(read(summary["manifest"].split("/", 3)[3]))
-    outputs = [
-        json.loads(line) for file in manifest["ResultFiles"]["SUCCEEDED"] for line in read(file["Key"]).splitlines()
-    ]
-    names = ("endpoint_requests", "endpoint_bytes", "endpoint_ms", "lambda_gb_seconds")
-    return {name: round(sum(output.get(name, 0) for output in outputs), 3) for name in names}
+def delete(found: Target, prefix: str) -> None:
+    s3, bucket = found.client("s3"), found.outputs["ImageBucketName"]
+    for page in s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+        s3.delete_objects(Bucket=bucket, Delete={"Objects": [{"Key": row["Key"]} for row in page["Contents"]]})
 
 
-def measure(found: Target, stack: Stack, count: int, images: list[bytes], size: int) -> dict[str, Any]:
-    prefix = f"benchmark/{time.time_ns()}/"
-    stored = upload(found, prefix, count, images)
-    before, started = cpu_seconds(stack), time.monotonic()
-    request = {"s3_bucket": found.outputs["ImageBucketName"], "s3_prefix": prefix, "batch_size": size}
-    arn = start(found, request | {"max_concurrency": 2})
-    peak: dict[str, list[int]] = {}
-    ended = threading.Event()
-
-    def watch_memory() -> None:
-        while not ended.wait(0.5):
-            now = memory(stack)
-            if sum(map(sum, now.values())) > sum(map(sum, peak.values())):
-                peak.clear()
-                peak.update(now)
-
-    watcher = threading.Thread(target=watch_memory)
-    watcher.start()
+def run(found: Target, prefix: str, **options: Any) -> dict[str, Any]:
+    """Classify what is under the prefix; returns the summary."""
+    request = {"s3_bucket": found.outputs["ImageBucketName"], "s3_prefix": prefix, "threshold": TINY, **options}
+    arn = start(found, request)
     states = found.client("stepfunctions")
     while (execution := states.describe_execution(executionArn=arn))["status"] == "RUNNING":
         time.sleep(0.1)
+    return json.loads(execution["output"])
+
+
+def watched(stack: Stack, ended: threading.Event, peak: dict[str, list[int]]) -> None:
+    """Keep in `peak` the memory of the processes when they had most."""
+    while not ended.wait(0.5):
+        now = memory(stack)
+        if sum(map(sum, now.values())) > sum(map(sum, peak.values())):
+            peak.clear()
+            peak.update(now)
+
+
+def measure(found: Target, stack: Stack, count: int, images: list[bytes], **options: Any) -> dict[str, Any]:
+    prefix = f"benchmark/{time.time_ns()}/"
+    stored = upload(found, prefix, count, images)
+    peak: dict[str, list[int]] = {}
+    ended = threading.Event()
+    watcher = threading.Thread(target=watched, args=(stack, ended, peak))
+    watcher.start()
+    before, started = cpu_seconds(stack), time.monotonic()
+    summary = run(found, prefix, **options)
     seconds = time.monotonic() - started
+    used = {kind: used - before[kind] for kind, used in cpu_seconds(stack).items()}
     ended.set()
     watcher.join()
-    summary = json.loads(execution["output"])
-    after = cpu_seconds(stack)
+    delete(found, prefix)
+    assert summary["accepted"] == count
+    without_objects = sum(peak["emulator"]) + sum(peak["function"]) - stored // MEGABYTE
     return {
-        "images": summary["images"],
+        "images": count,
+        "image_bytes": stored // count,
         "seconds": round(seconds, 1),
         "images_per_second": round(count / seconds),
-        "cpu_ms_per_image": {kind: round(1000 * (after[kind] - before.get(kind, 0)) / count, 2) for kind in after},
+        "cpu_seconds": round(sum(used.values()), 2),
+        "cpu_ms_per_image": {kind: round(1000 * value / count, 2) for kind, value in used.items()},
         "memory_mb": peak,
-        "stored_mb": round(stored / MEGABYTE),
-        "image_bytes": round(stored / count),
-        "usage": usage_of(found, summary),
-        "estimated_cost_usd": summary["estimated_cost_usd"],
+        "emulator_and_functions_without_objects_mb": without_objects,
+    }
+
+
+def fit(measured: list[dict[str, Any]]) -> dict[str, float]:
+    """CPU seconds = fixed + per image x images; and the most images' time per image as a share of the fewest's."""
+    first, *_, last = sorted(measured, key=lambda each: each["images"])
+    line = statistics.linear_regression(*([each[name] for each in measured] for name in ("images", "cpu_seconds")))
+    per_image = [each["cpu_seconds"] / each["images"] for each in (first, last)]
+    return {
+        "fixed_seconds": round(line.intercept, 2),
+        "ms_per_image": round(1000 * line.slope, 2),
+        f"{last['images']}_to_{first['images']}": round(per_image[1] / per_image[0], 3),
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("counts", type=int, nargs="+")
-    parser.add_argument("--photographs", action="store_true")
-    parser.add_argument("--batch-size", type=int, default=200)
+    parser.add_argument("--digits", action="store_true")
     options = parser.parse_args()
-    digits = [path.read_bytes() for path in sorted(DIGITS.glob("test/*/*.png"))]
+    images = [path.read_bytes() for path in sorted(DIGITS.glob("test/*/*.png"))] if options.digits else photographs()
+    measured = []
     with report_errors(), target() as found:
         assert found.local
-        images = photographs(64) if options.photographs else digits
-        measure(found, found.local, 200, images, 100)  # cold starts
+        measure(found, found.local, 400, images, max_concurrency=2)  # cold starts
         for count in options.counts:
-            print(json.dumps(measure(found, found.local, count, images, options.batch_size)), flush=True)
+            measured.append(measure(found, found.local, count, images, max_concurrency=2))
+            print(json.dumps(measured[-1]), flush=True)
+    if len(measured) > 1:
+        print(json.dumps(fit(measured)))
 
 
 if __name__ == "__main__":

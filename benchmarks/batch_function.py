@@ -1,30 +1,50 @@
-"""CPU time of ClassifyBatch per image, without the services: .venv/bin/python benchmarks/batch_function.py
+"""CPU time of ClassifyBatch per image, by what it does, and the peak of its memory.
+
+    .venv/bin/python -m benchmarks.batch_function              photographs of 50 kB
+    .venv/bin/python -m benchmarks.batch_function --largest    bitmaps of 31 MB: RetrieveImage accepts 32 MB
 
 The function runs in this process, under this Python; S3 and the endpoint are a stub in another one, which responds at
-once. `read` is the same batch whose objects are broken, so that nothing is decoded or sent. The last line is JSON,
-for benchmarks/batch.json, from which benchmarks/scale.py computes costs.
+once. Of several rounds, the one with the least time counts: anything above is the machine's noise.
 """
 
-import base64
+import argparse
+import functools
+import io
 import json
 import multiprocessing
 import os
+import resource
 import sys
+import threading
 import time
+from collections import defaultdict
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from PIL import Image
+
+from benchmarks.batch import photographs
+
 ROOT = Path(__file__).resolve().parent.parent
 IMAGES, ROUNDS = 200, 7
+PARTS = {  # ClassifyBatch's functions, each with those that it calls but for other parts' own
+    "read": ("read",),
+    "check": ("check",),
+    "encode": ("invoke_with_lines",),
+    "request": ("invoke_endpoint",),
+    "decide": ("decide_line",),
+    "write": ("count", "write"),
+}
 LINE = json.dumps({"predictions": [{"label": str(n), "probability": 0.91 if n == 7 else 0.01} for n in range(10)]})
 
 
 class Stub(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
-    objects: dict[str, bytes] = {}  # noqa: RUF012
+    images: list[bytes] = []  # noqa: RUF012
 
     def respond(self, body: bytes) -> None:
         self.send_response(200)
@@ -33,7 +53,7 @@ class Stub(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def do_GET(self) -> None:
-        self.respond(self.objects["broken" if "broken" in self.path else "image"])
+        self.respond(self.images[hash(self.path) % len(self.images)])
 
     def do_PUT(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
@@ -47,25 +67,56 @@ class Stub(BaseHTTPRequestHandler):
         pass
 
 
-def serve(port: Any, image: bytes) -> None:
-    Stub.objects = {"image": image, "broken": b"x" * len(image)}
+def serve(port: Any, images: list[bytes]) -> None:
+    Stub.images = images
     with ThreadingHTTPServer(("127.0.0.1", 0), Stub) as server:
         port.send(server.server_address[1])
         server.serve_forever()
 
 
-def event(folder: str) -> dict[str, Any]:
+class Stopwatch:
+    """CPU time by part; a part's time is without that of the parts that it calls."""
+
+    def __init__(self) -> None:
+        self.seconds = defaultdict[str, float](float)
+        self.lock = threading.Lock()
+        self.of_thread = threading.local()
+
+    def timed(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def wrapper(*args: Any, **options: Any) -> Any:
+            outer, self.of_thread.inner = getattr(self.of_thread, "inner", 0.0), 0.0
+            started = time.thread_time()
+            try:
+                return function(*args, **options)
+            finally:
+                spent = time.thread_time() - started
+                with self.lock:
+                    self.seconds[part] += spent - self.of_thread.inner
+                self.of_thread.inner = outer + spent
+
+        return wrapper
+
+
+def bitmap() -> bytes:
+    buffer = io.BytesIO()
+    Image.effect_noise((3300, 3300), 80).convert("RGB").save(buffer, "BMP")
+    return buffer.getvalue()
+
+
+def event() -> dict[str, Any]:
     made = json.loads((ROOT / "events/classify_batch.json").read_text())
-    made["Items"] = [{"Key": f"{folder}/{number}.jpg", "Size": 50_000} for number in range(IMAGES)]
+    made["Items"] = [{"Key": f"images/{number}.jpg", "Size": 50_000} for number in range(IMAGES)]
     return made
 
 
 def main() -> None:
-    from benchmarks.batch import photographs
-
-    (image,) = photographs(1)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--largest", action="store_true")
+    largest = parser.parse_args().largest
+    images = [bitmap()] if largest else photographs()
     receiver, sender = multiprocessing.Pipe(False)
-    server = multiprocessing.Process(target=serve, args=(sender, image), daemon=True)
+    server = multiprocessing.Process(target=serve, args=(sender, images), daemon=True)
     server.start()
     os.environ |= {
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{receiver.recv()}",
@@ -77,43 +128,32 @@ def main() -> None:
     import classify_batch
     import retrieve_image
 
+    stopwatch = Stopwatch()
+    b64encode = stopwatch.timed("encode", retrieve_image.base64.b64encode)
+    retrieve_image.base64 = SimpleNamespace(b64encode=b64encode)
+    for part, names in PARTS.items():
+        for name in names:
+            setattr(classify_batch, name, stopwatch.timed(part, getattr(classify_batch, name)))
     context = SimpleNamespace(
         function_name="f", memory_limit_in_mb="1769", invoked_function_arn="arn", aws_request_id="request"
     )
-
-    def cpu(folder: str) -> float:
-        """The least CPU milliseconds per image of the rounds: anything above is the machine's noise."""
-        times = []
-        for _ in range(ROUNDS):
-            started = time.process_time()
-            output = classify_batch.lambda_handler(event(folder), context)
-            times.append((time.process_time() - started) * 1000 / IMAGES)
-            assert output["accepted"] == (0 if folder == "broken" else IMAGES)
-        return min(times)
-
-    whole, read = cpu("images"), cpu("broken")
-    started = time.process_time()
-    for _ in range(IMAGES):
-        retrieve_image.fit(image, "s3://b/k")
-    check = (time.process_time() - started) * 1000 / IMAGES
-    print(f"{len(image):,} bytes, {IMAGES} images per batch, CPU milliseconds per image")
-    print(f"  read, and write a line      {read:.2f}")
-    print(f"  check (decode) and base64   {check:.2f}  of which base64 {base64_ms(image):.2f}")
-    print(f"  all, with the requests to the endpoint, parsing and deciding   {whole:.2f}")
-    output = classify_batch.lambda_handler(event("images"), context)
-    counted = {"image_bytes": len(image), "function_ms": round(whole, 2), "read_ms": round(read, 2)}
-    counted |= {"check_ms": round(check, 2), "endpoint_bytes": round(output["endpoint_bytes"] / IMAGES)}
-    print(json.dumps(counted))
+    rounds = []
+    for _ in range(1 if largest else ROUNDS):
+        stopwatch.seconds.clear()
+        started = time.process_time()
+        output = classify_batch.lambda_handler(event(), context)
+        total = time.process_time() - started
+        assert output["accepted"] == IMAGES
+        rounds.append((total, dict(stopwatch.seconds)))
     server.terminate()
-
-
-def base64_ms(image: bytes) -> float:
-    started = time.process_time()
-    for _ in range(1000):
-        base64.b64encode(image).decode()
-    return time.process_time() - started
+    total, seconds = min(rounds, key=lambda each: each[0])
+    seconds["the rest"] = total - sum(seconds.values())
+    print(f"{sum(map(len, images)) // len(images):,} bytes, {IMAGES} images per batch, CPU milliseconds per image")
+    for part in (*PARTS, "the rest"):
+        print(f"  {part:10} {1000 * seconds[part] / IMAGES:.2f}")
+    print(f"  {'all':10} {1000 * total / IMAGES:.2f}")
+    print(f"peak of the process's memory: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:,.0f} MB")
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
     main()

@@ -2,85 +2,95 @@
 
     .venv/bin/python -m benchmarks.scale
 
-From a measured batch of 50 kB photographs (benchmarks/batch.json, printed by benchmarks/batch_function.py), the list
-prices in functions/prices.json, and AWS's documented quotas.
+From what real runs on the local stack used (benchmarks/usage.json, written by benchmarks/usage.py), the list prices in
+functions/prices.json, and AWS's documented quotas.
 """
 
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 MILLION = 1_000_000
-BATCH_SIZE = 500
-ENDPOINT = 1801  # images a second of two vCPUs in batches of JSON Lines: benchmarks/README.md
-MEMORY = 1769 / 1024  # GB of ClassifyBatch
+ENDPOINT_VCPUS = 2  # of ml.c6i.large, and of a serverless endpoint's 2 GB
+EXPRESS_GB = 64 / 1024  # the smallest billed memory of an Express execution
 # https://docs.aws.amazon.com/step-functions/latest/dg/service-quotas.html and each service's own
 CHILDREN_PER_SECOND = 1000  # Express executions that a Map Run starts
 GETS_PER_SECOND = 5500  # per prefix of a bucket
-KEYS_PER_LIST = 1000
+PARTS = {
+    "Step Functions": {
+        "transitions": "step_functions_transition",
+        "express_requests": "express_request",
+        "express_gb_seconds": "express_gb_second",
+    },
+    "Lambda": {"lambda_requests": "lambda_request", "lambda_gb_seconds": "lambda_arm_gb_second"},
+    "endpoint": {
+        "endpoint_gb": "sagemaker_data_gb",
+        "realtime_hours": "sagemaker_c6i_large_hour",
+        "serverless_seconds": "sagemaker_serverless_2gb_second",
+        "transform_hours": "batch_transform_c6i_large_hour",
+    },
+    "S3": {"s3_get": "s3_get", "s3_put": "s3_put", "s3_list": "s3_list"},
+    "events, logs, claims": {"events": "eventbridge_event", "log_gb": "logs_gb", "dynamodb_writes": "dynamodb_write"},
+}
+
+Counts = dict[str, float]
 
 
-def prices() -> dict[str, float]:
+def counted() -> dict[str, Any]:
+    return json.loads((ROOT / "benchmarks/usage.json").read_text())
+
+
+def batches_of(size: int) -> dict[str, Any]:
+    return next(run for run in counted()["batches"] if run["batch_size"] == size)
+
+
+def million(run: dict[str, Any]) -> Counts:
+    """What a million images use: a batch's execution once, the rest in proportion to the images."""
+    fixed = run["fixed"]
+    used = {
+        name: (value - fixed.get(name, 0)) * MILLION / run["images"] + fixed.get(name, 0)
+        for name, value in run["counts"].items()
+    }
+    return used | {
+        "express_gb_seconds": used.get("express_seconds", 0) * EXPRESS_GB,
+        "endpoint_gb": used["endpoint_bytes"] / 1e9,
+        "log_gb": used["log_bytes"] / 1e9,
+    }
+
+
+def hours(used: Counts) -> float:
+    """Of an instance of the endpoint that is never idle."""
+    return used["endpoint_cpu_seconds"] / ENDPOINT_VCPUS / 3600
+
+
+def realtime(run: dict[str, Any]) -> Counts:
+    used = million(run)
+    return used | {"realtime_hours": hours(used)}
+
+
+def serverless(run: dict[str, Any]) -> Counts:
+    used = million(run)
+    return used | {"serverless_seconds": used["endpoint_seconds"]}
+
+
+def transform() -> Counts:
+    """SageMaker Batch Transform, which accepts one image per request and writes an object for each."""
+    return {
+        "transform_hours": hours(million(counted()["single"])),
+        "s3_get": MILLION,
+        "s3_put": MILLION,
+        "s3_list": MILLION / 1000,
+    }
+
+
+def cost(used: Counts) -> dict[str, float]:
+    """USD by part of the bill."""
     table = json.loads((ROOT / "functions/prices.json").read_text())
-    return {name: price["usd"] for name, price in table.items() if name != "comment"}
-
-
-def measured() -> dict[str, float]:
-    """Per image of 50 kB: bytes to and from the endpoint, Lambda GB-seconds, seconds of the endpoint's vCPUs.
-
-    Seconds are CPU time: a function of one vCPU reads ahead and prepares the next request while the endpoint works, so
-    it is busy, not waiting.
-    """
-    counted = json.loads((ROOT / "benchmarks/batch.json").read_text())
     return {
-        "endpoint_bytes": counted["endpoint_bytes"],
-        "lambda_gb_seconds": counted["function_ms"] / 1000 * MEMORY,
-        "endpoint_seconds": 2 / ENDPOINT,
-    }
-
-
-def batch_cost(batch_size: int, endpoint: str) -> dict[str, float]:
-    """USD for a million images in batches."""
-    usd, image = prices(), measured()
-    batches = MILLION / batch_size
-    gb_seconds = MILLION * image["lambda_gb_seconds"]
-    compute = {
-        "realtime": MILLION / ENDPOINT / 3600 * usd["sagemaker_c6i_large_hour"],
-        "serverless": MILLION * image["endpoint_seconds"] * usd["sagemaker_serverless_2gb_second"],
-    }[endpoint]
-    return {
-        "Step Functions": batches * (usd["step_functions_transition"] + usd["express_request"])
-        + gb_seconds / MEMORY * 64 / 1024 * usd["express_gb_second"],
-        "Lambda": batches * usd["lambda_request"] + gb_seconds * usd["lambda_arm_gb_second"],
-        "endpoint": MILLION * image["endpoint_bytes"] / 1e9 * usd["sagemaker_data_gb"] + compute,
-        "S3": MILLION * usd["s3_get"] + batches * usd["s3_put"] + MILLION / KEYS_PER_LIST * usd["s3_list"],
-        "events and logs": batches * 2000 / 1e9 * usd["logs_gb"],  # about 2 kB a batch
-    }
-
-
-def single_cost() -> dict[str, float]:
-    """USD for a million executions of one image each: docs/operations.md counts the same for a thousand."""
-    usd = prices()
-    return {
-        "Step Functions": MILLION * 5 * usd["step_functions_transition"],
-        "Lambda": MILLION * (4 * usd["lambda_request"] + 0.3 * usd["lambda_arm_gb_second"]),
-        "endpoint": MILLION * 51_000 / 1e9 * usd["sagemaker_data_gb"]
-        + MILLION / ENDPOINT / 3600 * usd["sagemaker_c6i_large_hour"],
-        "S3": MILLION * usd["s3_get"],
-        "events and logs": MILLION * (usd["eventbridge_event"] + 13_000 / 1e9 * usd["logs_gb"]),
-    }
-
-
-def transform_cost() -> dict[str, float]:
-    """USD for SageMaker Batch Transform: an image a request, an object of results an image."""
-    usd = prices()
-    return {
-        "Step Functions": 0,
-        "Lambda": 0,
-        "endpoint": MILLION / 600 / 3600 * usd["batch_transform_c6i_large_hour"],
-        "S3": MILLION * (usd["s3_get"] + usd["s3_put"]) + MILLION / KEYS_PER_LIST * usd["s3_list"],
-        "events and logs": 0,
+        part: sum(used.get(name, 0) * table[price]["usd"] for name, price in priced.items())
+        for part, priced in PARTS.items()
     }
 
 
@@ -91,17 +101,17 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 
 def cost_table() -> str:
     ways = {
-        "batches of 500, realtime endpoint, fully used": batch_cost(500, "realtime"),
-        "batches of 200 (the default), realtime": batch_cost(200, "realtime"),
-        "batches of 500, serverless endpoint of 2 GB": batch_cost(500, "serverless"),
-        "one execution per image, realtime": single_cost(),
-        "SageMaker Batch Transform": transform_cost(),
+        "batches of 500, realtime endpoint, never idle": realtime(batches_of(500)),
+        "batches of 200 (the default), realtime": realtime(batches_of(200)),
+        "batches of 500, serverless endpoint of 2 GB": serverless(batches_of(500)),
+        "one execution per image, realtime": realtime(counted()["single"]),
+        "SageMaker Batch Transform": transform(),
     }
-    parts = list(single_cost())
     rows = [
-        [name, *(f"{cost[part]:.2f}" for part in parts), f"**{sum(cost.values()):.2f}**"] for name, cost in ways.items()
+        [name, *(f"{usd:.2f}" for usd in cost(used).values()), f"**{sum(cost(used).values()):.2f}**"]
+        for name, used in ways.items()
     ]
-    return table(["a million 50 kB images, USD", *parts, "total"], rows)
+    return table(["a million 50 kB images, USD", *PARTS, "total"], rows)
 
 
 def duration(seconds: float) -> str:
@@ -112,15 +122,17 @@ def duration(seconds: float) -> str:
 
 def duration_table() -> str:
     """How long each limit alone lets a batch take."""
-    per_lambda = MEMORY / measured()["lambda_gb_seconds"]
+    used = million(batches_of(500))
+    one_lambda = MILLION / (used["lambda_gb_seconds"] / (1769 / 1024))
+    one_instance = MILLION * ENDPOINT_VCPUS / used["endpoint_cpu_seconds"]
     rates = {
-        "Map Run: 1,000 Express children started a second, batches of 500": CHILDREN_PER_SECOND * BATCH_SIZE,
+        "Map Run: 1,000 Express children started a second, batches of 500": CHILDREN_PER_SECOND * 500,
         "S3: 5,500 GET a second on one prefix": GETS_PER_SECOND,
-        "Lambda: 8 at a time (the default `max_concurrency`)": 8 * per_lambda,
-        "Lambda: 10 at a time (a new account)": 10 * per_lambda,
-        "Lambda: 1,000 at a time (the usual quota)": 1000 * per_lambda,
-        "endpoint: one `ml.c6i.large`": ENDPOINT,
-        "endpoint: ten `ml.c6i.large`": 10 * ENDPOINT,
+        "Lambda: 8 at a time (the default `max_concurrency`)": 8 * one_lambda,
+        "Lambda: 10 at a time (a new account)": 10 * one_lambda,
+        "Lambda: 1,000 at a time (the usual quota)": 1000 * one_lambda,
+        "endpoint: one `ml.c6i.large`": one_instance,
+        "endpoint: ten `ml.c6i.large`": 10 * one_instance,
     }
     rows = [
         [name, f"{rate:,.0f}", duration(MILLION / rate), duration(100 * MILLION / rate)] for name, rate in rates.items()

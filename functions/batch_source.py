@@ -8,7 +8,7 @@ inventory          S3's names; every value is a string, and keys are URL-encoded
 from typing import Any
 from urllib.parse import unquote_plus
 
-ARCHIVED = {"GLACIER", "DEEP_ARCHIVE"}  # not GLACIER_IR: Instant Retrieval
+ARCHIVED = ("GLACIER", "DEEP_ARCHIVE")  # not GLACIER_IR: Instant Retrieval
 
 
 def field(item: Any, ours: str, of_s3: str) -> Any:

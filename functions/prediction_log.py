@@ -28,10 +28,10 @@ def decided(result: dict[str, Any]) -> dict[str, Any]:
 
 def failed(request: dict[str, Any], error: str, cause: str) -> dict[str, Any]:
     """The line for an image that could not be classified: the requested object, the error's name and its message."""
-    identified = {key: _unicode(request[key]) for key in OBJECT if isinstance(request.get(key), str)}
-    return {"outcome": "error", **identified, "error": error, "cause": _unicode(cause[:MAX_CAUSE])}
+    identified = {key: encodable(request[key]) for key in OBJECT if isinstance(request.get(key), str)}
+    return {"outcome": "error", **identified, "error": error, "cause": encodable(cause[:MAX_CAUSE])}
 
 
-def _unicode(text: str) -> str:
-    """The text with ? for half of a surrogate pair, which JSON can express but UTF-8, and so a log, cannot."""
-    return text.encode(errors="replace").decode()
+def encodable(text: str) -> str:
+    """The text with half surrogate pairs escaped: JSON can hold them, but UTF-8 and the readers of results cannot."""
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -13,14 +13,12 @@ import re
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from local.classify import parse_threshold
 from local.command import LOCAL, StackError, UsageError, console, report_errors
@@ -116,26 +114,32 @@ def counts(states: Any, arn: str) -> dict[str, int]:
     return states.describe_map_run(mapRunArn=runs[0]["mapRunArn"])["itemCounts"] if runs else {}
 
 
+def speed_of(done: int, left: int, seconds: float) -> str:
+    """The mean speed, and how long the rest takes at it: batches end in steps, so the latest speed says little."""
+    speed = f"{done / max(seconds, 1):,.0f} images/s"
+    return f"{speed}, {timedelta(seconds=round(left * seconds / done))} left" if done else speed
+
+
 def watch(found: Target, arn: str) -> dict[str, Any]:
     """Show the progress until the execution has ended; returns the response of DescribeExecution."""
     states = found.client("stepfunctions")
     columns = [TextColumn("Classifying"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]}")]
-    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as progress:
+    with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
         bar = progress.add_task("", total=None, speed="")
         started = printed = time.monotonic()
         first = None
         while True:
             execution = states.describe_execution(executionArn=arn)
             items = counts(states, arn)
-            done = items.get("succeeded", 0) + items.get("failed", 0)
+            done, total = items.get("succeeded", 0) + items.get("failed", 0), items.get("total", 0)
             first = done if first is None else first  # of an execution that was running before
-            speed = f"{(done - first) / max(time.monotonic() - started, 1):,.0f} images/s"
-            progress.update(bar, completed=done, total=items.get("total") or None, speed=speed)
+            speed = speed_of(done - first, total - done, time.monotonic() - started)
+            progress.update(bar, completed=done, total=total or None, speed=speed)
             if execution["status"] != "RUNNING":
                 return execution
             if not console.is_terminal and time.monotonic() - printed > SECONDS_BETWEEN_LINES:
                 printed = time.monotonic()
-                console.print(f"classified {done:,} of {items.get('total', 0):,}, {speed}")
+                console.print(f"classified {done:,} of {total:,}, {speed}")
             time.sleep(SECONDS_BETWEEN_POLLS)
 
 
@@ -155,15 +159,11 @@ def interrupted(found: Target, arn: str) -> None:
 
 def show(found: Target, summary: dict[str, Any]) -> None:
     """Print the summary and a few lines of the results."""
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
     for name, value in summary.items():
         text = (
             json.dumps(value) if isinstance(value, dict | list) else f"{value:,}" if type(value) is int else str(value)
         )
-        table.add_row(name, escape(text))
-    console.print(table)
+        console.print(f"{name:19} {text}", markup=False, soft_wrap=True)
     name = summary["execution_arn"].rpartition(":")[2]
     rows = results.from_batches(found.client("s3"), found.outputs["ResultsBucketName"], execution=name)
     for row in islice(rows, SHOWN):

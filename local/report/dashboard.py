@@ -262,7 +262,8 @@ def main() -> None:
         pages = logs.get_paginator("describe_log_groups").paginate()
         groups = [group["logGroupName"] for page in pages for group in page["logGroups"]]
         collect_logged(points, logs, groups)
-        collect_executions(points, stack.client("stepfunctions"), outputs["ClassifyImageStateMachineArn"])
+        for machine in ("ClassifyImageStateMachineArn", "ClassifyBatchStateMachineArn"):
+            collect_executions(points, stack.client("stepfunctions"), outputs[machine])
         for widget in body["widgets"]:
             widget["properties"]["metrics"] = expanded(widget["properties"].get("metrics", []))
         rows = [row for widget in body["widgets"] for row in widget["properties"]["metrics"] if len(row) > 1]

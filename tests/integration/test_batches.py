@@ -42,18 +42,11 @@ SECONDS_TO_TIME_OUT = 6
 def faulty_build():
     folder = BUILD.with_name("faulty")
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    for path in BUILD.iterdir():
-        (folder / path.name).symlink_to(path)
+    shutil.copytree(BUILD, folder)
     template = (BUILD / "template.yaml").read_text()
     assert "Timeout: 100" in template
-    (folder / "template.yaml").unlink()
     (folder / "template.yaml").write_text(template.replace("Timeout: 100", f"Timeout: {SECONDS_TO_TIME_OUT}"))
-    changed = folder / "ClassifyBatchFunction"
-    original = changed.resolve()
-    changed.unlink()
-    shutil.copytree(original, changed)
-    code = changed / "classify_batch.py"
+    (code,) = folder.glob("*/classify_batch.py")
     text = code.read_text()
     write = '    write(batch["results"]["bucket"], key, lines)\n'
     started = "    started = time.perf_counter()\n    request = validated(event)\n"
@@ -61,7 +54,8 @@ def faulty_build():
     text = text.replace(write, f'{write}    if _planted("kill-after-write"):\n        import os\n        os._exit(1)\n')
     text = text.replace(started, f'    if _planted("time-out"):\n        time.sleep(60)\n{started}')
     code.write_text(text.replace("\nlogger = Logger()\n", f"{FAULT}\nlogger = Logger()\n"))
-    shutil.rmtree(changed / "__pycache__", ignore_errors=True)
+    for compiled in code.parent.glob("__pycache__/classify_batch.*"):
+        compiled.unlink()
     yield folder / "template.yaml"
     shutil.rmtree(folder)
 
@@ -243,10 +237,7 @@ def test_ten_thousand_objects_with_odd_names_are_each_classified_once(batches, d
     keys = batches.upload("odd/", dict.fromkeys(odd_names(10_000), data))
     assert max(len(key.encode()) for key in keys) == 1024
     batch = batches.run(s3_prefix="odd/", max_concurrency=4)
-    assert (batch.status, batch.keys) == ("SUCCEEDED", keys)
-    # The emulator's IAM does not match a newline with the * of a policy's resource: these are named, not lost.
-    assert set(batch.errors.values()) <= {"ImageAccessDeniedError"}
-    assert {key for key in batch.errors if "\n" not in key} == set()
+    assert (batch.status, batch.keys, batch.errors) == ("SUCCEEDED", keys, {})
 
 
 def test_a_stopped_batch_continues_where_it_was_stopped(batches, endpoint, digits):
@@ -303,6 +294,32 @@ def test_the_command_shows_the_summary_and_the_reader_finds_every_row(batches, d
     rows = list(results.from_batches(batches.s3, batches.results, execution=name))
     assert sorted(row["s3_key"] for row in rows) == keys
     assert results.write(results.matching(rows, outcome="accepted"), tmp_path / "accepted.parquet") > 30
+
+
+def test_the_command_stops_a_batch_on_request_and_continues_it(batches, endpoint, digits, capsys, monkeypatch):
+    keys = batches.upload("interrupted/", digits)
+    found = Target("batches", batches.outputs, batches.stack.client, batches.stack)
+    counts = command.counts
+
+    def press_ctrl_c(states, arn):
+        if counts(states, arn).get("running"):
+            raise KeyboardInterrupt
+        return {}
+
+    endpoint.dead_until = float("inf")
+    with monkeypatch.context() as patched:
+        patched.setattr(command, "counts", press_ctrl_c)
+        patched.setattr(command.console, "input", lambda _: "y")
+        patched.setattr("sys.stdin.isatty", lambda: True, raising=False)
+        command.run(found, command.parse(["--prefix", "interrupted/"]))
+    name = capsys.readouterr().out.split("make batch EXECUTION=")[1].split()[0]
+    arn = command.arn_of(found, name)
+    assert failed_message(batches, arn)["detail"]["status"] == "ABORTED"
+    endpoint.dead_until = 0
+    wait_for(lambda: batches.map_run(arn)["status"] == "ABORTED")
+    command.run(found, command.parse(["--execution", name, "--redrive", "true"]))
+    batch = batches.ended(arn)
+    assert (batch.status, batch.keys, batch.errors) == ("SUCCEEDED", keys, {})
 
 
 def test_the_table_of_results_has_a_partition_for_each_batch(batches, digits):

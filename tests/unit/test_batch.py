@@ -74,6 +74,12 @@ def test_what_the_local_stack_refuses_is_a_sentence(monkeypatch, tmp_path):
         raise ClientError(error, "DescribeExecution")
 
 
+def test_the_rest_is_estimated_from_the_mean_speed():
+    assert batch.speed_of(0, 0, 0.1) == "0 images/s"
+    assert batch.speed_of(400, 1400, 8) == "50 images/s, 0:00:28 left"
+    assert batch.speed_of(1_000_000, 0, 900) == "1,111 images/s, 0:00:00 left"
+
+
 def test_an_execution_is_named_by_its_name_or_arn(on_aws):
     arn = "arn:aws:states:us-east-1:123456789012:execution:batch:name"
     assert batch.arn_of(on_aws, "name") == batch.arn_of(on_aws, arn) == arn

@@ -59,4 +59,4 @@ def test_folders_and_delete_markers_name_no_image(item, expected):
 def test_only_the_classes_that_must_be_restored_are_archived():
     classes = ["STANDARD", "STANDARD_IA", "GLACIER_IR", "INTELLIGENT_TIERING", "GLACIER", "DEEP_ARCHIVE"]
     assert [archive_of({"StorageClass": name}) for name in classes] == [None] * 4 + ["GLACIER", "DEEP_ARCHIVE"]
-    assert archive_of({"Key": "a.png"}) is None
+    assert archive_of({"Key": "a.png"}) is archive_of({"StorageClass": ["GLACIER"]}) is None

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 
+import botocore.session
 import pytest
 from botocore.exceptions import ReadTimeoutError
 from botocore.response import StreamingBody
@@ -169,6 +170,20 @@ def test_trouble_with_an_image_is_a_line_in_its_place_and_the_others_are_classif
     assert (output["images"], output["accepted"], output["review"], output["error"]) == (7, 1, 1, 5)
     assert output["errors"]["ImageAccessDeniedError"] == 2
     assert output["confidence"] == pytest.approx(1.55)
+
+
+def test_a_reference_that_is_no_text_or_no_number_is_a_line(aws, run, monkeypatch):
+    """A JSON Lines manifest can hold anything; one of its lines must not fail a whole batch."""
+    store(aws)
+    # A client without the stubs, which would respond before the key is encoded for the URL
+    reader = botocore.session.get_session().create_client("s3", region_name="us-east-1")
+    monkeypatch.setattr(retrieve_image, "s3", reader)
+    half = "a\ud800.png"  # of a surrogate pair
+    items = [{"Key": half}, {"Key": "a.png", "VersionId": half}, {"Key": ["a.png"], "StorageClass": {}}, 7, None, []]
+    output, lines = run(items)
+    assert [line["error"] for line in lines] == ["InvalidInputError"] * len(items)
+    assert lines[0]["s3_key"] == r"a\ud800.png"  # UTF-8, and so DuckDB and Athena, cannot hold the character itself
+    assert output["errors"] == {"InvalidInputError": len(items)}
 
 
 def test_an_image_that_the_endpoint_rejects_is_a_line(aws, run):

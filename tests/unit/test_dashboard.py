@@ -28,8 +28,8 @@ def test_widgets_that_only_aws_can_fill_are_named_and_the_others_move_together()
     body = deployed()
     widgets, omitted = dashboard.arranged(body["widgets"])
     titles = [widget["properties"]["title"] for widget in widgets if widget["type"] != "text"]
-    assert {"Throttles", "Errors", "Images per label", "Executions", "Failures by name"} <= set(titles)
-    assert {"Waiting for review", "Failure queue", "Cold starts", "Requests"} <= set(omitted)
+    assert {"Throttles", "Errors", "Images per label", "Executions", "Failures by name", "Batches"} <= set(titles)
+    assert {"Waiting for review", "Failure queue", "Cold starts", "Requests", "Latest batches"} <= set(omitted)
     assert Counter(titles + omitted) == Counter(
         widget["properties"]["title"] for widget in body["widgets"] if widget["type"] != "text"
     )

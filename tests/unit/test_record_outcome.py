@@ -123,7 +123,7 @@ def test_half_of_a_surrogate_pair_in_an_input_does_not_lose_the_line(event, cont
         ended(event, "FAILED", input=text, error="InvalidInputError", cause="\udfff"), context
     )
     line = json.loads(written.getvalue().encode())
-    assert (line["s3_key"], line["cause"]) == ("a?b", "?")
+    assert (line["s3_key"], line["cause"]) == (r"a\ud800b", r"\udfff")
 
 
 def test_an_upload_is_recorded_by_its_object(event, context):

@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+import re
 import sys
 from datetime import UTC, datetime, timedelta
 
@@ -10,6 +11,7 @@ import pytest
 from botocore.response import StreamingBody
 from botocore.stub import Stubber
 
+from documents import RESOURCES, ROOT
 from local import results as command
 from local.command import StackError
 from monitoring import results
@@ -128,3 +130,43 @@ def test_the_table_shows_the_first_rows_and_counts_all(capsys):
     printed = capsys.readouterr().out
     assert "31 images: 30 accepted, 1 error; the first 20 are shown" in printed
     assert printed.count("0.970") == 20
+
+
+@pytest.fixture
+def stored_lines(tmp_path, monkeypatch):
+    """The lines of a batch's execution, in files as in the results bucket."""
+    folder = tmp_path / "results/execution=batch-1"
+    folder.mkdir(parents=True)
+    for number, line in enumerate((ACCEPTED, ERROR)):
+        (folder / f"{number}.jsonl").write_text(json.dumps(line) + "\n")
+    monkeypatch.chdir(tmp_path)
+
+
+def test_duckdb_reads_the_results_with_the_documented_query(stored_lines):
+    query = re.search(r"```sql\n(.+?)```", (ROOT / "docs/monitoring.md").read_text(), re.DOTALL)[1]
+    assert sorted(duckdb.sql(query).fetchall()) == [("accepted", 1), ("error", 1)]
+
+
+QUERIES = {name: row["Properties"] for name, row in RESOURCES.items() if row["Type"] == "AWS::Athena::NamedQuery"}
+
+
+@pytest.mark.parametrize("name", QUERIES)
+def test_a_saved_query_of_athena_finds_the_lines(stored_lines, name):
+    """DuckDB stands in for Athena: both know these functions, and the table has the columns of the template's."""
+    table = RESOURCES["ResultsTable"]["Properties"]["TableInput"]["StorageDescriptor"]["Columns"]
+    columns = {column["Name"]: duckdb_type(column["Type"]) for column in table}
+    with duckdb.connect() as database:
+        lines = database.read_json(
+            "results/*/*.jsonl", columns=columns | {"execution": "VARCHAR"}, hive_partitioning=True
+        )
+        lines.create_view("results")
+        rows = database.sql(QUERIES[name]["QueryString"]).fetchall()
+    expected = {"OutcomesOfBatchesQuery": 2}.get(name, 1)
+    assert len(rows) == expected
+    assert "batch-1" in rows[0]
+
+
+def duckdb_type(hive):
+    """DuckDB's name of a type of a Hive table."""
+    simple = hive.replace("string", "VARCHAR").replace("<", "(").replace(">", ")").replace(":", " ")
+    return re.sub(r"array\((.+)\)$", r"\1[]", simple)

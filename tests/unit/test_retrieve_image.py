@@ -173,6 +173,36 @@ def test_damaged_images_of_any_format_raise_no_other_error_than_ours():
                 fit(bytes(damaged[: dice.randint(1, len(damaged))]), URI)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_is_checked_at_an_eighth_of_its_size_as_strictly_as_at_its_own(progressive):
+    image = noise(80, 64).resize((640, 512))
+    dice, whole = random.Random(2), encoded(image, "JPEG", quality=60, progressive=progressive)
+    refused = 0
+    for _ in range(60):
+        damaged = bytearray(whole)
+        for _ in range(dice.choice((0, 1, 3, 50))):
+            damaged[dice.randrange(len(damaged))] = dice.randrange(256)
+        data = bytes(damaged[: dice.choice((len(damaged), dice.randrange(len(damaged))))])
+        verdicts = [verdict(lambda data=data: fit(data, "it")["width"]), verdict(lambda data=data: width_of(data))]
+        assert verdicts[0] == verdicts[1]
+        refused += verdicts[0] != 640
+    assert 10 < refused < 50
+    image, _ = pixels.read(whole, (retrieve_image.CHECKED_SIDE,) * 2)
+    assert image.size == (80, 64)
+
+
+def width_of(data):
+    return pixels.read(data, (retrieve_image.MAX_SIDE,) * 2)[1][0]
+
+
+def verdict(check):
+    try:
+        return check()
+    except UnsupportedImageError as error:
+        return str(error).removeprefix("it: ")
+
+
 @pytest.mark.parametrize(
     ("image", "image_format"),
     [

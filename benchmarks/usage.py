@@ -1,0 +1,215 @@
+"""What a million images would be billed for, counted in real runs on the local stack: benchmarks/usage.json.
+
+    .venv/bin/python -m benchmarks.usage
+
+Classifies photographs of 50 kB one execution per image, and in batches of 200 and of 500, and counts what AWS bills:
+state transitions in the histories, Lambda's requests and duration by its own metrics, the endpoint's CPU time and the
+bytes to and from it, requests to S3, bytes of logs. `fixed` is the share of a batch's execution that does not grow
+with its images. One function runs at a time, on a core of its own, as on Lambda; the emulator's share of a duration is
+in it. benchmarks/scale.py computes costs from the file.
+"""
+
+import json
+import time
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from benchmarks.batch import TINY, cpu_seconds, delete, photographs, run, upload
+from local.command import console, report_errors
+from local.executions import finished
+from local.target import Target, target
+
+FILE = Path(__file__).with_suffix(".json")
+EXECUTIONS, IMAGES = 100, 2000
+WARM_UP = 20
+SIZES = (200, 500)
+KEYS_PER_LIST = 1000
+EVENT_BYTES = 26  # that CloudWatch Logs adds to each event
+RECORDED = "prediction"  # RecordOutcome's message, the last thing that an execution causes
+
+Counts = dict[str, float]
+
+
+def functions(found: Target) -> dict[str, Counts]:
+    """Requests and GB-seconds so far of each function, by the name of its output and by AWS/Lambda's metrics."""
+    names = [name for name in found.outputs if name.endswith("FunctionName")]
+    return {name.removesuffix("FunctionName"): used(found, found.outputs[name]) for name in names}
+
+
+def used(found: Target, function: str) -> Counts:
+    memory = found.client("lambda").get_function_configuration(FunctionName=function)["MemorySize"]
+    now = datetime.now(UTC)
+    sums = {}
+    for name in ("Invocations", "Duration"):
+        points = found.client("cloudwatch").get_metric_statistics(
+            Namespace="AWS/Lambda", MetricName=name, Dimensions=[{"Name": "FunctionName", "Value": function}],
+            StartTime=now - timedelta(hours=24), EndTime=now + timedelta(minutes=1), Period=60, Statistics=["Sum"],
+        )["Datapoints"]  # fmt: skip
+        sums[name] = sum(point["Sum"] for point in points)
+    return {"lambda_requests": sums["Invocations"], "lambda_gb_seconds": sums["Duration"] / 1000 * memory / 1024}
+
+
+def difference(after: Counts, before: Counts) -> Counts:
+    return {name: value - before[name] for name, value in after.items()}
+
+
+def total(parts: Iterable[Counts]) -> Counts:
+    parts = list(parts)
+    return {name: sum(part.get(name, 0) for part in parts) for name in {name: 0 for part in parts for name in part}}
+
+
+def log_bytes(found: Target) -> int:
+    """Bytes that CloudWatch Logs would bill, of all log groups."""
+    logs = found.client("logs")
+    groups = [row["logGroupName"] for page in logs.get_paginator("describe_log_groups").paginate()
+              for row in page["logGroups"]]  # fmt: skip
+    events = (
+        event
+        for group in groups
+        for page in logs.get_paginator("filter_log_events").paginate(logGroupName=group)
+        for event in page["events"]
+    )
+    return sum(len(event["message"].encode()) + EVENT_BYTES for event in events)
+
+
+def entered_states(found: Target, arn: str) -> int:
+    pages = found.client("stepfunctions").get_paginator("get_execution_history").paginate(executionArn=arn)
+    return sum(event["type"].endswith("StateEntered") for page in pages for event in page["events"])
+
+
+class Meter:
+    """Counts what the stack used since it was made."""
+
+    def __init__(self, found: Target) -> None:
+        self.found = found
+        assert found.local
+        self.stack = found.local
+        self.functions, self.cpu, self.logged = functions(found), cpu_seconds(self.stack), log_bytes(found)
+
+    def read(self) -> tuple[Counts, dict[str, Counts]]:
+        """Everything but transitions and S3; Lambda's share also by function."""
+        now, cpu = functions(self.found), cpu_seconds(self.stack)
+        by_function = {name: difference(now[name], self.functions[name]) for name in now}
+        counts = {
+            "function_cpu_seconds": cpu["function"] - self.cpu["function"],
+            "endpoint_cpu_seconds": cpu["endpoint"] - self.cpu["endpoint"],
+            "log_bytes": log_bytes(self.found) - self.logged,
+        }
+        return counts | total(by_function.values()), by_function
+
+
+def response_bytes(found: Target, image: bytes) -> int:
+    """The size of the endpoint's response to one image."""
+    response = found.client("sagemaker-runtime").invoke_endpoint(
+        EndpointName=found.outputs["EndpointName"], Body=image, ContentType="image/jpeg", Accept="application/json"
+    )
+    return len(response["Body"].read())
+
+
+def executions(found: Target, prefix: str, numbers: range) -> list[str]:
+    """Classify these objects one after the other, each in an execution of its own."""
+    states, bucket = found.client("stepfunctions"), found.outputs["ImageBucketName"]
+    arns = []
+    for number in numbers:
+        request = {"s3_bucket": bucket, "s3_key": f"{prefix}{number:06}", "threshold": TINY}
+        started = states.start_execution(
+            stateMachineArn=found.outputs["ClassifyImageStateMachineArn"], input=json.dumps(request)
+        )
+        arns.append(started["executionArn"])
+        assert finished(states, arns[-1], time.monotonic() + 60).status == "SUCCEEDED"
+    wait_for_the_log(found, arns[-1])
+    return arns
+
+
+def wait_for_the_log(found: Target, arn: str) -> None:
+    """Wait until the execution's outcome is recorded."""
+    logs, group = found.client("logs"), found.outputs["PredictionLogGroupName"]
+    while not any(
+        arn in event["message"] and RECORDED in event["message"]
+        for page in logs.get_paginator("filter_log_events").paginate(logGroupName=group)
+        for event in page["events"]
+    ):
+        time.sleep(0.2)
+
+
+def one_by_one(found: Target, images: list[bytes]) -> dict[str, Any]:
+    prefix = "benchmark/single/"
+    stored = upload(found, prefix, EXECUTIONS, images)
+    executions(found, prefix, range(WARM_UP))
+    meter = Meter(found)
+    arns = executions(found, prefix, range(EXECUTIONS))
+    counts, _ = meter.read()
+    counts |= {
+        "transitions": sum(entered_states(found, arn) for arn in arns),
+        "endpoint_bytes": stored + EXECUTIONS * response_bytes(found, images[0]),
+        **dict.fromkeys(("s3_get", "events", "dynamodb_writes"), EXECUTIONS),
+    }
+    delete(found, prefix)
+    return {"images": EXECUTIONS, "image_bytes": stored // EXECUTIONS, "counts": rounded(counts), "fixed": {}}
+
+
+def in_batches(found: Target, prefix: str, size: int) -> dict[str, Any]:
+    """The counts of a batch over what is under the prefix, one function at a time."""
+    run(found, prefix, batch_size=size, max_concurrency=1)  # warms up
+    meter = Meter(found)
+    summary = run(found, prefix, batch_size=size, max_concurrency=1)
+    counts, by_function = meter.read()
+    outputs = batch_outputs(found, summary)
+    children = len(outputs)
+    entered = entered_states(found, summary["execution_arn"])
+    fixed = total([by_function["PrepareBatch"], by_function["SummariseBatch"], {"transitions": entered, "events": 1}])
+    counts |= {
+        "transitions": entered + children,
+        "express_requests": children,
+        "express_seconds": express_seconds(found, summary["map_run_arn"]),
+        "endpoint_bytes": sum(output["endpoint_bytes"] for output in outputs),
+        "endpoint_seconds": sum(output["endpoint_ms"] for output in outputs) / 1000,
+        "s3_get": summary["images"],
+        "s3_put": children,
+        "s3_list": summary["items"] / KEYS_PER_LIST,
+        "events": 1,
+    }
+    return {"images": summary["images"], "batch_size": size, "counts": rounded(counts), "fixed": rounded(fixed)}
+
+
+def batch_outputs(found: Target, summary: dict[str, Any]) -> list[dict[str, Any]]:
+    """ClassifyBatch's outputs, from the Map Run's results."""
+    s3, bucket = found.client("s3"), found.outputs["ResultsBucketName"]
+
+    def read(key: str) -> str:
+        return s3.get_object(Bucket=bucket, Key=key)["Body"].read().decode()
+
+    manifest = json.loads(read(summary["manifest"].removeprefix(f"s3://{bucket}/")))
+    return [
+        json.loads(line) for file in manifest["ResultFiles"]["SUCCEEDED"] for line in read(file["Key"]).splitlines()
+    ]
+
+
+def express_seconds(found: Target, map_run: str) -> float:
+    """What the Map Run's Express children are billed for: their durations, each rounded up to 100 ms."""
+    pages = found.client("stepfunctions").get_paginator("list_executions").paginate(mapRunArn=map_run)
+    rows = [row for page in pages for row in page["executions"]]
+    return sum(-(-((row["stopDate"] - row["startDate"]).total_seconds()) // 0.1) * 0.1 for row in rows)
+
+
+def rounded(counts: Counts) -> dict[str, float]:
+    return {name: round(value, 3) for name, value in counts.items()}
+
+
+def main() -> None:
+    images = photographs()
+    prefix = "benchmark/usage/"
+    with report_errors(), target() as found:
+        single = one_by_one(found, images)
+        stored = upload(found, prefix, IMAGES, images)
+        batches = [in_batches(found, prefix, size) for size in SIZES]
+        delete(found, prefix)
+    usage = {"image_bytes": stored // IMAGES, "single": single, "batches": batches}
+    FILE.write_text(json.dumps(usage, indent=2) + "\n")
+    console.print(f"Written to {FILE.name}")
+
+
+if __name__ == "__main__":
+    main()
