@@ -24,6 +24,7 @@ from local.executions import Outcome, error_message, finished
 from local.report import evaluation
 from local.report.evaluation import Row
 from local.target import Target, target
+from training.folders import DataError, list_images
 
 # At once. A laptop has few cores; on AWS, Step Functions answers 15 DescribeExecution calls a second.
 CONCURRENT_LOCALLY, CONCURRENT = 4, 10
@@ -35,19 +36,12 @@ Classify = Callable[[Path], dict[str, Any]]
 
 
 def labelled_images(folder: Path) -> list[tuple[Path, str]]:
-    """The files in the folders of `folder`, with their folder's name as label."""
-    if not folder.is_dir():
-        raise StackError(f"DIR={folder} is not a folder: make evaluate DIR=folder/with/one/folder/per/class")
-    classes = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    found = [
-        (path, label.name)
-        for label in classes
-        for path in sorted(label.rglob("*"))
-        if path.is_file() and not path.name.startswith(".")
-    ]
-    if not found:
-        raise StackError(f"DIR={folder} has no images in folders: it needs one folder per class, named after its label")
-    return found
+    """The images in the folders of `folder`, with their folder's name as label: those that training would find."""
+    try:
+        classes = list_images(folder, min_classes=1)
+    except DataError as error:
+        raise StackError(f"DIR: {error}. make evaluate DIR=folder/with/one/folder/per/class") from None
+    return [(path, label) for label, paths in classes.items() for path in paths]
 
 
 def through_the_workflow(stack: Target, folder: Path) -> Classify:
@@ -63,7 +57,8 @@ def through_the_workflow(stack: Target, folder: Path) -> Classify:
     )
 
     def classify(path: Path) -> dict[str, Any]:
-        key = prefix + path.relative_to(folder).as_posix()
+        name = path.relative_to(folder).as_posix().encode(errors="backslashreplace").decode()  # not all are UTF-8
+        key = prefix + name
         s3.upload_file(str(path), bucket, key)
         request = {"s3_bucket": bucket, "s3_key": key}
         arn = states.start_execution(stateMachineArn=machine, input=json.dumps(request))["executionArn"]
@@ -137,7 +132,7 @@ def stack_threshold(stack: Target) -> float:
 
 
 def write_csv(rows: list[Row], folder: Path, path: Path) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file)
         writer.writerow(["file", "label", "predicted", "confidence", "error", "cause"])
         for row in rows:
@@ -166,14 +161,15 @@ def main() -> None:
         options.output.mkdir(parents=True, exist_ok=True)
         page, table = options.output / "report.html", options.output / "results.csv"
         about = f"{options.folder}, through {way} of {stack.place}"
-        page.write_text(evaluation.render(made, options.folder, about), encoding="utf-8")
+        html = evaluation.render(made, options.folder, about)
+        page.write_text(html, encoding="utf-8", errors="backslashreplace")
         write_csv(rows, options.folder, table)
         for sentence in ["", *evaluation.sentences(made)]:
             console.print(sentence, markup=False, soft_wrap=True)
         for row in made.errors:
             name = row.path.relative_to(options.folder)
             console.print(f"  {name}: {row.error}: {row.cause}", markup=False, soft_wrap=True)
-        console.print(f"Wrote {os.path.relpath(page)} and {os.path.relpath(table)}", soft_wrap=True)
+        console.print(f"Wrote {os.path.relpath(page)} and {os.path.relpath(table)}", markup=False, soft_wrap=True)
         if not made.known:
             raise StackError("No image of a class that the model knows was classified: nothing could be evaluated")
 

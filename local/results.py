@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import chain, islice
 from pathlib import Path
 
+from rich.markup import escape
 from rich.table import Table
 
 from local.command import UsageError, console, report_errors
@@ -54,7 +55,7 @@ def show(selected: Iterator[results.Row]) -> None:
     for row in first:
         confidence = "" if row["confidence"] is None else f"{row['confidence']:.3f}"
         texts = [str(row["time"])[:19], row["outcome"], row["s3_key"] or "", row["label"] or ""]
-        table.add_row(*texts, confidence, row["error"] or "")
+        table.add_row(*map(escape, texts), confidence, escape(row["error"] or ""))
     counts = Counter(row["outcome"] for row in chain(first, selected))
     if first:
         console.print(table)
@@ -84,7 +85,7 @@ def main() -> None:
             if not options.output:
                 return show(selected)
             number = results.write(selected, Path(options.output))
-            console.print(f"{number:,} images written to {options.output}")
+            console.print(f"{number:,} images written to {options.output}", markup=False)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from local.deployment import deployed
 from local.emulator.processes import Stack
 from local.executions import NOT_ACCEPTED, Outcome, Watch, error_message
 from local.report import record, render
+from training.folders import Classes, DataError, list_images
 
 MODEL, DIGITS = LOCAL / "model", LOCAL / "data/digits"
 PER_CLASS = 2  # test images of each class
@@ -50,20 +51,28 @@ def load_folders(model: Path) -> dict[str, Path]:
             "make train trains a model of the digits and keeps this one."
         )
     part = next(part for part in ("test", "validation", "train") if part in folders)
-    console.print(f"The model in {model.relative_to(ROOT)} knows {summary(labels)}.")
-    console.print(f"The images are from {folders[part]}" + (", on which it was trained." if part == "train" else "."))
+    trained = ", on which it was trained" if part == "train" else ""
+    console.print(f"The model in {model.relative_to(ROOT)} knows {summary(labels)}.", markup=False)
+    console.print(f"The images are from {folders[part]}{trained}.", markup=False)
     return folders
 
 
 def fitting(paths: dict[str, Path], labels: list[str]) -> dict[str, Path]:
-    """Those of the folders that exist and have only these classes."""
-    return {part: path for part, path in paths.items() if path.is_dir() and set(classes(path)) <= set(labels)}
+    """Those of the folders that have images of these classes only."""
+    return {part: path for part, path in paths.items() if (found := images_in(path)) and found.keys() <= set(labels)}
 
 
-def classes(folder: Path) -> list[str]:
-    """The names of the class folders that are not empty; hidden ones do not count."""
-    folders = (path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    return sorted(path.name for path in folders if files(path))
+def images_in(folder: Path) -> Classes:
+    """The files of each class, as training finds them; none if the folder has no classes."""
+    try:
+        return list_images(folder, min_classes=1)
+    except DataError:
+        return {}
+
+
+def key_of(part: str, label: str, path: Path) -> str:
+    """The key under which an image is uploaded, with escapes for what is not UTF-8 in its file's name."""
+    return f"{part}/{label}/{path.name}".encode(errors="backslashreplace").decode()
 
 
 def summary(labels: list[str]) -> str:
@@ -71,15 +80,12 @@ def summary(labels: list[str]) -> str:
     return ", ".join(labels[:10]) + (f" ... ({len(labels)} labels)" if len(labels) > 10 else "")
 
 
-def files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-
-
 def test_images(folders: dict[str, Path]) -> dict[str, bytes]:
     """The first images of each class: of the test folder if there is one, which training has not seen."""
-    folder = folders.get("test") or folders.get("validation") or folders["train"]
-    paths = [path for name in classes(folder) for path in files(folder / name)[:PER_CLASS]]
-    return {f"test/{path.parent.name}/{path.name}": path.read_bytes() for path in paths}
+    found = images_in(folders.get("test") or folders.get("validation") or folders["train"])
+    return {
+        key_of("test", label, path): path.read_bytes() for label, paths in found.items() for path in paths[:PER_CLASS]
+    }
 
 
 def batches(paths: list[Path]) -> Iterator[list[Path]]:
@@ -98,7 +104,8 @@ def ambiguous_images(stack: Stack, endpoint: str, folders: dict[str, Path]) -> d
     """The validation images for which the endpoint is least confident."""
     if "validation" not in folders:
         return {}
-    paths = [path for name in classes(folders["validation"]) for path in files(folders["validation"] / name)]
+    labels = {path: label for label, paths in images_in(folders["validation"]).items() for path in paths}
+    paths = list(labels)
     runtime, confidences = stack.client("sagemaker-runtime"), {}
     for batch in batches(paths[:: len(paths) // AT_MOST_RANKED + 1]):
         body = "".join(json.dumps(base64.b64encode(path.read_bytes()).decode()) + "\n" for path in batch).encode()
@@ -108,7 +115,7 @@ def ambiguous_images(stack: Stack, endpoint: str, folders: dict[str, Path]) -> d
                 confidences[path] = predictions[0]["probability"]
     lowest = sorted((confidence, path) for path, confidence in confidences.items())[:AMBIGUOUS]
     chosen = [path for confidence, path in lowest if confidence < WELL_BELOW]
-    return {f"ambiguous/{path.parent.name}/{path.name}": path.read_bytes() for path in chosen}
+    return {key_of("ambiguous", labels[path], path): path.read_bytes() for path in chosen}
 
 
 def classify_all(stack: Stack, outputs: dict[str, str], run: str, images: dict[str, bytes]) -> list[Outcome]:

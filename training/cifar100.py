@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from data import DataError, UnknownClassError
+from data import UnknownClassError
+from folders import DataError
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz"
 SHA256 = "85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7"

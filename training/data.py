@@ -4,7 +4,6 @@ Images are decoded and resized by the endpoint's own `preprocess`, so that train
 """
 
 import sys
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,48 +12,24 @@ import numpy as np
 
 if not Path(__file__).with_name("inference.py").exists():  # in a SageMaker job it is in this folder
     sys.path.append(str(Path(__file__).parents[1] / "endpoint"))
+from folders import Classes, DataError
 from inference import preprocess
 from pixels import UnsupportedImageError, inspect
 
-Classes = dict[str, list[Path]]  # the files of each label
 Skipped = list[tuple[Path, str]]  # files with the reason
 
-# Of Windows, macOS's archives, Synology, Linux; in lower case
-LEFT_BY_SYSTEMS = {"thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "system volume information"}
-LEFT_BY_SYSTEMS |= {"__macosx", "icon\r", "@eadir", "#recycle", "lost+found"}
 MIN_SIDE, MAX_SIDE = 16, 64  # pixels
 MAX_UNREADABLE = 0.1  # fraction of the files; with more, it is probably the wrong folder
 SMALL_SIDE = 32  # pixels; smaller images need only a smaller network and a shorter training
-SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing", "eval"}  # no names of classes
 COLOUR = 0.02  # mean distance of the channels from grey; above it, an image counts as coloured
-
-
-class DataError(Exception):
-    """The data is unsuitable for training; the message names the folder or file and the reason."""
-
-
-class MissingFolderError(DataError):
-    pass
-
-
-class TooFewClassesError(DataError):
-    pass
 
 
 class UnknownClassError(DataError):
     pass
 
 
-class ClassNameError(DataError):
-    pass
-
-
 class UnreadableImageError(DataError):
     pass
-
-
-class AlreadySplitError(DataError):
-    """The folder holds train, validation and test folders, not classes."""
 
 
 class ClassTooSmallError(DataError):
@@ -83,32 +58,6 @@ class Dataset:
         """Images per label."""
         counts = np.bincount(self.targets, minlength=len(self.labels))
         return {label: int(count) for label, count in zip(self.labels, counts, strict=True)}
-
-
-def list_images(folder: Path, min_classes: int = 2) -> Classes:
-    """List the files of each class folder, sorted, as {label: [path, ...]}. Hidden files and empty classes are skipped.
-
-    Folders inside a class folder belong to its class.
-    Raises MissingFolderError, TooFewClassesError, ClassNameError, AlreadySplitError.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise MissingFolderError(f"{folder} is not a folder")
-    classes: Classes = {}
-    for path in [path for path in _visible(folder) if path.is_dir()]:  # macOS decomposes é, other systems do not
-        classes.setdefault(unicodedata.normalize("NFC", path.name), []).extend(_visible(path))
-    filled = {label: paths for label, paths in classes.items() if paths}
-    if len(filled) < min_classes:
-        needed = "at least two folders" if min_classes == 2 else "a folder"
-        raise TooFewClassesError(f"{folder} needs {needed} of images, one for each class; has {len(filled)}")
-    for label in filled:
-        if label != label.encode(errors="replace").decode():  # bytes that are not UTF-8
-            raise ClassNameError(f"{folder}: rename the folder {label!r}: a label must be valid UTF-8")
-    if {label.lower() for label in filled} <= SPLITS and any(
-        path.is_dir() for paths in filled.values() for path in paths
-    ):
-        raise AlreadySplitError(f"{folder} is split into {' and '.join(filled)}: pass these folders, not their parent")
-    return {label: [file for path in paths for file in _files(path)] for label, paths in filled.items()}
 
 
 def read(classes: Classes, size: tuple[int, int]) -> tuple[dict[str, list[tuple[Path, np.ndarray]]], Skipped]:
@@ -192,20 +141,6 @@ def stratified_split(targets: np.ndarray, fractions: Sequence[float], seed: int)
             start += count
         parts[0].extend(indexes[start:])
     return [np.sort(part) for part in parts]
-
-
-def _visible(folder: Path) -> list[Path]:
-    """The entries of a folder, but for hidden ones and what operating systems and network drives leave."""
-    try:
-        paths = sorted(folder.iterdir())
-    except PermissionError as error:
-        raise MissingFolderError(f"{folder} cannot be read: {error.strerror}") from None
-    return [path for path in paths if not path.name.startswith(".") and path.name.lower() not in LEFT_BY_SYSTEMS]
-
-
-def _files(path: Path) -> list[Path]:
-    """The file itself, or the visible files of a folder and of the folders in it."""
-    return [file for each in _visible(path) for file in _files(each)] if path.is_dir() else [path]
 
 
 def _shorter_side(path: Path) -> int:

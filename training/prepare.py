@@ -31,17 +31,8 @@ import numpy as np
 from PIL import Image
 
 import cifar100
-from data import (
-    AlreadySplitError,
-    Classes,
-    ClassTooSmallError,
-    DataError,
-    Skipped,
-    list_images,
-    print_skipped,
-    read,
-    stratified_split,
-)
+from data import ClassTooSmallError, Skipped, print_skipped, read, stratified_split
+from folders import AlreadySplitError, Classes, DataError, list_images
 
 ROOT = Path(__file__).parents[1]
 PARTS = ("train", "validation", "test")

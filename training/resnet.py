@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from data import DataError
+from folders import DataError
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # of ImageNet, which the weights expect
 NEW = ("mean", "std", "fc.weight", "fc.bias")  # missing from a weight file, or fitted to ImageNet's classes

@@ -60,9 +60,10 @@ import torch
 import calibration
 import patches
 import resnet
-from data import DataError, Dataset, are_photographs, choose_size, list_images, load, stratified_split
+from data import Dataset, are_photographs, choose_size, load, stratified_split
 from export import ExportMismatchError, export, largest_difference, versions
 from fit import fit, outputs_of
+from folders import DataError, list_images
 from model import Average, Classifier, Probabilities
 from report import write_report
 

@@ -194,7 +194,8 @@ def test_a_job_gets_only_the_modules_that_train_py_imports_and_its_requirements(
     name = start(aws, "--train", images)
     prefix = f"image-classification/{name}/input/code/"
     files = {key.removeprefix(prefix): content for key, content in objects(aws, prefix).items()}
-    modules = ["augment", "calibration", "data", "export", "fit", "model", "patches", "report", "resnet", "train"]
+    modules = ["augment", "calibration", "data", "export", "fit", "folders", "model", "patches"]
+    modules += ["report", "resnet", "train"]
     expected = {f"{module}.py": (ROOT / f"training/{module}.py").read_bytes() for module in modules}
     for path in (ROOT / "endpoint/inference.py", ROOT / "endpoint/pixels.py", ROOT / "training/requirements.txt"):
         expected[path.name] = path.read_bytes()
@@ -244,10 +245,13 @@ def test_a_folder_is_uploaded_once_even_after_it_is_renamed(aws, images):
     (images / ".cache").mkdir()
     (images / ".cache/thumbnail.png").write_bytes(b"hidden")
     (images / "readme.txt").write_bytes(b"in no class")
+    (images / "dark dog/Thumbs.db").write_bytes(b"left by Windows")
+    (images / "__MACOSX/dark dog").mkdir(parents=True)
+    (images / "__MACOSX/dark dog/._0.png").write_bytes(b"left by macOS")
     uri, *counts = bucket.upload_images(aws.client("s3"), images, "models", "name/data")
     assert counts == [24, 24]
     prefix = uri.removeprefix("s3://models/")
-    expected = {prefix + path.relative_to(images).as_posix(): path.read_bytes() for path in images.glob("* */*")}
+    expected = {prefix + path.relative_to(images).as_posix(): path.read_bytes() for path in images.glob("* */*.png")}
     assert objects(aws) == expected
     renamed = images.rename(images.with_name("renamed"))
     assert bucket.upload_images(aws.client("s3"), renamed, "models", "name/data") == (uri, 24, 0)
@@ -256,8 +260,16 @@ def test_a_folder_is_uploaded_once_even_after_it_is_renamed(aws, images):
 
 
 def test_a_folder_without_classes_is_rejected(aws, tmp_path):
-    with pytest.raises(errors.DataFolderError, match=r"nowhere needs at least two folders of images"):
+    with pytest.raises(errors.DataFolderError, match="nowhere is not a folder"):
         start(aws, "--train", tmp_path / "nowhere")
+    (tmp_path / "one/cat").mkdir(parents=True)
+    (tmp_path / "one/cat/0.png").touch()
+    with pytest.raises(errors.DataFolderError, match="one needs at least two folders of images"):
+        start(aws, "--train", tmp_path / "one")
+    (tmp_path / "one/dog").mkdir()
+    Path(os.fsdecode(bytes(tmp_path / "one/dog") + b"/\xff.png")).touch()
+    with pytest.raises(errors.DataFolderError, match=r"rename the file, its name is not valid UTF-8"):
+        start(aws, "--train", tmp_path / "one")
 
 
 def test_the_status_of_the_job_is_printed_until_it_ends(capsys):

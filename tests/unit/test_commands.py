@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -142,6 +143,23 @@ def test_a_run_takes_images_of_the_models_own_test_data(own_model, tmp_path, cap
     assert list(images) == [f"test/{label}/{number}.png" for label in ("dark", "light") for number in (0, 1)]
     assert images["test/dark/0.png"] == (tmp_path / "test/dark/0.png").read_bytes()
     assert capsys.readouterr().out.split("\n")[0] == "The model in .local/model knows dark, light."
+
+
+def test_a_run_reads_folders_as_training_reads_them(tmp_path, monkeypatch, capsys):
+    """With what systems leave in them, decomposed names, folders inside a class, and names that are not UTF-8."""
+    monkeypatch.setattr(run, "ROOT", tmp_path)
+    model = write_tiny_model(tmp_path / "model")
+    labels = [unicodedata.normalize("NFC", "café"), "shoe [left]"]
+    (model / "metadata.json").write_text(json.dumps({"labels": labels}))
+    (model / "data.json").write_text(json.dumps({"train": str(tmp_path / "train")}))
+    decomposed = unicodedata.normalize("NFD", "café")
+    names = [f"{decomposed}/more/a.png", f"{decomposed}/Thumbs.db", "__MACOSX/b.png", "shoe [left]/x.png"]
+    for name in [*names, os.fsdecode(b"shoe [left]/\xff.png")]:
+        (tmp_path / "train" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "train" / name).write_bytes(b"image")
+    images = run.test_images(run.load_folders(model))
+    assert list(images) == [f"test/{labels[0]}/a.png", "test/shoe [left]/x.png", "test/shoe [left]/\\udcff.png"]
+    assert "knows café, shoe [left]." in capsys.readouterr().out
 
 
 def test_a_run_says_that_its_images_are_training_images_if_there_are_no_others(own_model, tmp_path, capsys):

@@ -1,6 +1,10 @@
 """The evaluation of a deployed model: its figures, its page and its input."""
 
+import os
+import unicodedata
+from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -10,6 +14,7 @@ from local import evaluate
 from local.command import StackError
 from local.report import evaluation
 from local.report.evaluation import Row
+from local.target import Target
 from training import calibration
 
 HOSTILE = "<script>alert(1)</script>"
@@ -94,10 +99,44 @@ def test_images_are_found_in_the_folders_of_their_labels(tmp_path):
         path.touch()
     found = [(f"{path.relative_to(tmp_path)}", label) for path, label in evaluate.labelled_images(tmp_path)]
     assert found == [("cat/a.png", "cat"), ("cat/more/b.png", "cat"), ("dog/c.jpg", "dog")]
-    with pytest.raises(StackError, match="one folder per class"):
+    with pytest.raises(StackError, match="needs a folder of images, one for each class"):
         evaluate.labelled_images(tmp_path / "cat/more")
     with pytest.raises(StackError, match="is not a folder"):
         evaluate.labelled_images(Path("nowhere"))
+
+
+def test_folders_are_read_as_training_reads_them(tmp_path):
+    composed, decomposed = unicodedata.normalize("NFC", "café"), unicodedata.normalize("NFD", "café")
+    for name in (f"{decomposed}/a.png", f"{composed}/b.png", "café/Thumbs.db", "__MACOSX/x/c.png", "@eaDir/d.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found = evaluate.labelled_images(tmp_path)
+    assert [(path.name, label) for path, label in found] == [("a.png", composed), ("b.png", composed)]
+    split = tmp_path / "split"
+    for name in ("train/cat/a.png", "val/cat/b.png"):
+        (split / name).parent.mkdir(parents=True)
+        (split / name).touch()
+    with pytest.raises(StackError, match="is split into train and val: pass these folders"):
+        evaluate.labelled_images(split)
+
+
+def test_a_file_name_that_is_not_utf_8_is_escaped_and_written(tmp_path):
+    image = tmp_path / os.fsdecode(b"cat/\xff.png")
+    image.parent.mkdir()
+    image.write_bytes(b"")
+    uploaded = []
+    s3 = SimpleNamespace(upload_file=lambda path, bucket, key: uploaded.append(key))
+    ended = {"status": "FAILED", "error": "E", "cause": "c", "input": "{}"}
+    ended |= {"startDate": datetime.now(UTC), "stopDate": datetime.now(UTC), "executionArn": "arn"}
+    states = SimpleNamespace(
+        start_execution=lambda **_: {"executionArn": "arn"}, describe_execution=lambda executionArn: ended
+    )
+    outputs = {"ImageBucketName": "images", "ClassifyImageStateMachineArn": "arn"}
+    stack = Target("stack", outputs, {"s3": s3, "stepfunctions": states}.get)
+    row = Row(image, "cat", **evaluate.through_the_workflow(stack, tmp_path)(image))
+    assert uploaded[0].endswith("/cat/\\udcff.png")
+    evaluate.write_csv([row], tmp_path, tmp_path / "rows.csv")
+    assert "cat/\\udcff.png,cat" in (tmp_path / "rows.csv").read_text()
 
 
 def test_an_error_of_one_request_ends_the_evaluation(tmp_path):

@@ -20,6 +20,7 @@ from PIL import Image
 
 import cifar100
 import data
+import folders
 import prepare
 
 LABELS = ["apple", "bicycle", "motorcycle"]
@@ -343,9 +344,9 @@ def test_an_unreadable_folder_is_a_sentence(tmp_path):
     nobody = {"initializer": os.setuid, "initargs": (65534,)} if os.geteuid() == 0 else {}  # root reads every folder
     with (
         multiprocessing.get_context("fork").Pool(1, **nobody) as pool,
-        pytest.raises(data.MissingFolderError, match="dog cannot be read: Permission denied"),
+        pytest.raises(folders.MissingFolderError, match="dog cannot be read: Permission denied"),
     ):
-        pool.apply(data.list_images, (folder,))
+        pool.apply(folders.list_images, (folder,))
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "utf-8", "latin-1"])

@@ -106,6 +106,16 @@ def test_a_period_is_a_duration_or_a_date():
             command.start_of(wrong)
 
 
+def test_labels_keys_and_errors_with_brackets_are_printed_as_they_are(capsys):
+    rows = [
+        {**ACCEPTED, "s3_key": "a [/b].png", "label": "shoe [left]"},
+        {**ERROR, "s3_key": "[red].png", "error": "[E]"},
+    ]
+    command.show(map(results.row, rows))
+    printed = capsys.readouterr().out
+    assert all(text in printed for text in ("a [/b].png", "shoe [left]", "[red].png", "[E]"))
+
+
 @pytest.mark.parametrize("option", ["--since=x", "--output=rows.txt", "--output=/nonexistent/rows.csv"])
 def test_a_wrong_option_is_refused_before_a_stack_is_looked_for(option, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["results", option])

@@ -22,6 +22,7 @@ import calibration
 import data
 import export
 import fit
+import folders
 import inference
 import prepare
 import server
@@ -78,7 +79,7 @@ def test_the_split_of_the_digits_depends_only_on_the_seed_and_is_written_identic
 
 
 def test_digits_have_three_parts_with_all_labels_and_no_image_in_common(digits):
-    parts = {part: data.list_images(digits / part) for part in prepare.PARTS}
+    parts = {part: folders.list_images(digits / part) for part in prepare.PARTS}
     assert [list(classes) for classes in parts.values()] == [list("0123456789")] * 3
     names = [path.name for classes in parts.values() for paths in classes.values() for path in paths]
     assert len(set(names)) == len(names) == 1797
@@ -114,11 +115,11 @@ def test_a_split_of_few_images_puts_one_of_each_class_into_every_part():
 
 def test_the_test_data_can_have_fewer_classes(tmp_path):
     folder = write_classes(tmp_path, {"dog": 2})
-    assert data.load(data.list_images(folder, min_classes=1), SIZE, ["cat", "dog"]).counts() == {"cat": 0, "dog": 2}
+    assert data.load(folders.list_images(folder, min_classes=1), SIZE, ["cat", "dog"]).counts() == {"cat": 0, "dog": 2}
 
 
 def test_images_are_read_as_the_endpoint_reads_them(tmp_path):
-    classes = data.list_images(write_classes(tmp_path, {"cat": 1, "dog": 2}))
+    classes = folders.list_images(write_classes(tmp_path, {"cat": 1, "dog": 2}))
     dataset = data.load(classes, SIZE)
     assert (dataset.images.shape, dataset.counts()) == ((3, 3, *SIZE), {"cat": 1, "dog": 2})
     expected = inference.preprocess((tmp_path / "dog/1.png").read_bytes(), SIZE)
@@ -127,17 +128,17 @@ def test_images_are_read_as_the_endpoint_reads_them(tmp_path):
 
 @pytest.mark.parametrize("side, chosen", [(8, 16), (32, 32), (45, 48), (300, 64)])
 def test_the_input_size_follows_from_the_median_size_of_the_images(side, chosen, tmp_path):
-    classes = data.list_images(write_classes(tmp_path, {"cat": 1, "dog": 1}, size=(side, 2 * side)))
+    classes = folders.list_images(write_classes(tmp_path, {"cat": 1, "dog": 1}, size=(side, 2 * side)))
     assert data.choose_size(classes) == (chosen, chosen)
 
 
 def test_problems_with_the_data_raise_errors_that_name_the_file_or_class(tmp_path):
-    with pytest.raises(data.MissingFolderError, match="nowhere is not a folder"):
-        data.list_images(tmp_path / "nowhere")
+    with pytest.raises(folders.MissingFolderError, match="nowhere is not a folder"):
+        folders.list_images(tmp_path / "nowhere")
 
     (tmp_path / "one" / "empty").mkdir(parents=True)
-    with pytest.raises(data.TooFewClassesError, match="has 1"):
-        data.list_images(write_classes(tmp_path / "one", {"cat": 3}))
+    with pytest.raises(folders.TooFewClassesError, match="has 1"):
+        folders.list_images(write_classes(tmp_path / "one", {"cat": 3}))
 
     with pytest.raises(data.ClassTooSmallError, match="class dog has 1 images, a split needs at least 2"):
         data.stratified_split(np.array(["cat", "cat", "dog"]), [0.2], seed=0)
@@ -145,26 +146,26 @@ def test_problems_with_the_data_raise_errors_that_name_the_file_or_class(tmp_pat
     broken = write_classes(tmp_path / "broken", {"cat": 1, "dog": 1})
     (broken / "dog" / "notes.txt").write_text("no image")
     with pytest.raises(data.UnreadableImageError, match=r"notes\.txt: the file is text.*\(1 of 3 files"):
-        data.load(data.list_images(broken), SIZE)
+        data.load(folders.list_images(broken), SIZE)
 
     empty = write_classes(tmp_path / "empty", {"cat": 20, "dog": 1})
     (empty / "dog" / "0.png").write_text("no image")
     with pytest.raises(data.ClassTooSmallError, match="class dog has no readable image"):
-        data.load(data.list_images(empty), SIZE)
+        data.load(folders.list_images(empty), SIZE)
 
     (empty / "\udcff").mkdir()  # not UTF-8
     (empty / "\udcff" / "0.png").write_bytes(b"any")
-    with pytest.raises(data.ClassNameError, match=r"rename the folder '.udcff'"):
-        data.list_images(empty)
+    with pytest.raises(folders.ClassNameError, match=r"rename the folder '.udcff'"):
+        folders.list_images(empty)
 
     with pytest.raises(data.UnknownClassError, match="dog"):
-        data.load(data.list_images(write_classes(tmp_path / "test", {"cat": 1, "dog": 1})), SIZE, ["cat", "bird"])
+        data.load(folders.list_images(write_classes(tmp_path / "test", {"cat": 1, "dog": 1})), SIZE, ["cat", "bird"])
 
 
 def test_a_few_unreadable_files_are_listed_and_skipped(tmp_path, capsys):
     folder = write_classes(tmp_path, {"cat": 10, "dog": 9})
     (folder / "dog" / "broken.png").write_bytes((folder / "dog" / "1.png").read_bytes()[:300])
-    classes = data.list_images(folder)
+    classes = folders.list_images(folder)
     assert data.choose_size(classes) == (16, 16)
     assert data.load(classes, SIZE).counts() == {"cat": 10, "dog": 9}
     first, second = capsys.readouterr().out.splitlines()
@@ -313,7 +314,7 @@ def test_the_exported_model_classifies_images_of_any_size(side, gradients, tmp_p
 
 def test_training_ends_early_and_keeps_the_best_epoch_by_validation(tmp_path):
     torch.manual_seed(0)
-    dataset = data.load(data.list_images(write_classes(tmp_path, {"cat": 10, "dog": 10})), (16, 16))
+    dataset = data.load(folders.list_images(write_classes(tmp_path, {"cat": 10, "dog": 10})), (16, 16))
     swapped = data.Dataset(dataset.images, 1 - dataset.targets, dataset.labels)  # the better, the worse
     network = Classifier(2, [0.5] * 3, [0.2] * 3, width=8)
     options = train.parse_options(["--epochs", "30", "--patience", "2", "--batch-size", "5"])
@@ -396,7 +397,7 @@ def test_an_error_ends_the_script_with_its_name_and_no_traceback(tmp_path):
 def test_the_server_returns_the_same_probabilities_as_pytorch(tmp_path):
     torch.manual_seed(0)
     labels = ["cat", "dog", "gnu"]
-    dataset = data.load(data.list_images(write_classes(tmp_path / "data", dict.fromkeys(labels[:2], 3))), SIZE)
+    dataset = data.load(folders.list_images(write_classes(tmp_path / "data", dict.fromkeys(labels[:2], 3))), SIZE)
     classifier = Average([Classifier(3, [0.3, 0.4, 0.5], [0.2, 0.3, 0.4], width=8) for _ in range(2)], mirrored=True)
     network = Probabilities(classifier, temperature=0.5).eval()
     export.export(network, SIZE, tmp_path / "model.onnx")
@@ -406,7 +407,7 @@ def test_the_server_returns_the_same_probabilities_as_pytorch(tmp_path):
     expected = torch.softmax(2 * fit.outputs_of(classifier, dataset), 1).numpy()
 
     client = TestClient(server.create_app(inference, inference.model_fn(tmp_path)))
-    files = [path.read_bytes() for paths in data.list_images(tmp_path / "data").values() for path in paths]
+    files = [path.read_bytes() for paths in folders.list_images(tmp_path / "data").values() for path in paths]
     single = [client.post("/invocations", content=file, headers={"content-type": "image/png"}).json() for file in files]
     lines = "".join(json.dumps(base64.b64encode(file).decode()) + "\n" for file in files)
     batch = client.post("/invocations", content=lines, headers={"content-type": "application/jsonlines"})
@@ -424,7 +425,7 @@ def test_an_average_is_the_mean_over_networks_and_mirror_images():
 
 
 def test_an_exported_model_with_different_outputs_is_rejected(tmp_path):
-    dataset = data.load(data.list_images(write_classes(tmp_path / "data", {"cat": 2, "dog": 2})), SIZE)
+    dataset = data.load(folders.list_images(write_classes(tmp_path / "data", {"cat": 2, "dog": 2})), SIZE)
     trained, other = (Probabilities(Classifier(2, [0.5] * 3, [0.2] * 3, width=8)).eval() for _ in range(2))
     export.export(trained, SIZE, tmp_path / "model.onnx")
     with pytest.raises(export.ExportMismatchError, match="probabilities differ"):
@@ -524,7 +525,7 @@ def nested(folder):
 
 
 def test_folders_inside_a_class_folder_belong_to_the_class(tmp_path):
-    classes = data.list_images(nested(tmp_path))
+    classes = folders.list_images(nested(tmp_path))
     assert {label: len(paths) for label, paths in classes.items()} == {"cat": 21, "dog": 21}
     assert len(data.load(classes, SIZE)) == 42
 
@@ -532,5 +533,5 @@ def test_folders_inside_a_class_folder_belong_to_the_class(tmp_path):
 def test_a_folder_that_is_split_already_is_not_read_as_classes(tmp_path):
     for part in ("train", "Val"):
         nested(tmp_path / part)
-    with pytest.raises(data.AlreadySplitError, match="Val and train: pass these folders"):
-        data.list_images(tmp_path)
+    with pytest.raises(folders.AlreadySplitError, match="Val and train: pass these folders"):
+        folders.list_images(tmp_path)

@@ -10,6 +10,7 @@ from botocore.client import BaseClient
 from botocore.exceptions import ClientError
 
 from endpoint import package
+from training.folders import DataError, list_images
 from training.launch.errors import BucketError, DataFolderError, ModelArchiveError
 
 CONNECTIONS = 10  # the pool size of a boto3 client
@@ -37,10 +38,12 @@ def upload_images(s3: BaseClient, folder: str | Path, bucket: str, prefix: str) 
     Raises DataFolderError.
     """
     folder = Path(folder)
-    names = [path.relative_to(folder) for path in sorted(folder.glob("[!.]*/**/*")) if path.is_file()]
-    paths = [folder / name for name in names if not any(part.startswith(".") for part in name.parts)]
-    if len({path.relative_to(folder).parts[0] for path in paths}) < 2:
-        raise DataFolderError(f"{folder} needs at least two folders of images, one for each class")
+    try:
+        paths = sorted(path for files in list_images(folder).values() for path in files)
+    except DataError as error:
+        raise DataFolderError(str(error)) from None
+    if broken := [path for path in paths if str(path) != str(path).encode(errors="replace").decode()]:
+        raise DataFolderError(f"{broken[0]}: rename the file, its name is not valid UTF-8")
     content = hashlib.sha256()
     for path in paths:
         content.update(f"{path.relative_to(folder)} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
