@@ -138,7 +138,7 @@ def deliver_logs() -> None:
         waiting = [log_queue.get()]
         while len(waiting) < LOGGED_AT_ONCE and not log_queue.empty():
             waiting.append(log_queue.get())
-        waiting.sort(key=itemgetter(0, 1))
+        waiting.sort(key=lambda each: (*each[:2], each[2]["timestamp"]))
         for (group_arn, machine), events in itertools.groupby(waiting, itemgetter(0, 1)):
             stream = {"logGroupName": group_arn.split(":")[6], "logStreamName": f"states/{machine}"}
             logs = client("logs", region_name=group_arn.split(":")[3])
