@@ -24,7 +24,7 @@ quoted = '$(subst ','\'',$(value $(1)))'
 # For commands that need no account: without credentials, SAM does not call AWS.
 NO_AWS = -u AWS_PROFILE -u AWS_ACCESS_KEY_ID -u AWS_SECRET_ACCESS_KEY AWS_CONFIG_FILE=/dev/null AWS_SHARED_CREDENTIALS_FILE=/dev/null AWS_DEFAULT_REGION=us-east-1 AWS_EC2_METADATA_DISABLED=true SAM_CLI_TELEMETRY=0
 # SAM must build the functions with their runtime's Python.
-SAM_BUILD = env PATH="$(CURDIR)/.local/venvs/lambda/bin:$$PATH" SAM_CLI_TELEMETRY=0 $(SAM)
+SAM_BUILD = env PATH="$(CURDIR)/.local/venvs/lambda/bin:$$PATH" SAM_CLI_TELEMETRY=0 SAM_CLI_BETA_PACKAGE_PERFORMANCE=1 $(SAM)
 
 help: ## Show this list
 	@echo "make COMMAND"
@@ -69,8 +69,12 @@ test: .local/.test $(PACKAGE) $(BUILT) ## Run the unit, conformance and integrat
 soak: .local/.test $(PACKAGE) $(BUILT) ## Run 5,000 executions while faults are injected: [EXECUTIONS=number]
 	@EXECUTIONS="$${EXECUTIONS:-5000}" $(PROJECT) -m pytest tests/integration/test_soak.py
 
-fuzz: .local/.test ## Send mutated images, events and answers through both hosts: RUNS=100000
-	@PYTHONPATH=functions:endpoint:tests/unit PYTHONWARNINGS=ignore $(PROJECT) tests/fuzz/fuzz.py --runs $(or $(RUNS),100000)
+fuzz: .local/.test .local/.fuzz ## Fuzz the parsers of images, events and answers, on both hosts: [RUNS=100000 SEED=0]
+	@mkdir -p .local/fuzz
+	@for parser in answer event image; do \
+	  PYTHONPATH=functions:endpoint:tests/unit $(PROJECT) tests/fuzz/fuzz.py $$parser --runs=$(or $(RUNS),100000) --seed=$(or $(SEED),0) \
+	    2> .local/fuzz/$$parser.log || { tail -n 40 .local/fuzz/$$parser.log; exit 1; }; \
+	done
 
 test-sam-local: .local/.test $(PACKAGE) $(BUILT) ## Test the functions in Docker, with sam local
 	@$(PROJECT) -m pytest tests/sam_local
@@ -132,6 +136,7 @@ ENV ?= default
 OVERRIDES = $(if $(PARAMETERS),--parameter-overrides $(if $(findstring Architecture=,$(PARAMETERS)),,Architecture=arm64) $(PARAMETERS))
 build: .local/.sam .local/.audit ## Build the functions for AWS, and .aws-sam/sbom.json, a CycloneDX list of their packages
 	@$(SAM_BUILD) build --config-env $(ENV) $(OVERRIDES)
+	@.local/venvs/lambda/bin/python tools/share.py .aws-sam/build
 	@.local/venvs/lambda/bin/python tools/trim.py .aws-sam/build
 	@.local/venvs/lambda/bin/python tools/compile.py .aws-sam/build
 	@$(SBOM) functions/requirements.txt --output-file .aws-sam/sbom.json
@@ -156,7 +161,7 @@ bench-endpoint: .local/.test .local/.containers .local/.bench $(PACKAGE) ## Comp
 clean: down ## Delete everything that these commands created, except models of your own
 	@$(PYTHON) tools/clean.py
 
-.local/.run .local/.test .local/.lint .local/.launch .local/.sam .local/.notebook .local/.containers .local/.bench .local/.audit: .local/.%: requirements/*.txt tools/install.py
+.local/.run .local/.test .local/.lint .local/.launch .local/.sam .local/.notebook .local/.containers .local/.bench .local/.audit .local/.fuzz: .local/.%: requirements/*.txt tools/install.py
 	@$(PYTHON) tools/install.py $*
 	@touch $@
 
@@ -172,7 +177,7 @@ $(PACKAGE): $(MODEL) endpoint/package.py endpoint/inference.py endpoint/pixels.p
 	@$(PROJECT) endpoint/package.py --model-dir .local/model --output $(@D) | tee $@.log
 	@tail -n 1 $@.log > $@ && rm $@.log
 
-$(BUILT): template.yaml samconfig.toml functions/*.py functions/*.json functions/requirements.txt statemachine/*.json tools/trim.py tools/compile.py
+$(BUILT): template.yaml samconfig.toml functions/*.py functions/*.json functions/requirements.txt statemachine/*.json tools/share.py tools/trim.py tools/compile.py
 	@$(PROJECT) -m local.deployment build
 	@touch $@
 
@@ -188,6 +193,7 @@ lock: ## Pin pyproject.toml's dependency groups again
 	$(LOCK) --python-version 3.11 --group checkov -o requirements/checkov.txt
 	$(LOCK) --python-version 3.11 --group sagemaker --group test-launch -o requirements/sagemaker.txt
 	$(LOCK) --python-version 3.11 --group audit -o requirements/audit.txt
+	$(LOCK) --python-version 3.11 --group fuzz -o requirements/fuzz.txt
 	$(LOCK) --python-version 3.11 --group uv -o requirements/uv.txt
 	$(LOCK) --python-version 3.12 --group build -o requirements/build.txt
 	$(LOCK) --python-version 3.12 --group sklearn-serving --overrides requirements/sklearn-serving.overrides -o requirements/sklearn-serving.txt

@@ -8,6 +8,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from local.command import LOCAL
 from local.deployment import deploy, model_archive, upload_model
 from local.emulator.processes import Stack, account_concurrency, start, stop
 from local.executions import Watch
+from monitoring import prediction_log
 
 IMAGES = sorted((LOCAL / "data/digits/test").glob("*/*.png"))
 SECONDS_AT_MOST = 1800
@@ -50,10 +52,18 @@ def measure(stack: Stack, count: int) -> None:
     prefix = f"{outputs['UploadPrefix']}burst/"
     states, machine = stack.client("stepfunctions"), outputs["ClassifyImageStateMachineArn"]
 
-    def finished() -> bool:
+    def executed() -> bool:
         pages = states.get_paginator("list_executions").paginate(stateMachineArn=machine)
         statuses = [execution["status"] for page in pages for execution in page["executions"]]
         return len(statuses) >= count and "RUNNING" not in statuses
+
+    def recorded() -> bool:
+        return len(prediction_log.from_log_group(stack.client("logs"), outputs["PredictionLogGroupName"])) >= count
+
+    def seconds_until(condition: Callable[[], bool]) -> float:
+        while not condition() and time.monotonic() - started < SECONDS_AT_MOST:
+            time.sleep(2)
+        return time.monotonic() - started
 
     peaks, ended = [memory(stack)], threading.Event()
 
@@ -67,12 +77,11 @@ def measure(stack: Stack, count: int) -> None:
     try:
         upload(stack, outputs["ImageBucketName"], prefix, count)
         print(f"{count} images uploaded after {time.monotonic() - started:.0f} s", flush=True)
-        while not finished() and time.monotonic() - started < SECONDS_AT_MOST:
-            time.sleep(2)
+        seconds = seconds_until(executed)
+        print(f"all {count} in the prediction log after {seconds_until(recorded):.0f} s: {recorded()}", flush=True)
     finally:
         ended.set()
         sampler.join()
-    seconds = time.monotonic() - started
     outcomes = collections.Counter(outcome.error or "accepted" for outcome in Watch(states, machine, prefix).ended())
     print(f"{outcomes.total()} outcomes after {seconds:.0f} s: {dict(outcomes)}")
     processes, size = map(max, zip(*peaks, strict=True))

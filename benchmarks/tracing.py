@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-BUILT = ROOT / ".local/sam/build/RetrieveImageFunction"
+BUILT = ROOT / ".local/sam/build/CheckConfidenceFunction"  # of all functions: tools/share.py
 PYTHON = ROOT / ".local/venvs/lambda/bin/python"
 PROCESSES = 11
 TRACER = re.compile(r"tracer = Tracer\(.*\)")

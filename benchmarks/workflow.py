@@ -1,7 +1,7 @@
 """make bench: where an execution spends its time, and a handler's overhead over bare boto3. Results: README.md here.
 
 Runs on the local stack: the ratios describe the code; the milliseconds are those of the emulator and this machine, not
-of AWS. BASELINE=FOLDER make bench also measures an older build: a copy of .local/sam/build/RetrieveImageFunction.
+of AWS. BASELINE=FOLDER make bench also measures an older build: a copy of .local/sam/build/CheckConfidenceFunction.
 """
 
 import json
@@ -23,7 +23,7 @@ from local.executions import finished
 EXECUTIONS = 40
 PROCESSES, CALLS = 9, 60
 STATES = ("retrieve_image", "classify_image", "check_confidence")
-BUILT = LOCAL / "sam/build/RetrieveImageFunction"  # the functions share one CodeUri and package
+BUILT = LOCAL / "sam/build/CheckConfidenceFunction"  # of all functions: tools/share.py
 BARE = ROOT / "benchmarks/bare"
 
 
@@ -63,12 +63,11 @@ def executions(stack: Stack, outputs: dict[str, str], request: dict[str, str]) -
     return {name: statistics.median(row[name] for row in splits) for name in splits[0]}
 
 
-def handlers(stack: Stack, events: dict[str, Any]) -> list[tuple[str, str, dict[str, float]]]:
+def handlers(stack: Stack, outputs: dict[str, str], events: dict[str, Any]) -> list[tuple[str, str, dict[str, float]]]:
     """(function, figure, {package: median}); the packages are measured alternately, each in a new process."""
-    environment = clean_environment() | stack.aws_variables | {
-        "POWERTOOLS_SERVICE_NAME": "image-classification",
-        "POWERTOOLS_METRICS_NAMESPACE": "ImageClassification",
-        "POWERTOOLS_TRACER_CAPTURE_RESPONSE": "false",
+    name = outputs["RecordOutcomeFunctionName"]  # its variables are those of all functions, and the table of outcomes
+    recording = stack.client("lambda").get_function_configuration(FunctionName=name)
+    environment = clean_environment() | stack.aws_variables | recording["Environment"]["Variables"] | {
         "AWS_XRAY_DAEMON_ADDRESS": f"127.0.0.1:{stack.ports['xray']}",
         "AWS_XRAY_CONTEXT_MISSING": "IGNORE_ERROR",
         "LAMBDA_TASK_ROOT": str(BUILT),
@@ -114,7 +113,7 @@ def main() -> None:
         print(
             f"\nhandlers, ms: {PROCESSES} processes each, alternating; warm is the median of {CALLS} calls; (ours / it)"
         )
-        for function, figure, medians in handlers(stack, events | {"retrieve_image": request}):
+        for function, figure, medians in handlers(stack, outputs, events | {"retrieve_image": request}):
             figures = [f"{name} {value:7.2f} ({medians['ours'] / value:4.2f})" for name, value in medians.items()]
             print(f"  {function:17} {figure:7}", *figures)
 

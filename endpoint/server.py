@@ -18,13 +18,14 @@ restarts one that dies; one whose model fails to load stops the server. A worker
 blank image, and classifies another on each /ping: 200 if that succeeds, otherwise 503. On SIGTERM, it finishes its
 open requests and exits. Each request is logged as one line of JSON. http_limits.py limits headers and bodies.
 
-Errors are {"error": {"code", "message"}}: 400 unreadable or too large an image, 413 body too large, 415 unknown content
-type, 503 too many concurrent requests, 500 anything else.
+Errors are {"error": {"code", "message"}}: 400 unreadable or too large an image, 403 a web page of another origin
+(origins.py), 413 body too large, 415 unknown content type, 503 too many concurrent requests, 500 anything else.
 """
 
 import argparse
 import asyncio
 import contextlib
+import functools
 import importlib.util
 import io
 import json
@@ -43,6 +44,7 @@ from typing import Any
 import uvicorn
 from PIL import Image
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
@@ -53,6 +55,7 @@ from uvicorn.supervisors import Multiprocess
 
 from data_capture import Capture
 from http_limits import LimitedConnection
+from origins import LOOPBACK, refusal
 
 MAX_BODY_BYTES = 6_291_456  # InvokeEndpoint's limit
 STOP_SECONDS = 25  # SageMaker sends SIGKILL 30 s after SIGTERM
@@ -224,12 +227,26 @@ class Endpoint:
             self.capture.close()
 
 
-def create_app(inference: Any = None, model: Any = None) -> ASGIApp:
-    """A worker's application. Its lifespan loads the model; tests pass one and do not run the lifespan."""
+def create_app(inference: Any = None, model: Any = None, any_host: bool = True) -> ASGIApp:
+    """A worker's application. Its lifespan loads the model; tests pass one and do not run the lifespan.
+
+    any_host: accept any Host header, as on SageMaker, and not only names of this machine.
+    """
     endpoint = Endpoint(inference, model)
     routes = [Route("/ping", endpoint.ping), Route("/invocations", endpoint.invocations, methods=["POST"])]
     handlers: dict[Any, Any] = {HTTPException: http_error, ClientDisconnect: client_gone, Exception: internal_error}
-    return access_log(Starlette(routes=routes, exception_handlers=handlers, lifespan=endpoint.lifespan))
+    app = Starlette(routes=routes, exception_handlers=handlers, lifespan=endpoint.lifespan)
+    return access_log(same_origin(app, any_host))
+
+
+def same_origin(app: ASGIApp, any_host: bool) -> ASGIApp:
+    """Wrap an application to refuse the requests of web pages of another origin."""
+
+    async def guard(scope: Scope, receive: Receive, send: Send) -> None:
+        reason = refusal(Headers(scope=scope), any_host) if scope["type"] == "http" else None
+        await (error_response(403, "ForeignOriginError", reason) if reason else app)(scope, receive, send)
+
+    return guard
 
 
 def access_log(app: ASGIApp) -> ASGIApp:
@@ -312,10 +329,11 @@ def serve(workers: int, host: str, port: int) -> None:
     """Serve until SIGTERM. Exits with STARTUP_FAILURE if a worker cannot load its model."""
     options: dict[str, Any] = {"host": host, "port": port, "access_log": False, "http": LimitedConnection}
     options["timeout_graceful_shutdown"] = STOP_SECONDS
+    app = functools.partial(create_app, any_host=host not in LOOPBACK)
     if workers == 1:
-        return uvicorn.run(create_app, factory=True, **options)
+        return uvicorn.run(app, factory=True, **options)
     options |= {"workers": workers, "timeout_worker_healthcheck": HUNG_SECONDS}
-    config = uvicorn.Config(create_app, factory=True, **options)
+    config = uvicorn.Config(app, factory=True, **options)
     config.bind_socket().close()  # exits if the port is in use
     supervisor = Multiprocess(config, [SocketPerWorker(host, port)])  # type: ignore[list-item]  # unpickled as a socket
     supervisor.run()

@@ -33,7 +33,7 @@ from classify_image import decode, invoke_endpoint
 from contract import CLASSIFY_BATCH, InvalidInputError, validator
 from pixels import UnsupportedImageError
 from predictions import EndpointResponseError, parse_predictions, split_labels
-from retrieve_image import ImageAccessDeniedError, ImageNotFoundError, fetch, fit
+from retrieve_image import ImageAccessDeniedError, ImageNotFoundError, fetch, fit, s3
 from retrieve_image import validated as validated_image
 
 READERS = 16  # objects read side by side
@@ -46,14 +46,8 @@ IMAGE_ERRORS = (ImageAccessDeniedError, ImageNotFoundError, InvalidInputError, U
 Line = dict[str, Any]
 
 logger = Logger()
-s3 = get_session().create_client("s3", config=Config(connect_timeout=3, read_timeout=20, retries={"mode": "standard"}))
 sqs = get_session().create_client(
     "sqs", config=Config(connect_timeout=3, read_timeout=10, retries={"mode": "standard"})
-)
-# Retried here first: a retry by the state machine reads the whole batch again.
-runtime = get_session().create_client(
-    "sagemaker-runtime",
-    config=Config(connect_timeout=5, read_timeout=65, retries={"mode": "standard", "total_max_attempts": 4}),
 )
 validated = validator(CLASSIFY_BATCH)
 
@@ -132,7 +126,7 @@ def invoke_with_lines(
     Raises EndpointResponseError if the response is of no use to any image, which is the endpoint's fault.
     """
     body = "".join(f'{{"image": "{image["data"]}"}}\n' for image in images).encode()
-    response, variant = invoke_endpoint(endpoint["name"], body, JSON_LINES, JSON_LINES, runtime)
+    response, variant = invoke_endpoint(endpoint["name"], body, JSON_LINES, JSON_LINES)
     lines = response.splitlines()
     if len(lines) != len(images):
         raise EndpointResponseError(
@@ -146,7 +140,7 @@ def invoke_with_image(image: dict[str, Any], endpoint: dict[str, str]) -> tuple[
     """The same for an endpoint of one image per request: a response that rejects the image is the image's error."""
     body = decode(image["data"])
     try:
-        response, variant = invoke_endpoint(endpoint["name"], body, image["content_type"], endpoint["accept"], runtime)
+        response, variant = invoke_endpoint(endpoint["name"], body, image["content_type"], endpoint["accept"])
     except EndpointResponseError as error:
         return [error], "", len(body)
     return [response], variant, len(body) + len(response)

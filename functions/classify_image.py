@@ -5,13 +5,13 @@ out  - image.data, + predictions: [{label, probability}] best first, endpoint: {
 """
 
 import base64
+import os
 import time
 from typing import Any
 
 from aws_lambda_powertools import Logger, Metrics, Tracer
 from aws_lambda_powertools.metrics import MetricUnit
 from aws_lambda_powertools.utilities.typing import LambdaContext
-from botocore.client import BaseClient
 from botocore.config import Config
 from botocore.exceptions import ClientError, HTTPClientError, IncompleteReadError
 from botocore.exceptions import ConnectionError as EndpointConnectionError
@@ -25,10 +25,13 @@ HOW_TO_DEPLOY = "Deploy the stack with EndpointType serverless, realtime or exis
 logger = Logger()
 tracer = Tracer()
 metrics = Metrics()
-# SageMaker gives a container 60 s to respond. One attempt: the state machine retries, visibly and at no Lambda cost.
+# One attempt: the state machine retries, visibly and at no Lambda cost. ClassifyBatch, whose retry reads the whole
+# batch again, has more in its environment.
+ATTEMPTS = int(os.environ.get("AWS_MAX_ATTEMPTS", "1"))
+# SageMaker gives a container 60 s to respond.
 runtime = get_session().create_client(
     "sagemaker-runtime",
-    config=Config(connect_timeout=5, read_timeout=65, retries={"mode": "standard", "total_max_attempts": 1}),
+    config=Config(connect_timeout=5, read_timeout=65, retries={"mode": "standard", "total_max_attempts": ATTEMPTS}),
 )
 validated = validator(CLASSIFY_IMAGE)
 
@@ -87,9 +90,7 @@ def endpoint_error(error: ClientError, endpoint: str) -> Exception:
 
 
 @tracer.capture_method(capture_response=False)
-def invoke_endpoint(
-    endpoint: str, body: bytes, content_type: str, accept: str, runtime: BaseClient = runtime
-) -> tuple[bytes, str]:
+def invoke_endpoint(endpoint: str, body: bytes, content_type: str, accept: str) -> tuple[bytes, str]:
     """The body of the endpoint's response, and the name of the variant that sent it."""
     try:
         response = runtime.invoke_endpoint(EndpointName=endpoint, Body=body, ContentType=content_type, Accept=accept)

@@ -5,10 +5,11 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+_UNICODE = {"type": "string", "minLength": 1, "pattern": "^[^\\ud800-\\udfff]*$"}  # not half of a surrogate pair
 _OBJECT = {
-    "s3_bucket": {"type": "string", "minLength": 1, "maxLength": 255},  # an access point's ARN is longer than a name
-    "s3_key": {"type": "string", "minLength": 1, "maxLength": 1024},
-    "s3_version_id": {"type": "string", "minLength": 1, "maxLength": 1024},
+    "s3_bucket": _UNICODE | {"maxLength": 255},  # an access point's ARN is longer than a name
+    "s3_key": _UNICODE | {"maxLength": 1024},
+    "s3_version_id": _UNICODE | {"maxLength": 1024},
     "execution_arn": {"type": "string", "minLength": 1, "maxLength": 2048},
     "threshold": {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
 }

@@ -36,10 +36,10 @@ dynamodb = get_session().create_client(
 
 
 def parsed(text: str | None) -> Any:
-    """The text parsed as JSON, or unchanged if it is not JSON."""
+    """The text parsed as JSON, or unchanged if it is not JSON or nested too deeply."""
     try:
         return json.loads(text or "")
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 

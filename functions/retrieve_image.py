@@ -13,14 +13,7 @@ from aws_lambda_powertools import Logger, Metrics, Tracer
 from aws_lambda_powertools.metrics import MetricUnit
 from aws_lambda_powertools.utilities.typing import LambdaContext
 from botocore.config import Config
-from botocore.exceptions import (
-    ClientError,
-    HTTPClientError,
-    IncompleteReadError,
-    ParamValidationError,
-    UnsupportedS3AccesspointConfigurationError,
-    UnsupportedS3ArnError,
-)
+from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, IncompleteReadError
 from botocore.exceptions import ConnectionError as S3ConnectionError
 from botocore.session import get_session
 from PIL import Image
@@ -98,13 +91,10 @@ def fetch(s3_bucket: str, s3_key: str, s3_version_id: str | None = None) -> byte
     except ClientError as error:
         code = error.response["Error"]["Code"]
         raise s3_error(error)(f"{uri}: {error.response['Error'].get('Message') or code} ({code})") from None
-    except (
-        ParamValidationError, UnsupportedS3ArnError, UnsupportedS3AccesspointConfigurationError,
-        UnicodeEncodeError,  # half of a surrogate pair, which JSON can hold and a URL cannot
-    ) as error:  # fmt: skip
-        raise InvalidInputError(f"{uri}: {error}") from None
     except (HTTPClientError, S3ConnectionError, IncompleteReadError) as error:
         raise ImageStoreUnavailableError(f"{uri}: {error}") from None
+    except (BotoCoreError, UnicodeEncodeError) as error:  # a bucket's name, an ARN, or half of a surrogate pair
+        raise InvalidInputError(f"{uri}: {error}") from None
 
 
 def key_hash(s3_key: str) -> str:

@@ -9,6 +9,7 @@ make batch EXECUTION=batch-20261126-020000      come back to a batch; REDRIVE=tr
 
 import argparse
 import json
+import re
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from local.classify import parse_threshold
 from local.command import LOCAL, StackError, UsageError, console, report_errors
 from local.target import Target, target
 from monitoring import results
@@ -28,6 +30,7 @@ ARCHIVE = "archive/digits/"  # not under UploadPrefix, where each object would s
 SECONDS_BETWEEN_POLLS = 1  # DescribeMapRun allows one request per second
 SECONDS_BETWEEN_LINES = 10  # of progress, where the output is no terminal
 SHOWN = 5
+MAX_CONCURRENCY = 10_000  # Step Functions' own
 
 
 def split_url(url: str) -> tuple[str, str]:
@@ -76,16 +79,16 @@ def upload_digits(found: Target) -> str:
     return ARCHIVE
 
 
-def number(name: str, text: str) -> dict[str, float]:
-    """An option of the input; nothing if it is empty. PrepareBatch checks its range."""
-    option = {"THRESHOLD": "threshold", "CONCURRENCY": "max_concurrency"}[name]
-    if not text:
-        return {}
-    try:
-        value = float(text)
-    except ValueError:
-        raise UsageError(f"{name}={text} is not a number") from None
-    return {option: int(value) if value.is_integer() else value}
+def limits(threshold: str, concurrency: str) -> dict[str, float]:
+    """The options of the input that are given. Raises UsageError."""
+    given: dict[str, float] = {}
+    if (value := parse_threshold(threshold)) is not None:
+        given["threshold"] = value
+    if concurrency:
+        if not re.fullmatch("[0-9]{1,5}", concurrency) or not 1 <= int(concurrency) <= MAX_CONCURRENCY:
+            raise UsageError(f"CONCURRENCY={concurrency} is not a number of batches, 1 to {MAX_CONCURRENCY:,}")
+        given["max_concurrency"] = int(concurrency)
+    return given
 
 
 def start(found: Target, request: dict[str, Any]) -> str:
@@ -188,14 +191,13 @@ def finish(found: Target, execution: dict[str, Any]) -> None:
     )
 
 
-def run(found: Target, options: argparse.Namespace) -> None:
+def run(found: Target, options: argparse.Namespace, given: dict[str, float]) -> None:
     if options.execution:
         arn = arn_of(found, options.execution)
         if options.redrive:
             found.client("stepfunctions").redrive_execution(executionArn=arn)
     else:
-        request: dict[str, Any] = {**source(found, options.prefix, options.manifest)}
-        request |= number("THRESHOLD", options.threshold) | number("CONCURRENCY", options.concurrency)
+        request: dict[str, Any] = source(found, options.prefix, options.manifest) | given
         if options.review:
             request["review"] = True
         arn = start(found, request)
@@ -221,8 +223,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     options = parse()
-    with report_errors(), target(options.stack) as found:
-        run(found, options)
+    with report_errors():
+        given = limits(options.threshold, options.concurrency)
+        with target(options.stack) as found:
+            run(found, options, given)
 
 
 if __name__ == "__main__":

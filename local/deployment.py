@@ -58,10 +58,10 @@ def architecture() -> str:
 
 
 def build() -> None:
-    """Run `sam build` for this machine's architecture, trim and compile the result, as `make build` does for AWS."""
+    """Run `sam build` for this machine's architecture, and what follows it in `make build` for AWS."""
     with step("Building the functions with sam build"):
         sam(None, "build", "--parameter-overrides", f"Architecture={architecture()}")
-        for tool in ("trim.py", "compile.py"):
+        for tool in ("share.py", "trim.py", "compile.py"):
             command = [LOCAL / "venvs/lambda/bin/python", ROOT / "tools" / tool, BUILD]
             result = subprocess.run(command, capture_output=True, text=True)
             if result.returncode:
@@ -141,7 +141,7 @@ def write_files(stack: Stack, outputs: dict[str, str]) -> None:
         "unset $(env | grep -o '^AWS_[A-Za-z0-9_]*')\n"
         f'{exports}export PATH={shlex.quote(str(LOCAL / "bin"))}:"$PATH"  # sam, and python3.13 for sam build\n'
         'case "$(command -v aws > /dev/null && aws --version 2>&1)" in aws-cli/1.*)\n'
-        '  echo "aws is version 1, which asks AWS itself for SQS: install version 2,'
+        '  echo "aws is version 1, which sends SQS requests to AWS itself: install version 2,'
         ' or add --endpoint-url \\$AWS_ENDPOINT_URL." >&2 ;;\nesac\n'
     )
     OUTPUTS.write_text(json.dumps(outputs, indent=2) + "\n")

@@ -26,17 +26,16 @@ def start_of(since: str) -> datetime | None:
     """The time that SINCE names: 7d, 12h, or a date; None without one."""
     if not since:
         return None
-    if match := re.fullmatch(r"(\d+)([mhdw])", since):
-        return datetime.now(UTC) - timedelta(**{UNITS[match[2]]: int(match[1])})
     try:
+        if match := re.fullmatch(r"(\d+)([mhdw])", since):
+            return datetime.now(UTC) - timedelta(**{UNITS[match[2]]: int(match[1])})
         return datetime.fromisoformat(since).astimezone()
-    except ValueError:
+    except (ValueError, OverflowError):
         raise UsageError(f"SINCE={since} is neither a duration (30m, 12h, 7d, 2w) nor a date (2026-11-26)") from None
 
 
-def rows(found: Target, options: argparse.Namespace) -> Iterator[results.Row]:
+def rows(found: Target, options: argparse.Namespace, since: datetime | None) -> Iterator[results.Row]:
     """The rows that the options select; those of a batch only, if EXECUTION names one."""
-    since = start_of(options.since)
     batches = results.from_batches(
         found.client("s3"), found.outputs["ResultsBucketName"], since, options.execution.rpartition(":")[2]
     )
@@ -77,8 +76,11 @@ def main() -> None:
     with report_errors():
         if options.output and Path(options.output).suffix not in (".csv", ".parquet"):
             raise UsageError(f"OUTPUT={options.output} ends neither in .csv nor in .parquet")
+        if not Path(options.output).parent.is_dir():
+            raise UsageError(f"OUTPUT={options.output} is in a folder that does not exist")
+        since = start_of(options.since)
         with target(options.stack) as found:
-            selected = rows(found, options)
+            selected = rows(found, options, since)
             if not options.output:
                 return show(selected)
             number = results.write(selected, Path(options.output))

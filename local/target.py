@@ -33,15 +33,20 @@ def target(stack_name: str = "") -> Iterator[Target]:
 
     Errors of AWS and of its credentials are raised as StackError.
     """
-    if not stack_name:
-        with lock(), deployed() as (stack, outputs):
-            yield Target(STACK_NAME, outputs, stack.client, stack)
-        return
     try:
-        yield Target(stack_name, stack_outputs(stack_name), boto3.Session().client)
+        if stack_name:
+            yield Target(stack_name, stack_outputs(stack_name), boto3.Session().client)
+        else:
+            with lock(), deployed() as (stack, outputs):
+                yield Target(STACK_NAME, outputs, stack.client, stack)
     except ClientError as error:
-        raise StackError(f"AWS refused a request about STACK={stack_name}: {error}") from None
+        refused = (
+            f"AWS refused a request about STACK={stack_name}" if stack_name else "The local stack refused a request"
+        )
+        raise StackError(f"{refused}: {error}") from None
     except BotoCoreError as error:  # no credentials, no region, no network
+        if not stack_name:
+            raise
         problem = str(error).rstrip(".")
         raise StackError(f"STACK={stack_name}: {problem}. Check AWS's credentials and region: aws configure") from None
 

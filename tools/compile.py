@@ -2,7 +2,7 @@
 
 Lambda's /var/task is read-only: otherwise, every cold start would compile every module again, and the schemas of
 contract.py. The Python that runs this must be the functions' runtime. The compiled files contain their paths on Lambda,
-so that tracebacks show those and the packages of all functions are identical: sam deploy uploads them once.
+so that tracebacks show those.
 """
 
 import compileall

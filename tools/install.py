@@ -2,7 +2,8 @@
 
 Runs on Python 3.11 or later with only the standard library, and creates
 
-  .venv                        training, endpoint, tests: on the current Python, if PyTorch supports it
+  .venv                        training, endpoint, tests: on the current Python, if PyTorch supports it; atheris there
+                               only for `fuzz`
   .local/venvs/emulator        the emulated AWS
   .local/venvs/sam             the SAM CLI
   .local/venvs/lambda          Python 3.13, found or downloaded with uv, with AWS's Lambda runtime client
@@ -30,7 +31,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-COMMANDS = ("run", "test", "lint", "notebook", "launch", "sam", "containers", "bench", "audit", "uv")
+COMMANDS = ("run", "test", "lint", "notebook", "launch", "sam", "containers", "bench", "audit", "fuzz", "uv")
 ROOT = Path(__file__).resolve().parent.parent
 LOCAL = ROOT / ".local"
 OLDEST, NEWEST = (3, 11), (3, 14)  # the pinned PyTorch and ONNX Runtime have wheels for these
@@ -216,6 +217,8 @@ def main(command: str) -> None:
         return install_all([("bench-serving", sys.executable, venv, "bench-serving.txt", True, True)])
     lambda_python = find_python(LAMBDA_PYTHON) or download_python(LAMBDA_PYTHON, "The functions run")
     python = sys.executable if sys.version_info[:2] <= NEWEST else lambda_python
+    if command == "fuzz":
+        return install_all([("fuzz", python, ROOT / ".venv", "fuzz.txt")])
     environments: list[tuple[Any, ...]] = [
         ("sam", python, LOCAL / "venvs/sam", "sam.txt"),
         ("lambda", lambda_python, LOCAL / "venvs/lambda", "lambda.txt"),  # sam build uses it

@@ -46,7 +46,7 @@ table { border-collapse: collapse; margin: .6rem 0 }
 th, td { padding: .15rem .6rem; text-align: right; border: 1px solid var(--line) }
 th { font-weight: 600 } .scroll { overflow-x: auto } .marked td { font-weight: 600; background: var(--mark) }
 .second { stroke-dasharray: 6 3 }
-@media (max-width: 40rem) { table { font-size: .7rem } th, td { padding: .1rem .16rem } }
+@media (max-width: 40rem) { table { font-size: .68rem } th, td { padding: .1rem .14rem } }
 .images { display: flex; flex-wrap: wrap; gap: .8rem } .images figure { width: 6.5rem }
 .images img { width: 6.5rem; image-rendering: pixelated; border: 1px solid var(--line) }
 </style>
@@ -119,7 +119,7 @@ def figures_table(figures: dict[str, Any], images: dict[str, Any]) -> str:
         ]
         for part, figure in figures.items()
     ]
-    return table(["", "images", "accuracy", "loss", "calibration error", "after temperature"], rows)
+    return table(["", "images", "accuracy", "loss", "calibration error", "after scaling"], rows)
 
 
 def thresholds_table(lines: list[dict[str, Any]]) -> str:

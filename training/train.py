@@ -44,6 +44,7 @@ import concurrent.futures
 import csv
 import hashlib
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -120,6 +121,12 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
     for name in ("epochs", "patience", "batch_size", "width", "networks"):
         if (value := getattr(options, name)) is not None and value < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1")
+    fractions = ("label_smoothing", "averaging", "dropout", "flip", "mix")
+    for name, value in vars(options).items():
+        largest = 1 if name in fractions else math.inf
+        if isinstance(value, int | float) and not (0 <= value <= largest and math.isfinite(value)):
+            limit = "between 0 and 1" if name in fractions else "at least 0"
+            parser.error(f"--{name.replace('_', '-')} must be {limit}")
     if not 0 < options.validation_fraction < 1:
         parser.error("--validation-fraction must be between 0 and 1")
     if options.train is None and (options.validation or options.test):

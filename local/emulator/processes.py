@@ -64,6 +64,7 @@ class Stack:
             "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
             "AWS_EC2_METADATA_DISABLED": "true",
             "SAM_CLI_TELEMETRY": "0",
+            "SAM_CLI_BETA_PACKAGE_PERFORMANCE": "1",  # compress a folder once for all functions: tools/share.py
             **NO_PROXY,
         }
 

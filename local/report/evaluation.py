@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from markupsafe import Markup
 
 from local.report import record
-from local.report.render import PAGE, template
+from local.report.render import template
 from training import calibration
 
 MAX_CLASSES = 20  # of a confusion matrix; with more, a list of the most common confusions replaces it
@@ -137,7 +136,6 @@ def render(made: Figures, folder: Path, about: str) -> str:
     return template("evaluation.html", share=share, interval=interval).render(
         created=datetime.now().astimezone().isoformat(timespec="seconds"),
         about=about,
-        style=Markup((PAGE / "page.css").read_text(encoding="utf-8")),
         made=made,
         classes=classes,
         confused=confused,

@@ -47,6 +47,7 @@ def template(name: str, **filters: Callable[..., Any]) -> jinja2.Template:
         lstrip_blocks=True,
     )
     environment.filters |= {"breakable": breakable} | filters
+    environment.globals["style"] = Markup((PAGE / "page.css").read_text(encoding="utf-8"))
     return environment.get_template(name)
 
 
@@ -62,7 +63,6 @@ def render(record: dict[str, Any]) -> str:
         pause=statistics.median(pauses) if pauses else None,
         warnings=label_warnings(record["training"], executions),
         cards_shown=CARDS_SHOWN,
-        style=Markup((PAGE / "page.css").read_text(encoding="utf-8")),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         outcomes=OUTCOMES,

@@ -4,6 +4,7 @@ The tests use boto3's default credentials and region, cost a few cents, and dele
 used by nothing else: the tests empty its queues.
 """
 
+import contextlib
 import json
 import os
 import time
@@ -64,21 +65,56 @@ def batches(workflow):
     return Batches(workflow.stack, workflow.outputs)
 
 
+@contextlib.contextmanager
+def queue_for(service):
+    """The name, URL and ARN of a queue to which a service may send."""
+    sqs, name = boto3.client("sqs"), f"test-{uuid.uuid4().hex[:8]}"
+    url = sqs.create_queue(QueueName=name)["QueueUrl"]
+    arn = sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
+    policy = allow("sqs:SendMessage", arn, Principal={"Service": service})
+    sqs.set_queue_attributes(QueueUrl=url, Attributes={"Policy": json.dumps(policy)})
+    yield name, url, arn
+    sqs.delete_queue(QueueUrl=url)
+
+
+@contextlib.contextmanager
+def queue_of_events_from(source):
+    events = boto3.client("events")
+    with queue_for("events.amazonaws.com") as (name, url, arn):
+        events.put_rule(Name=name, EventPattern=json.dumps({"source": [source]}))
+        events.put_targets(Rule=name, Targets=[{"Id": "queue", "Arn": arn}])
+        yield url
+        events.remove_targets(Rule=name, Ids=["queue"])
+        events.delete_rule(Name=name)
+
+
 @pytest.fixture(scope="session")
 def outcome_events():
     """A queue that receives every outcome event of the workflow."""
-    events, sqs = boto3.client("events"), boto3.client("sqs")
-    name = f"outcomes-{uuid.uuid4().hex[:8]}"
-    queue = sqs.create_queue(QueueName=name)["QueueUrl"]
-    arn = sqs.get_queue_attributes(QueueUrl=queue, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
-    policy = allow("sqs:SendMessage", arn, Principal={"Service": "events.amazonaws.com"})
-    sqs.set_queue_attributes(QueueUrl=queue, Attributes={"Policy": json.dumps(policy)})
-    events.put_rule(Name=name, EventPattern=json.dumps({"source": ["image-classification"]}))
-    events.put_targets(Rule=name, Targets=[{"Id": "queue", "Arn": arn}])
-    yield queue
-    events.remove_targets(Rule=name, Ids=["queue"])
-    events.delete_rule(Name=name)
-    sqs.delete_queue(QueueUrl=queue)
+    with queue_of_events_from("image-classification") as url:
+        yield url
+
+
+@pytest.fixture
+def queue_of_events():
+    with queue_of_events_from("conformance") as url:
+        yield url
+
+
+@pytest.fixture
+def alarms(workflow):
+    """A queue that receives what CloudWatch publishes to the stack's topic."""
+    sns = boto3.client("sns")
+    with queue_for("sns.amazonaws.com") as (_, url, arn):
+        topic = workflow.outputs["AlarmTopicArn"]
+        subscription = sns.subscribe(TopicArn=topic, Protocol="sqs", Endpoint=arn, ReturnSubscriptionArn=True)
+        yield url
+        sns.unsubscribe(SubscriptionArn=subscription["SubscriptionArn"])
+
+
+@pytest.fixture(scope="session")
+def stack(stack_name):
+    return SimpleNamespace(client=boto3.client)
 
 
 @pytest.fixture(scope="session")
@@ -87,7 +123,13 @@ def role():
     name = f"conformance-{uuid.uuid4().hex[:8]}"
     services = trust("lambda.amazonaws.com", "states.amazonaws.com")
     arn = iam.create_role(RoleName=name, AssumeRolePolicyDocument=services)["Role"]["Arn"]
-    actions = ["lambda:InvokeFunction", "logs:CreateLogGroup", "logs:CreateLogStream", "logs:PutLogEvents"]
+    actions = [
+        "lambda:InvokeFunction",
+        "events:PutEvents",
+        "logs:CreateLogGroup",
+        "logs:CreateLogStream",
+        "logs:PutLogEvents",
+    ]
     iam.put_role_policy(RoleName=name, PolicyName="tests", PolicyDocument=json.dumps(allow(actions, "*")))
     time.sleep(SECONDS_UNTIL_A_ROLE_WORKS)
     yield arn

@@ -3,12 +3,14 @@ AWS can show."""
 
 import json
 import os
+import uuid
 
 import boto3
 import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
+from documents import TEMPLATE, transformed
 from test_batches import (  # noqa: F401
     test_a_batch_decides_as_single_executions_do,
     test_a_prefix_is_classified_and_its_summary_is_an_event,
@@ -32,6 +34,7 @@ from test_conformance_s3 import (  # noqa: F401
     test_the_event_of_an_upload_to_a_versioned_bucket_has_the_objects_version,
 )
 from test_conformance_stepfunctions import (  # noqa: F401
+    test_an_event_names_its_state_machine_and_execution,
     test_full_jitter_randomises_the_delay_of_a_retry,
     test_max_delay_seconds_limits_the_delay_of_a_retry,
     test_the_functions_of_an_execution_share_its_trace,
@@ -42,6 +45,7 @@ from test_delivery import (  # noqa: F401
     test_an_empty_object_that_is_no_folder_ends_in_an_execution_with_a_named_error,
     test_an_upload_that_is_delivered_again_after_its_execution_starts_no_other,
 )
+from test_destroy import test_a_bucket_of_thousands_of_versions_is_emptied  # noqa: F401
 from test_everyday import (  # noqa: F401
     labelled,
     test_a_named_stack_is_evaluated_with_the_users_own_credentials,
@@ -68,15 +72,39 @@ from test_workflow import (  # noqa: F401
     test_technical_failures_reach_the_failure_queue_and_low_confidence_does_not,
 )
 from tools import destroy
+from tools.empty_bucket import empty
 from workflow import wait_for
 
+ON_THE_EMULATOR = "AWS_ENDPOINT_URL" in os.environ
 
-@pytest.mark.skipif("AWS_ENDPOINT_URL" in os.environ, reason="the emulator has no TLS")
+
+@pytest.mark.skipif(ON_THE_EMULATOR, reason="the emulator has no TLS")
 def test_the_bucket_denies_requests_without_tls(workflow):
     plain = boto3.client("s3", use_ssl=False, config=Config(retries={"total_max_attempts": 1}))
     workflow.s3.list_objects_v2(Bucket=workflow.bucket, MaxKeys=1)
     with pytest.raises(ClientError, match="AccessDenied"):
         plain.list_objects_v2(Bucket=workflow.bucket, MaxKeys=1)
+
+
+@pytest.mark.skipif("AWS_ENDPOINT_URL" in os.environ, reason="the emulator encrypts nothing and has no access points")
+def test_an_image_under_a_disabled_key_and_one_behind_an_access_point_fail_by_name(workflow, seven):
+    kms = boto3.client("kms")
+    key = kms.create_key(Description="image classification: make test-aws")["KeyMetadata"]["KeyId"]
+    encryption = {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": key}
+    try:
+        workflow.s3.put_object(Bucket=workflow.bucket, Key="under-a-key.png", Body=seven, **encryption)
+        denied = {"s3_bucket": workflow.bucket, "s3_key": "under-a-key.png"}
+        executions = [workflow.execute(denied)]
+        kms.disable_key(KeyId=key)
+        executions.append(workflow.execute(denied))
+    finally:
+        kms.schedule_key_deletion(KeyId=key, PendingWindowInDays=7)
+    region, account = workflow.machine.split(":")[3:5]
+    point = f"arn:aws:s3:{region}:{account}:accesspoint/no-such-point"
+    executions.append(workflow.execute({"s3_bucket": point, "s3_key": "seven.png"}))
+    for execution in executions:
+        assert execution.error in ("ImageAccessDeniedError", "ImageNotFoundError")
+        assert f"s3://{execution.input['s3_bucket']}/{execution.input['s3_key']}" in execution.message
 
 
 def test_the_log_levels_keep_the_prediction_log(workflow, seven):
@@ -96,3 +124,77 @@ def test_the_policy_allows_the_endpoint_in_the_case_that_sagemaker_gives_its_arn
 
 def test_what_the_stack_would_leave_is_listed(stack_name):
     assert "aws-sam-cli-managed-default" in destroy.leftovers(boto3.client, stack_name)[-1]
+
+
+@pytest.mark.skipif(ON_THE_EMULATOR, reason="the emulator has no TestEventPattern")
+def test_an_upload_of_more_than_eventbridges_largest_number_matches_the_rule(workflow, stack_name):
+    """https://docs.aws.amazon.com/eventbridge/latest/userguide/eb-create-pattern-operators.html: up to 5.0e9"""
+    events, cloudformation = boto3.client("events"), boto3.client("cloudformation")
+    resource = {"StackName": stack_name, "LogicalResourceId": "StartExecutionFunctionUpload"}
+    name = cloudformation.describe_stack_resource(**resource)["StackResourceDetail"]["PhysicalResourceId"]
+    uploaded = {"key": workflow.outputs["UploadPrefix"] + "large.tif", "size": 6_000_000_000}
+    event = {"source": "aws.s3", "detail-type": "Object Created", "account": "1", "region": "r", "id": "1"}
+    event |= {"time": "2026-01-01T00:00:00Z", "resources": []}
+    event["detail"] = {"bucket": {"name": workflow.bucket}, "object": uploaded}
+    pattern = events.describe_rule(Name=name)["EventPattern"]
+    assert events.test_event_pattern(EventPattern=pattern, Event=json.dumps(event))["Result"]
+
+
+def test_an_alarm_reaches_the_topics_subscribers(workflow, stack_name, alarms):
+    cloudwatch, cloudformation = boto3.client("cloudwatch"), boto3.client("cloudformation")
+    resource = {"StackName": stack_name, "LogicalResourceId": "FailureAlarm"}
+    name = cloudformation.describe_stack_resource(**resource)["StackResourceDetail"]["PhysicalResourceId"]
+    cloudwatch.set_alarm_state(AlarmName=name, StateValue="OK", StateReason="test")
+    cloudwatch.set_alarm_state(AlarmName=name, StateValue="ALARM", StateReason="test")
+    assert workflow.message_about(alarms, name, seconds=60)
+    cloudwatch.set_alarm_state(AlarmName=name, StateValue="OK", StateReason="the test is over")
+
+
+def test_the_metrics_of_a_realtime_endpoint_name_its_configuration(workflow, seven):
+    """The alarms that roll back an update watch the new configuration alone."""
+    name = workflow.outputs["EndpointName"]
+    if not name.endswith("-realtime") or ON_THE_EMULATOR:
+        pytest.skip("needs EndpointType realtime, on AWS")
+    config = boto3.client("sagemaker").describe_endpoint(EndpointName=name)["EndpointConfigName"]
+    assert workflow.classify("measured.png", seven).status == "SUCCEEDED"
+    dimensions = {"EndpointName": name, "VariantName": "AllTraffic", "EndpointConfigName": config}
+    wanted = [{"Name": key, "Value": value} for key, value in dimensions.items()]
+    for metric in ("ModelLatency", "Invocation5XXErrors"):
+        query = {"Namespace": "AWS/SageMaker", "MetricName": metric, "Dimensions": wanted}
+        assert wait_for(lambda query=query: boto3.client("cloudwatch").list_metrics(**query)["Metrics"], 900)
+
+
+def test_a_region_without_a_scikit_learn_image_demands_another_and_takes_it(stack_name):
+    """In a region of that kind, if the account has enabled one: a change set, which creates nothing."""
+    rows = TEMPLATE["Mappings"]["ScikitLearnRegistry"]
+    enabled = {row["RegionName"] for row in boto3.client("ec2").describe_regions()["Regions"]}
+    region = next((name for name in sorted(enabled) if rows.get(name) == {"Account": "none"}), None)
+    if not region:
+        pytest.skip("the account has enabled no region without AWS's scikit-learn image")
+    s3, cloudformation = (boto3.client(name, region_name=region) for name in ("s3", "cloudformation"))
+    name = f"region-{uuid.uuid4().hex}"
+    s3.create_bucket(Bucket=name, CreateBucketConfiguration={"LocationConstraint": region})
+    s3.put_object(Bucket=name, Key="template.json", Body=json.dumps(transformed()))
+    image = f"000000000000.dkr.ecr.{region}.amazonaws.com/endpoint:1"
+    parameters = {"EndpointType": "serverless", "ModelDataUrl": f"s3://{name}/model.tar.gz", "InferenceImageUri": image}
+
+    def create_change_set(**values):
+        return cloudformation.create_change_set(
+            StackName=name,
+            ChangeSetName="test",
+            ChangeSetType="CREATE",
+            TemplateURL=f"{s3.meta.endpoint_url}/{name}/template.json",
+            Parameters=[{"ParameterKey": key, "ParameterValue": value} for key, value in values.items()],
+            Capabilities=["CAPABILITY_IAM"],
+        )
+
+    try:
+        with pytest.raises(ClientError, match="set InferenceImageUri"):
+            create_change_set(**parameters | {"InferenceImageUri": ""})
+        create_change_set(**parameters)
+        waiter = cloudformation.get_waiter("change_set_create_complete")
+        waiter.wait(StackName=name, ChangeSetName="test", WaiterConfig={"Delay": 5})
+    finally:
+        cloudformation.delete_stack(StackName=name)
+        empty(s3, name)
+        s3.delete_bucket(Bucket=name)

@@ -2,17 +2,25 @@
 
 import functools
 import json
+import os
 import shutil
+import socket
 import subprocess
+import sys
 import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from emulated import ROOT, is_up
+from local.emulator.processes import NO_PROXY, free_port
+from resources import eventually
+from tiny_model import write_tiny_model
+
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 # What a page can send to any origin without asking: AWS's Query protocol by fetch, form and image, and JSON as text.
 PAGE = """<!doctype html><title>page</title><body><script>
-const emulator = %s, sagemaker = %s
+const emulator = %s, sagemaker = %s, endpoint = %s
 const send = (url, body, type) => fetch(url, {method: "POST", mode: "no-cors", body, headers: {"Content-Type": type}})
   .then(() => "sent", () => "failed")
 async function attack() {
@@ -23,6 +31,8 @@ async function attack() {
   const put = await fetch(emulator + "/by-put", {method: "PUT", body: ""}).then(r => r.status, () => "refused")
   const runtime = await fetch(sagemaker + "/endpoints/e/invocations", {method: "POST", body: "{}"})
     .then(r => r.status, () => "unreadable")
+  await send(endpoint + "/invocations", "{}", "text/plain")
+  await fetch(endpoint + "/ping", {mode: "no-cors"}).catch(() => 0)
   const form = document.createElement("form")
   Object.assign(form, {method: "post", action: emulator + "/?Action=CreateQueue&QueueName=by-form", target: "frame"})
   document.body.append(form, Object.assign(document.createElement("iframe"), {name: "frame"}))
@@ -48,8 +58,8 @@ def visit(tmp_path):
     server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Page, directory=tmp_path))
     threading.Thread(target=server.serve_forever, daemon=True).start()
 
-    def open_page(host, emulator, sagemaker):
-        (tmp_path / "page.html").write_text(PAGE % (json.dumps(emulator), json.dumps(sagemaker)))
+    def open_page(host, *servers):
+        (tmp_path / "page.html").write_text(PAGE % tuple(map(json.dumps, servers)))
         options = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
         options += [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=8000", "--timeout=8000"]
         options += ["--host-resolver-rules=MAP *.example 127.0.0.1", "--dump-dom"]
@@ -60,15 +70,35 @@ def visit(tmp_path):
     server.shutdown()
 
 
+@pytest.fixture(scope="module")
+def model_server(tmp_path_factory):
+    """An endpoint's own server as the local stack starts it: its port, and the function that reads its log."""
+    folder = tmp_path_factory.mktemp("endpoint")
+    port = free_port(socket.SOCK_STREAM)
+    variables = {"SM_MODEL_DIR": str(write_tiny_model(folder)), "SAGEMAKER_BIND_TO_PORT": str(port)}
+    command = [sys.executable, ROOT / "endpoint/server.py", "serve", "--host", "127.0.0.1"]
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(command, env=os.environ | variables | NO_PROXY, stdout=log, stderr=log)
+    assert eventually(lambda: is_up(f"http://127.0.0.1:{port}/ping"), 30)
+    yield port, lambda: [json.loads(line) for line in (folder / "log").read_text().splitlines() if line[0] == "{"]
+    process.terminate()
+    process.wait(30)
+
+
 @pytest.mark.parametrize(
     ("page", "target"),
     [("evil.example", "127.0.0.1"), ("127.0.0.1", "127.0.0.1"), ("evil.example", "evil.example")],
     ids=["another site", "another port", "DNS rebinding"],
 )
-def test_a_web_page_changes_nothing_in_the_local_stack(emulator, client, visit, page, target):
+def test_a_web_page_changes_nothing_in_the_local_stack(emulator, client, visit, model_server, page, target):
     """https://www.w3.org/TR/fetch-metadata/ and https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_sigv.html"""
-    urls = [f"http://{target}:{port}" for port in (emulator.port, emulator.sagemaker_port)]
+    endpoint, requests = model_server
+    before = len(requests())
+    urls = [f"http://{target}:{port}" for port in (emulator.port, emulator.sagemaker_port, endpoint)]
     assert "<title>done</title>" in visit(page, *urls)
+    refused = [(request["path"], request["status"]) for request in requests()[before:]]
+    assert ("/invocations", 403) in refused and {status for _, status in refused} == {403}
+    assert is_up(f"http://127.0.0.1:{endpoint}/ping")
     queues = client("sqs").list_queues().get("QueueUrls", [])
     assert [url for url in queues if "/by-" in url] == []
     assert [row["FunctionName"] for row in client("lambda").list_functions()["Functions"]] == []

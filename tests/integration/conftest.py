@@ -126,6 +126,15 @@ def endpoint(endpoint_proxy):
     assert not planted, "the functions sent fewer requests than the test expected"
 
 
+@pytest.fixture
+def failure_queue(workflow):
+    """The URL of the failure queue, emptied of earlier tests' failures."""
+    url = workflow.outputs["FailureQueueUrl"]
+    time.sleep(1)  # until the last of them has arrived
+    workflow.sqs.purge_queue(QueueUrl=url)
+    return url
+
+
 @pytest.fixture(scope="session")
 def seven():
     """A scan of a seven that the model classifies with high confidence."""

@@ -42,18 +42,11 @@ SECONDS_TO_TIME_OUT = 6
 def faulty_build():
     folder = BUILD.with_name("faulty")
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    for path in BUILD.iterdir():
-        (folder / path.name).symlink_to(path)
+    shutil.copytree(BUILD, folder)
     template = (BUILD / "template.yaml").read_text()
     assert "Timeout: 100" in template
-    (folder / "template.yaml").unlink()
     (folder / "template.yaml").write_text(template.replace("Timeout: 100", f"Timeout: {SECONDS_TO_TIME_OUT}"))
-    changed = folder / "ClassifyBatchFunction"
-    original = changed.resolve()
-    changed.unlink()
-    shutil.copytree(original, changed)
-    code = changed / "classify_batch.py"
+    (code,) = folder.glob("*/classify_batch.py")
     text = code.read_text()
     write = '    write(batch["results"]["bucket"], key, lines)\n'
     started = "    started = time.perf_counter()\n    request = validated(event)\n"
@@ -61,7 +54,8 @@ def faulty_build():
     text = text.replace(write, f'{write}    if _planted("kill-after-write"):\n        import os\n        os._exit(1)\n')
     text = text.replace(started, f'    if _planted("time-out"):\n        time.sleep(60)\n{started}')
     code.write_text(text.replace("\nlogger = Logger()\n", f"{FAULT}\nlogger = Logger()\n"))
-    shutil.rmtree(changed / "__pycache__", ignore_errors=True)
+    for compiled in code.parent.glob("__pycache__/classify_batch.*"):
+        compiled.unlink()
     yield folder / "template.yaml"
     shutil.rmtree(folder)
 

@@ -1,5 +1,6 @@
 """A stack is emptied, deleted, and said to leave what it leaves."""
 
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 
 from local.deployment import deploy, model_archive, upload_model
@@ -8,15 +9,15 @@ from tools.empty_bucket import empty
 
 
 def test_a_bucket_of_thousands_of_versions_is_emptied(stack):
-    s3 = stack.client("s3")
-    s3.create_bucket(Bucket="crowded")
-    s3.put_bucket_versioning(Bucket="crowded", VersioningConfiguration={"Status": "Enabled"})
+    s3, bucket = stack.client("s3"), f"crowded-{uuid.uuid4().hex}"
+    s3.create_bucket(Bucket=bucket)
+    s3.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda number: s3.put_object(Bucket="crowded", Key=f"{number % 1240}", Body=b""), range(2480)))
-        list(pool.map(lambda number: s3.delete_object(Bucket="crowded", Key=f"{number}"), range(20)))
-    assert empty(s3, "crowded") == 2500
-    assert not {"Versions", "DeleteMarkers"} & set(s3.list_object_versions(Bucket="crowded"))
-    s3.delete_bucket(Bucket="crowded")
+        list(pool.map(lambda number: s3.put_object(Bucket=bucket, Key=f"{number % 1240}", Body=b""), range(2480)))
+        list(pool.map(lambda number: s3.delete_object(Bucket=bucket, Key=f"{number}"), range(20)))
+    assert empty(s3, bucket) == 2500
+    assert not {"Versions", "DeleteMarkers"} & set(s3.list_object_versions(Bucket=bucket))
+    s3.delete_bucket(Bucket=bucket)
 
 
 def test_destroying_a_stack_says_what_is_in_the_way_and_what_remains(stack, seven):

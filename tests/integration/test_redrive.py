@@ -12,13 +12,8 @@ OUTAGE = 5  # seconds: 100 at the stack's shortened waits
 
 
 @pytest.fixture
-def redrive(workflow):
-    """Each call is one command, on the workflow's failure queue, which earlier tests have filled."""
-    url = workflow.outputs["FailureQueueUrl"]
-    time.sleep(1)
-    while messages := workflow.sqs.receive_message(QueueUrl=url, MaxNumberOfMessages=10).get("Messages"):
-        for message in messages:
-            workflow.sqs.delete_message(QueueUrl=url, ReceiptHandle=message["ReceiptHandle"])
+def redrive(workflow, failure_queue):
+    """Each call is one command."""
     return lambda: Redrive(workflow.stack.client, workflow.outputs)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 import time
 from types import SimpleNamespace
 
@@ -9,6 +10,8 @@ import pytest
 from botocore.exceptions import ClientError
 
 from documents import ROOT
+from local.deployment import SAM, STACK_NAME
+from local.emulator.processes import clean_environment
 
 GROUP = "works-here"
 TABLE = re.findall(r"^\| `(aws [a-z-]+ [a-z-]+)` \|", (ROOT / "docs/local-stack.md").read_text(), re.MULTILINE)
@@ -65,3 +68,31 @@ def test_what_is_not_emulated_is_an_error_and_not_a_wrong_answer(stack, service,
     assert f"aws {service} {operation.replace('_', '-')}" in TABLE
     with pytest.raises(ClientError):
         getattr(stack.client(service), operation)(**arguments)
+
+
+def test_alarms_on_one_metric_are_listed_without_a_state_and_the_others_are_not(workflow):
+    cloudwatch, cloudformation = (workflow.stack.client(name) for name in ("cloudwatch", "cloudformation"))
+    pages = cloudformation.get_paginator("list_stack_resources").paginate(StackName=STACK_NAME)
+    rows = [row for page in pages for row in page["StackResourceSummaries"]]
+    names = {row["LogicalResourceId"]: row["PhysicalResourceId"] for row in rows}
+    alarms = cloudwatch.describe_alarms(AlarmTypes=["MetricAlarm", "CompositeAlarm"])
+    listed = {alarm["AlarmName"]: alarm["StateValue"] for alarm in alarms["MetricAlarms"]}
+    assert listed[names["FailureAlarm"]] == "INSUFFICIENT_DATA"  # AWS: OK or ALARM
+    assert alarms["CompositeAlarms"] == [] and not listed.keys() & {names["WorkflowAlarm"], names["ThrottlesAlarm"]}
+
+
+def test_an_endpoint_is_described(workflow):
+    endpoint = workflow.stack.client("sagemaker").describe_endpoint(EndpointName=workflow.outputs["EndpointName"])
+    assert endpoint["EndpointStatus"] == "InService"
+
+
+@pytest.mark.parametrize(
+    ("name", "printed"),
+    [("ClassifyImageStateMachine", "Logging is not configured"), ("CheckConfidenceFunction", "confidence checked")],
+)
+def test_sam_prints_the_logs_of_functions_but_not_of_state_machines(workflow, seven, name, printed):
+    workflow.classify("works-here.png", seven)
+    command = [*SAM, "logs", "--stack-name", STACK_NAME, "--name", name]
+    environment = clean_environment() | workflow.stack.aws_variables | {"SAM_CLI_TELEMETRY": "0"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert printed in done.stdout + done.stderr

@@ -44,6 +44,7 @@ class Workflow:
 
     def __init__(self, stack, outputs):
         self.visited: set[str] = set()
+        self.requests: dict[str, dict[str, Any]] = {}  # the inputs of executions, each read once
         self.stack, self.outputs = stack, outputs
         self.s3, self.states, self.sqs = (stack.client(name) for name in ("s3", "stepfunctions", "sqs"))
         self.bucket = outputs["ImageBucketName"]
@@ -81,10 +82,13 @@ class Workflow:
 
         def find():
             for page in self.states.get_paginator("list_executions").paginate(stateMachineArn=self.machine):
-                for row in page["executions"]:
-                    request = json.loads(self.states.describe_execution(executionArn=row["executionArn"])["input"])
+                for arn in [row["executionArn"] for row in page["executions"]]:
+                    if arn not in self.requests:
+                        described = self.states.describe_execution(executionArn=arn)
+                        self.requests[arn] = json.loads(described["input"])
+                    request = self.requests[arn]
                     if request.get("s3_key") == key and version in (None, request.get("s3_version_id")):
-                        return row["executionArn"]
+                        return arn
             return None
 
         return self.ended(wait_for(find))

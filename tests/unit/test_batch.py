@@ -1,11 +1,16 @@
 """The parts of make batch that need no stack; tests/integration/test_batches.py runs the rest."""
 
+import contextlib
+import sys
+from types import SimpleNamespace
+
 import boto3
 import pytest
+from botocore.exceptions import ClientError
 from botocore.stub import Stubber
 
-from local import batch
-from local.command import StackError
+from local import batch, command, target
+from local.command import StackError, UsageError
 from local.target import Target
 
 MACHINE = "arn:aws:states:us-east-1:123456789012:stateMachine:batch"
@@ -40,11 +45,33 @@ def test_no_source_or_two_are_refused(on_aws, prefix, manifest, problem):
 
 
 def test_options_are_numbers_or_left_to_the_stack():
-    assert batch.number("THRESHOLD", "") == {}
-    assert batch.number("THRESHOLD", "0.9") == {"threshold": 0.9}
-    assert batch.number("CONCURRENCY", "50") == {"max_concurrency": 50}
-    with pytest.raises(StackError, match="CONCURRENCY=many is not a number"):
-        batch.number("CONCURRENCY", "many")
+    assert batch.limits("", "") == {}
+    assert batch.limits("0.9", "") == {"threshold": 0.9}
+    assert batch.limits("1", "50") == {"threshold": 1, "max_concurrency": 50}
+
+
+@pytest.mark.parametrize("concurrency", ["many", "-1", "0", "1.5", "nan", "1e3", "10001", "9" * 5000])
+def test_another_concurrency_is_a_sentence(concurrency):
+    with pytest.raises(UsageError, match="is not a number of batches, 1 to 10,000"):
+        batch.limits("", concurrency)
+
+
+@pytest.mark.parametrize("option", ["--threshold=nan", "--threshold=-1", "--concurrency=-1"])
+def test_a_wrong_option_is_refused_before_a_stack_is_looked_for(option, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["batch", option])
+    monkeypatch.setattr(batch, "target", None)
+    with pytest.raises(SystemExit):
+        batch.main()
+    assert capsys.readouterr().out.startswith("UsageError: ")
+
+
+def test_what_the_local_stack_refuses_is_a_sentence(monkeypatch, tmp_path):
+    """As with EXECUTION= and the name of none."""
+    monkeypatch.setattr(command, "LOCAL", tmp_path)
+    monkeypatch.setattr(target, "deployed", lambda: contextlib.nullcontext((SimpleNamespace(client=None), {})))
+    error = {"Error": {"Code": "ExecutionDoesNotExist", "Message": "Execution Does Not Exist"}}
+    with pytest.raises(StackError, match=r"The local stack refused a request: .*Does Not Exist"), target.target():
+        raise ClientError(error, "DescribeExecution")
 
 
 def test_the_rest_is_estimated_from_the_mean_speed():

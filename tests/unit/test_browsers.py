@@ -6,7 +6,8 @@ from http.server import ThreadingHTTPServer
 
 import pytest
 
-from local.emulator.browsers import Guarded, refusal
+from endpoint.origins import refusal
+from local.emulator.browsers import Guarded
 
 HOST = "127.0.0.1:4566"
 
@@ -42,6 +43,20 @@ def test_clients_and_the_stacks_own_pages_are_served(headers):
 )
 def test_pages_of_another_origin_are_refused(headers):
     assert refusal(headers)
+
+
+def test_a_server_with_any_name_refuses_the_pages_of_another_origin_alone():
+    """SageMaker chooses the name of its containers."""
+    assert refusal({"host": "model.aws.local:8080"})
+    assert refusal({"host": "model.aws.local:8080"}, any_host=True) is None
+    assert refusal({"host": "model.aws.local:8080", "sec-fetch-site": "cross-site"}, any_host=True)
+    assert refusal({"host": "model.aws.local:8080", "origin": "http://evil.example"}, any_host=True)
+
+
+@pytest.mark.parametrize("value", ["http://[", "http://a]b", "//", "\x00"])
+def test_a_header_that_cannot_be_parsed_is_refused(value):
+    assert refusal({"host": HOST, "origin": value})
+    assert refusal({"host": "[" + value})
 
 
 def test_a_guarded_server_reads_no_request_of_a_foreign_page():

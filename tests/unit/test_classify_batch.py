@@ -1,9 +1,12 @@
 import base64
 import io
 import json
+import subprocess
+import sys
 import threading
 import time
 
+import botocore.session
 import pytest
 from botocore.exceptions import ReadTimeoutError
 from botocore.response import StreamingBody
@@ -12,9 +15,11 @@ from PIL import Image
 
 import check_confidence
 import classify_batch
+import classify_image
 import retrieve_image
 from classify_batch import ResultsUnavailableError, ReviewQueueUnavailableError, requests, side_by_side
 from classify_image import EndpointThrottledError, EndpointUnavailableError
+from documents import ROOT, transformed
 from predictions import EndpointResponseError
 from retrieve_image import ImageStoreUnavailableError
 
@@ -42,12 +47,11 @@ def one_reader(monkeypatch):
 @pytest.fixture
 def aws(one_reader):
     with (
-        Stubber(retrieve_image.s3) as reads,
-        Stubber(classify_batch.s3) as writes,
-        Stubber(classify_batch.runtime) as runtime,
+        Stubber(retrieve_image.s3) as s3,
+        Stubber(classify_image.runtime) as runtime,
         Stubber(classify_batch.sqs) as sqs,
     ):
-        yield {"reads": reads, "writes": writes, "runtime": runtime, "sqs": sqs}
+        yield {"s3": s3, "runtime": runtime, "sqs": sqs}
 
 
 @pytest.fixture
@@ -75,9 +79,9 @@ def run(aws, event, context):
 def serve(aws, *objects):
     for data in objects:
         if isinstance(data, str):
-            aws["reads"].add_client_error("get_object", data, "message of S3")
+            aws["s3"].add_client_error("get_object", data, "message of S3")
         else:
-            aws["reads"].add_response("get_object", {"Body": body(data), "ContentLength": len(data)})
+            aws["s3"].add_response("get_object", {"Body": body(data), "ContentLength": len(data)})
 
 
 def respond(aws, *lines, **expected):
@@ -88,7 +92,7 @@ def respond(aws, *lines, **expected):
 
 def store(aws):
     expected = {"Bucket": "results", "Key": RESULTS, "Body": ANY, "ContentType": "application/jsonlines"}
-    aws["writes"].add_response("put_object", {}, expected)
+    aws["s3"].add_response("put_object", {}, expected)
 
 
 def key(number):
@@ -98,11 +102,11 @@ def key(number):
 def test_a_line_is_what_check_confidence_returns_and_its_outcome(aws, event, context):
     """The same image through the functions of a single execution gives the same result."""
     data = png()
-    serve(aws, data, data)
+    serve(aws, data)
     respond(aws, PREDICTIONS)
     request = event("classify_batch")
     written = []
-    aws["writes"].add_response("put_object", {}, {"Bucket": ANY, "Key": RESULTS, "Body": ANY, "ContentType": ANY})
+    aws["s3"].add_response("put_object", {}, {"Bucket": ANY, "Key": RESULTS, "Body": ANY, "ContentType": ANY})
     classify_batch.s3.meta.events.register_first(
         "provide-client-params.s3.PutObject", lambda params, **_: written.append(params["Body"]), unique_id="test"
     )
@@ -111,6 +115,7 @@ def test_a_line_is_what_check_confidence_returns_and_its_outcome(aws, event, con
     (line,) = [json.loads(text) for text in written[0].decode().splitlines()]
     single = {"s3_bucket": "images", "s3_key": "archive/seven.png"}
     single |= {name: request["BatchInput"][name] for name in ("execution_arn", "threshold")}
+    serve(aws, data)
     retrieved = retrieve_image.lambda_handler(single, context)
     del retrieved["image"]["data"]
     endpoint = {"name": "image-classification", "variant": "AllTraffic"}
@@ -129,6 +134,20 @@ def test_a_line_is_what_check_confidence_returns_and_its_outcome(aws, event, con
         "errors": {},
         "confidence": 0.95,
     }
+
+
+def test_calls_to_the_endpoint_are_retried_here_first():
+    """A retry by the state machine reads the whole batch again. A single image has one attempt, and the machine's."""
+    resources = transformed()["Resources"]
+    code = "import classify_image; print(classify_image.runtime.meta.config.retries['total_max_attempts'])"
+    attempts = []
+    for function in ("ClassifyBatchFunction", "ClassifyImageFunction"):
+        variables = resources[function]["Properties"]["Environment"]["Variables"]
+        plain = {name: value for name, value in variables.items() if isinstance(value, str)}
+        environment = {"PYTHONPATH": str(ROOT / "functions"), "AWS_DEFAULT_REGION": "us-east-1", **plain}
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+        attempts.append(int(done.stdout))
+    assert attempts == [4, 1]
 
 
 def test_trouble_with_an_image_is_a_line_in_its_place_and_the_others_are_classified(aws, run):
@@ -153,10 +172,12 @@ def test_trouble_with_an_image_is_a_line_in_its_place_and_the_others_are_classif
     assert output["confidence"] == pytest.approx(1.55)
 
 
-def test_a_reference_that_is_no_text_or_no_number_is_a_line(aws, run):
+def test_a_reference_that_is_no_text_or_no_number_is_a_line(aws, run, monkeypatch):
     """A JSON Lines manifest can hold anything; one of its lines must not fail a whole batch."""
     store(aws)
-    aws["reads"].deactivate()  # it would respond before the key is encoded for the URL
+    # A client without the stubs, which would respond before the key is encoded for the URL
+    reader = botocore.session.get_session().create_client("s3", region_name="us-east-1")
+    monkeypatch.setattr(retrieve_image, "s3", reader)
     half = "a\ud800.png"  # of a surrogate pair
     items = [{"Key": half}, {"Key": "a.png", "VersionId": half}, {"Key": ["a.png"], "StorageClass": {}}, 7, None, []]
     output, lines = run(items)
@@ -246,7 +267,7 @@ def test_trouble_with_a_service_is_an_exception(aws, run):
 def test_results_that_cannot_be_stored_are_an_exception(aws, run):
     serve(aws, png())
     respond(aws, PREDICTIONS)
-    aws["writes"].add_client_error("put_object", "SlowDown")
+    aws["s3"].add_client_error("put_object", "SlowDown")
     with pytest.raises(ResultsUnavailableError, match=RESULTS):
         run([key(0)])
 

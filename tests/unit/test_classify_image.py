@@ -113,6 +113,16 @@ def test_bare_probabilities_get_the_labels_of_the_stack(runtime, event, context)
     assert output["predictions"][0]["label"] == "dog"
 
 
+def test_wrapped_base64_is_read(runtime, event, context):
+    request = event("classify_image")
+    data = base64.b64decode(request["image"]["data"])
+    request["image"]["data"] = base64.encodebytes(data).decode().replace("\n", "\r\n")
+    assert request["image"]["data"].count("\r\n") > 1
+    expected = {"EndpointName": "image-classification", "ContentType": "image/png", "Accept": "application/json"}
+    respond(runtime, {"predictions": [{"label": "7", "probability": 0.97}]}, Body=data, **expected)
+    assert classify_image.lambda_handler(request, context)["predictions"][0]["label"] == "7"
+
+
 @pytest.mark.parametrize("data", ["not base64!", "abc", "å"])
 def test_data_that_is_not_base64_is_invalid_input_and_is_not_quoted(event, context, data):
     request = event("classify_image")

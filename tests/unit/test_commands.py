@@ -79,6 +79,7 @@ def test_the_limit_of_concurrent_functions_depends_on_the_cores_unless_it_is_giv
 def test_a_syntax_error_in_a_function_is_shown_without_a_traceback(monkeypatch, tmp_path):
     (tmp_path / "RetrieveImageFunction").mkdir()
     (tmp_path / "RetrieveImageFunction/retrieve_image.py").write_text("def handler(:\n")
+    (tmp_path / "template.yaml").touch()
     monkeypatch.setattr(deployment, "BUILD", tmp_path)
     monkeypatch.setattr(deployment, "sam", lambda *_: None)
     with pytest.raises(StackError, match=r"(?s)A function cannot be compiled:.*retrieve_image\.py.*SyntaxError"):
@@ -115,7 +116,7 @@ def test_sourcing_the_environment_finds_sam_and_warns_of_version_1_of_the_aws_cl
     script = f"PATH={tmp_path}:$PATH; source {tmp_path}/.local/env; command -v sam python3.13"
     shell = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
     assert shell.stdout.splitlines() == [f"{tmp_path}/.local/bin/sam", f"{tmp_path}/.local/bin/python3.13"]
-    warning = "aws is version 1, which asks AWS itself for SQS: install version 2, or add --endpoint-url "
+    warning = "aws is version 1, which sends SQS requests to AWS itself: install version 2, or add --endpoint-url "
     assert shell.stderr == (f"{warning}$AWS_ENDPOINT_URL.\n" if warned else "")
 
 

@@ -110,3 +110,19 @@ def test_the_readme_names_every_error(error):
 def test_every_part_of_the_adapter_is_documented_with_its_conformance_tests():
     section = DECISIONS.partition("The emulator: ministack")[2].partition("\n## ")[0]
     assert set(re.findall(r"`(test_\w+)`", section)) == set(re.findall(r"def (test_\w+)", CONFORMANCE))
+
+
+def test_the_documented_price_of_snapstart_follows_from_the_functions_memory():
+    """$0.0000015046 per GB-second of a cached version: https://aws.amazon.com/lambda/pricing/"""
+    default = TEMPLATE["Globals"]["Function"]["MemorySize"]
+    memory = {name: row["Properties"].get("MemorySize", default) / 1024 for name, row in TEMPLATE["Resources"].items()
+              if row["Type"] == "AWS::Serverless::Function"}  # fmt: skip
+    month = round(0.0000015046 * 30 * 24 * 3600, 2)
+    uploads = sum(size for name, size in memory.items() if "Batch" not in name)
+    text = " ".join(OPERATIONS.split())
+    assert f"${month:.2f} a month per GB" in text
+    assert (
+        f"${month * sum(memory.values()):.0f} a month for all eight functions, ${month * uploads:.0f} for the five"
+        in text
+    )
+    assert len(memory) == 8

@@ -84,6 +84,13 @@ def test_a_content_type_can_have_parameters_and_capitals(model):
     assert json.loads(invoke(encode(plain_image("black")), "Image/PNG; charset=binary", model)[0]) == BLACK
 
 
+@pytest.mark.parametrize(
+    "content_type", ["image/jpg", "image/pjpeg", "IMAGE/X-PNG", "image/tif", "image/x-ms-bmp", "image/*"]
+)
+def test_other_names_of_a_content_type_are_accepted(content_type, model):
+    assert json.loads(invoke(encode(plain_image("white")), content_type, model)[0]) == WHITE
+
+
 @pytest.mark.parametrize("content_type", ["application/json", "text/csv", "image/svg+xml"])
 def test_other_content_types_are_rejected_by_name(content_type):
     with pytest.raises(UnsupportedContentTypeError, match=content_type.replace("+", r"\+")):
@@ -198,6 +205,21 @@ def test_json_lines_results_are_in_order_and_a_failed_line_does_not_affect_the_o
     not_a_line = error('the line is neither {"image": "<base64>"} nor "<base64>"')
     not_an_image = error("the file is text: save it as JPEG, PNG, GIF, WebP, BMP or TIFF")
     assert invoke_lines(lines, model) == [WHITE, BLACK, not_a_line, not_a_line, not_a_line, not_an_image, WHITE]
+
+
+def test_wrapped_base64_and_data_uris_are_read_as_lines(model):
+    data = encode(plain_image("white"))
+    wrapped = base64.encodebytes(data).decode()
+    assert wrapped.count("\n") > 1
+    uris = [f"data:image/png;base64,{base64_of(data)}", f"data:image/png;name=a.png;base64,{wrapped}"]
+    lines = [wrapped, wrapped.replace("\n", "\r\n"), *uris, {"image": uris[0]}]
+    assert invoke_lines(lines, model) == [WHITE] * len(lines)
+
+
+@pytest.mark.parametrize("line", ["data:image/png,abc", "text,;base64,abc", "[" * 5000, "9" * 5000, '"\\ud800"'])
+def test_a_line_that_is_no_image_is_an_error_of_its_own(line, model):
+    body, _ = invoke(line.encode() + b"\n" + json.dumps(line).encode(), "application/jsonlines", model)
+    assert [json.loads(result)["error"]["code"] for result in body.splitlines()] == ["UnsupportedImageError"] * 2
 
 
 def test_no_line_is_lost_across_batches_with_blank_lines_and_no_trailing_newline(model):

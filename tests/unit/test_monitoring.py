@@ -58,6 +58,7 @@ QUERY_WORDS = {"and", "as", "asc", "avg", "bin", "by", "count", "desc", "fields"
 QUERY_WORDS |= {"limit", "max", "pct", "sort", "stats", "sum"}
 ALARMS = {name: row["Properties"] for name, row in RESOURCES.items() if row["Type"] == "AWS::CloudWatch::Alarm"}
 DEPLOYMENT_ALARMS = {"RetrieveImageErrorsAlarm", "ClassifyImageErrorsAlarm", "CheckConfidenceErrorsAlarm"}
+UPDATE_ALARMS = {"EndpointUpdateErrorsAlarm", "EndpointUpdateLatencyAlarm"}
 QUERIES = {name: row["Properties"] for name, row in RESOURCES.items() if row["Type"] == "AWS::Logs::QueryDefinition"}
 
 
@@ -156,6 +157,7 @@ def test_an_alarm_watches_an_emitted_metric_and_stays_off_without_data(name):
             assert metric["MetricName"] in AWS_METRICS[metric["Namespace"]]
         dimensions = {dimension["Name"] for dimension in metric["Dimensions"]}
         extra = {"Resource", "ExecutedVersion"} if name in DEPLOYMENT_ALARMS else set()
+        extra = {"EndpointConfigName"} if name in UPDATE_ALARMS else extra
         assert dimensions == DIMENSIONS[metric["Namespace"]] | extra
     assert alarm["TreatMissingData"] == "notBreaching"
 
@@ -163,11 +165,26 @@ def test_an_alarm_watches_an_emitted_metric_and_stays_off_without_data(name):
 def test_failures_notify_alone_and_the_other_alarms_together_and_each_has_a_runbook():
     composite = RESOURCES["WorkflowAlarm"]["Properties"]
     named = set(re.findall(r'ALARM\("\$\{(\w+)\}"\)', json.dumps(composite["AlarmRule"]).replace('\\"', '"')))
-    assert named == set(ALARMS) - DEPLOYMENT_ALARMS - {"FailureAlarm"}
+    assert named == set(ALARMS) - DEPLOYMENT_ALARMS - UPDATE_ALARMS - {"FailureAlarm"}
     assert composite["AlarmActions"] == [{"Ref": "AlarmTopic"}]
     assert {name for name, alarm in ALARMS.items() if "AlarmActions" in alarm} == {"FailureAlarm"}
     runbooks = set(re.findall(r"^### `(\w+)`", MONITORING, re.MULTILINE))
     assert runbooks == named | {"FailureAlarm"}
+
+
+def test_an_update_of_the_endpoint_is_rolled_back_by_the_new_configurations_errors_alone():
+    """Otherwise a broken live model's errors would roll back its repair.
+
+    https://docs.aws.amazon.com/sagemaker/latest/dg/deployment-guardrails-configuration.html
+    """
+    endpoint, config = RESOURCES["Endpoint"]["Properties"], {"Fn::GetAtt": ["EndpointConfig", "EndpointConfigName"]}
+    rollback = endpoint["DeploymentConfig"]["Fn::If"][1]["AutoRollbackConfiguration"]["Alarms"]
+    assert {alarm["AlarmName"]["Ref"] for alarm in rollback} == UPDATE_ALARMS
+    assert endpoint["EndpointConfigName"] == config
+    for name in UPDATE_ALARMS:
+        assert {"Name": "EndpointConfigName", "Value": config} in ALARMS[name]["Dimensions"]
+        watched = {key: ALARMS[name][key] for key in ("MetricName", "Threshold", "EvaluationPeriods")}
+        assert watched.items() <= ALARMS[name.replace("Update", "")].items()
 
 
 def test_low_confidence_does_not_set_off_the_failure_alarm():
@@ -234,8 +251,10 @@ def test_the_documented_price_of_idle_monitoring_follows_from_the_template():
         return f"${0.1 * watched + 0.5:.2f}"
 
     always = [alarm for name, alarm in ALARMS.items() if "Condition" not in RESOURCES[name]]
-    created = [alarm for name, alarm in ALARMS.items() if name not in DEPLOYMENT_ALARMS]
-    assert f"Alarms are {price(always)} a month ({price(created)} with a" in operations.replace("\n", " ")
+    realtime = [alarm for name, alarm in ALARMS.items() if name not in DEPLOYMENT_ALARMS]
+    created = [alarm for name, alarm in ALARMS.items() if name not in DEPLOYMENT_ALARMS | UPDATE_ALARMS]
+    others = f"({price(created)} with a serverless endpoint, {price(realtime)} with a realtime one)"
+    assert f"Alarms are {price(always)} a month {others}" in operations.replace("\n", " ")
     assert len(list(shown())) > 50
     readme = (ROOT / "README.md").read_text()
     for alarms in (always, created):

@@ -5,6 +5,7 @@ import importlib
 import re
 
 import pytest
+from botocore.client import BaseClient
 
 from documents import FUNCTIONS, MACHINES, ROOT, snake_case, transformed
 from test_state_machine import NOT_STATES, imported
@@ -122,13 +123,18 @@ def granted(role):
     return {action for statement in statements(policies(role)) for action in actions(statement)}
 
 
+def clients_of(module):
+    """A module's clients by their names in it, its own and those that it imports."""
+    return {
+        name: value for name, value in vars(importlib.import_module(module)).items() if isinstance(value, BaseClient)
+    }
+
+
 def calls_of_code(module):
-    """The actions that a module and the siblings that it imports call on their module-level clients."""
-    tree = ast.parse((ROOT / "functions" / f"{module}.py").read_text())
-    made = [node for node in tree.body if isinstance(node, ast.Assign) and "create_client(" in ast.unparse(node.value)]
-    clients = {node.targets[0].id: getattr(importlib.import_module(module), node.targets[0].id) for node in made}
+    """The actions that a module and the siblings that it imports call on their clients."""
+    clients = clients_of(module)
     called = set()
-    for node in ast.walk(tree):
+    for node in ast.walk(ast.parse((ROOT / "functions" / f"{module}.py").read_text())):
         match node:
             case ast.Call(func=ast.Attribute(value=ast.Name(id=name), attr=method)) if name in clients:
                 meta = clients[name].meta
@@ -136,6 +142,10 @@ def calls_of_code(module):
                     action = f"{meta.service_model.signing_name}:{meta.method_to_api_mapping[method]}"
                     called.add(PERMISSIONS.get(action, action))
     return called.union(*map(calls_of_code, imported(module)))
+
+
+def modules_of(module):
+    return {module}.union(*map(modules_of, imported(module)))
 
 
 def calls_of_states(machine):
@@ -155,6 +165,15 @@ def test_the_roles_are_those_listed_here():
 def test_a_function_is_allowed_exactly_what_it_calls(function):
     called = calls_of_code(snake_case(function))
     assert granted(f"{function}FunctionRole") == called | set(REASONS.get(f"{function}FunctionRole", {}))
+
+
+@pytest.mark.parametrize("function", [*FUNCTIONS, *NOT_STATES])
+def test_a_cold_start_creates_one_client_of_each_service(function):
+    clients = {
+        id(client): client for module in modules_of(snake_case(function)) for client in clients_of(module).values()
+    }
+    services = [client.meta.service_model.service_name for client in clients.values()]
+    assert sorted(services) == sorted(set(services))
 
 
 def test_the_calls_of_the_code_are_found():

@@ -38,9 +38,9 @@ def picture(side=512):
     return Image.blend(image, noise, 0.15)
 
 
-def wide(scale, dtype):
+def wide(scale, dtype, side):
     """The picture with values of more than 8 bits."""
-    return (np.asarray(picture()).astype(np.float64) * scale).astype(dtype)
+    return (np.asarray(picture(side)).astype(np.float64) * scale).astype(dtype)
 
 
 def tiff(values, bits, sample_format=1, order="<", photometric=1):
@@ -54,24 +54,24 @@ def tiff(values, bits, sample_format=1, order="<", photometric=1):
     return head + data + struct.pack(order + "H", len(tags)) + entries + bytes(4)
 
 
-def deep_kinds():
+def deep_kinds(side):
     """TIFFs of 12, 16 and 32 bits, whose grey values all mean the same picture."""
-    yield "unsigned 16", tiff(wide(257, np.uint16), 16)
-    yield "unsigned 16, big-endian", tiff(wide(257, np.uint16), 16, order=">")
-    yield "unsigned 16, white is zero", tiff(65535 - wide(257, np.uint16), 16, photometric=0)
-    yield "signed 16", tiff(wide(128, np.int16), 16, 2)
-    yield "signed 16, big-endian", tiff(wide(128, np.int16), 16, 2, ">")
-    yield "unsigned 32", tiff(wide(257 * 65537, np.uint32), 32)
-    yield "unsigned 32 of 16-bit values", tiff(wide(257, np.uint32), 32)
-    yield "signed 32", tiff(wide(2**23, np.int32), 32, 2)
-    yield "signed 32 of 16-bit values", tiff(wide(257, np.int32), 32, 2)
-    yield "PNG", encoded(Image.fromarray(wide(257, np.uint16)), "PNG")
+    yield "unsigned 16", tiff(wide(257, np.uint16, side), 16)
+    yield "unsigned 16, big-endian", tiff(wide(257, np.uint16, side), 16, order=">")
+    yield "unsigned 16, white is zero", tiff(65535 - wide(257, np.uint16, side), 16, photometric=0)
+    yield "signed 16", tiff(wide(128, np.int16, side), 16, 2)
+    yield "signed 16, big-endian", tiff(wide(128, np.int16, side), 16, 2, ">")
+    yield "unsigned 32", tiff(wide(257 * 65537, np.uint32, side), 32)
+    yield "unsigned 32 of 16-bit values", tiff(wide(257, np.uint32, side), 32)
+    yield "signed 32", tiff(wide(2**23, np.int32, side), 32, 2)
+    yield "signed 32 of 16-bit values", tiff(wide(257, np.int32, side), 32, 2)
+    yield "PNG", encoded(Image.fromarray(wide(257, np.uint16, side)), "PNG")
 
 
-def kinds():
-    """Images of every mode and format, above MAX_IMAGE_BYTES, all of the same picture."""
-    yield from deep_kinds()
-    grey = picture()
+def kinds(side=512):
+    """Images of every mode and format, by default above MAX_IMAGE_BYTES, all of the same picture."""
+    yield from deep_kinds(side)
+    grey = picture(side)
     colour = Image.merge("RGB", [grey] * 3)
     alpha = colour.copy()
     alpha.putalpha(255)
@@ -83,7 +83,7 @@ def kinds():
     yield "RGB JPEG", encoded(colour, "JPEG", quality=97)
     yield "progressive JPEG", encoded(colour, "JPEG", quality=97, progressive=True)
     yield "CMYK JPEG", encoded(colour.convert("CMYK"), "JPEG", quality=97)
-    yield "L JPEG", encoded(picture(1024), "JPEG", quality=97)
+    yield "L JPEG", encoded(picture(2 * side), "JPEG", quality=97)
     yield "P GIF", encoded(grey.convert("P"), "GIF")
     yield "RGB WEBP", encoded(colour, "WEBP", lossless=True)
     yield "RGBA WEBP", encoded(alpha, "WEBP", lossless=True)
@@ -289,32 +289,32 @@ def test_orientation_is_applied_whatever_the_format(image_format, orientation):
     np.testing.assert_allclose(np.asarray(image), np.asarray(picture), atol=30 if image_format == "JPEG" else 0)
 
 
-@pytest.mark.parametrize(
-    ("data", "words"),
-    [
-        (b"", "the file is empty: upload it again"),
-        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "a HEIC image"),
-        (b"\0\0\0\x18ftypavif\0\0\0\0mif1avif", "an AVIF image"),
-        (b"\0\0\0\x18ftypmp42", "a video"),
-        (b"%PDF-1.7", "a PDF document"),
-        (b'<?xml version="1.0"?>\n<!-- x -->\n<svg xmlns="http://www.w3.org/2000/svg"/>', "an SVG drawing"),
-        (b"<!DOCTYPE html><html>", "an HTML page"),
-        (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "an XML document"),
-        (b"PK\x03\x04", "a ZIP archive"),
-        (base64.b64encode(PNG), "base64: decode it first"),
-        (b"data:image/png;base64," + base64.b64encode(PNG), "a data URI: decode it first"),
-        (b'{"image": ""}', "JSON"),
-        (b"no image", "the file is text"),
-        (bytes(3000), "nothing but zeros"),
-        (b"\x01\x02\x03\xff\xfe", "in an unknown format"),
-        (JPEG[:-2], "the JPEG ends too early"),
-        (JPEG[:300], "the JPEG ends too early"),
-        (PNG[:-30], "the PNG ends too early"),
-        (encoded(picture(64), "WEBP")[:-30], "the WEBP ends too early"),
-        (encoded(picture(64), "BMP")[:-30], "the BMP ends too early"),
-        (png(1, 1, 8, 3, content=b"\0\0"), "palette colours, but no palette"),
-    ],
-)
+NO_IMAGES = [
+    (b"", "the file is empty: upload it again"),
+    (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "a HEIC image"),
+    (b"\0\0\0\x18ftypavif\0\0\0\0mif1avif", "an AVIF image"),
+    (b"\0\0\0\x18ftypmp42", "a video"),
+    (b"%PDF-1.7", "a PDF document"),
+    (b'<?xml version="1.0"?>\n<!-- x -->\n<svg xmlns="http://www.w3.org/2000/svg"/>', "an SVG drawing"),
+    (b"<!DOCTYPE html><html>", "an HTML page"),
+    (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "an XML document"),
+    (b"PK\x03\x04", "a ZIP archive"),
+    (base64.b64encode(PNG), "base64: decode it first"),
+    (b"data:image/png;base64," + base64.b64encode(PNG), "a data URI: decode it first"),
+    (b'{"image": ""}', "JSON"),
+    (b"no image", "the file is text"),
+    (bytes(3000), "nothing but zeros"),
+    (b"\x01\x02\x03\xff\xfe", "in an unknown format"),
+    (JPEG[:-2], "the JPEG ends too early"),
+    (JPEG[:300], "the JPEG ends too early"),
+    (PNG[:-30], "the PNG ends too early"),
+    (encoded(picture(64), "WEBP")[:-30], "the WEBP ends too early"),
+    (encoded(picture(64), "BMP")[:-30], "the BMP ends too early"),
+    (png(1, 1, 8, 3, content=b"\0\0"), "palette colours, but no palette"),
+]
+
+
+@pytest.mark.parametrize(("data", "words"), NO_IMAGES)
 def test_an_error_says_what_the_bytes_are_and_what_to_do(data, words):
     with pytest.raises(UnsupportedImageError) as caught:
         preprocess(data, SIZE)

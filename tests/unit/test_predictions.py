@@ -7,54 +7,57 @@ from predictions import MAX_PREDICTIONS, EndpointResponseError, check_prediction
 CAT_AND_DOG = [{"label": "dog", "probability": 0.9}, {"label": "cat", "probability": 0.1}]
 
 
+COMMON = [
+    {"predictions": [{"label": "cat", "probability": 0.1}, {"label": "dog", "probability": 0.9}]},
+    [0.1, 0.9],
+    [[0.1, 0.9]],
+    {"probabilities": [0.1, 0.9], "labels": ["cat", "dog"], "predicted_label": "dog"},
+    {"probabilities": [0.1, 0.9]},
+    [{"label": "dog", "score": 0.9}, {"label": "cat", "score": 0.1}],
+    {"predictions": [[0.1, 0.9]]},
+]
+
+
 @pytest.mark.parametrize(
     "response",
-    [
-        {"predictions": [{"label": "cat", "probability": 0.1}, {"label": "dog", "probability": 0.9}]},
-        [0.1, 0.9],
-        [[0.1, 0.9]],
-        {"probabilities": [0.1, 0.9], "labels": ["cat", "dog"], "predicted_label": "dog"},
-        {"probabilities": [0.1, 0.9]},
-        [{"label": "dog", "score": 0.9}, {"label": "cat", "score": 0.1}],
-        {"predictions": [[0.1, 0.9]]},
-    ],
+    COMMON,
     ids=["ours", "built-in", "built-in, nested", "JumpStart verbose", "JumpStart", "Hugging Face", "TensorFlow"],
 )
 def test_every_common_response_format_gives_the_same_predictions(response):
     assert parse_predictions(json.dumps(response).encode(), ["cat", "dog"]) == CAT_AND_DOG
 
 
-@pytest.mark.parametrize(
-    "body",
-    [
-        b"",
-        b"<html>502 Bad Gateway</html>",
-        b"\xff\xfe",
-        b"null",
-        b"{}",
-        b"[]",
-        b'"cat"',
-        b"[NaN, 0.9]",
-        b"[0.1, Infinity]",
-        b"[-0.1, 0.9]",
-        b"[0.1, 1.1]",
-        b'["0.1", "0.9"]',
-        b"[true, false]",
-        b"[null, 0.9]",
-        b"[0.1]",
-        b"[0.1, 0.2, 0.7]",
-        b'{"predictions": []}',
-        b'{"predictions": [[0.1, 0.9], [0.2, 0.8]]}',
-        b'{"predictions": [{"label": "cat"}]}',
-        b'{"predictions": [{"label": "cat", "probability": 0.9}, 7]}',
-        b'{"predictions": [{"label": "cat", "probability": 0.9}, {"label": "dog"}]}',
-        b'{"predictions": [{"label": null, "probability": 0.9}]}',
-        b'{"predictions": [{"label": "", "probability": 0.9}]}',
-        b'{"probabilities": [0.9], "labels": ["cat", "dog"]}',
-        b'[{"label": "cat", "score": "high"}]',
-        b'[{"label": "cat", "score": 0.9}, []]',
-    ],
-)
+UNUSABLE = [
+    b"",
+    b"<html>502 Bad Gateway</html>",
+    b"\xff\xfe",
+    b"null",
+    b"{}",
+    b"[]",
+    b'"cat"',
+    b"[NaN, 0.9]",
+    b"[0.1, Infinity]",
+    b"[-0.1, 0.9]",
+    b"[0.1, 1.1]",
+    b'["0.1", "0.9"]',
+    b"[true, false]",
+    b"[null, 0.9]",
+    b"[0.1]",
+    b"[0.1, 0.2, 0.7]",
+    b'{"predictions": []}',
+    b'{"predictions": [[0.1, 0.9], [0.2, 0.8]]}',
+    b'{"predictions": [{"label": "cat"}]}',
+    b'{"predictions": [{"label": "cat", "probability": 0.9}, 7]}',
+    b'{"predictions": [{"label": "cat", "probability": 0.9}, {"label": "dog"}]}',
+    b'{"predictions": [{"label": null, "probability": 0.9}]}',
+    b'{"predictions": [{"label": "", "probability": 0.9}]}',
+    b'{"probabilities": [0.9], "labels": ["cat", "dog"]}',
+    b'[{"label": "cat", "score": "high"}]',
+    b'[{"label": "cat", "score": 0.9}, []]',
+]
+
+
+@pytest.mark.parametrize("body", UNUSABLE)
 def test_any_other_response_is_an_error_and_never_accepted(body):
     with pytest.raises(EndpointResponseError):
         parse_predictions(body, ["cat", "dog"])
@@ -93,36 +96,35 @@ def test_invalid_predictions_are_rejected(predictions):
         check_predictions(predictions)
 
 
-@pytest.mark.parametrize(
-    ("body", "best"),
-    [
-        (b"[0.0, 1.0000054]", {"label": "dog", "probability": 1.0}),
-        (b"[-0.0000001, 1]", {"label": "dog", "probability": 1.0}),
-        (b'[[{"label": "dog", "score": 0.9}, {"label": "cat", "score": 0.1}]]', {"label": "dog", "probability": 0.9}),
-        (b'[{"label": "dog, brown", "score": 1}]', {"label": "dog, brown", "probability": 1.0}),
-    ],
-)
+ROUNDED = [
+    (b"[0.0, 1.0000054]", {"label": "dog", "probability": 1.0}),
+    (b"[-0.0000001, 1]", {"label": "dog", "probability": 1.0}),
+    (b'[[{"label": "dog", "score": 0.9}, {"label": "cat", "score": 0.1}]]', {"label": "dog", "probability": 0.9}),
+    (b'[{"label": "dog, brown", "score": 1}]', {"label": "dog, brown", "probability": 1.0}),
+]
+
+
+@pytest.mark.parametrize(("body", "best"), ROUNDED)
 def test_answers_that_are_right_but_for_rounding_or_another_list_are_read(body, best):
     predictions = parse_predictions(body, ["cat", "dog"])
     assert predictions[0] == best
     check_predictions(predictions)
 
 
-@pytest.mark.parametrize(
-    "body",
-    [
-        b"[" * 100_000,
-        b'{"predictions": ' * 20_000,
-        b"[0.1, 1" + b"0" * 400 + b"]",
-        b"[0.1, 1" + b"0" * 10_000 + b"]",
-        b'{"probabilities": [], "labels": []}',
-        b"[[]]",
-        b'[{"label": "\\ud800", "score": 0.9}]',
-        b'[{"label": "  ", "score": 0.9}]',
-        b"[0.1, 1.01]",
-    ],
-    ids=lambda body: body[:30].decode(),
-)
+HOSTILE = [
+    b"[" * 100_000,
+    b'{"predictions": ' * 20_000,
+    b"[0.1, 1" + b"0" * 400 + b"]",
+    b"[0.1, 1" + b"0" * 10_000 + b"]",
+    b'{"probabilities": [], "labels": []}',
+    b"[[]]",
+    b'[{"label": "\\ud800", "score": 0.9}]',
+    b'[{"label": "  ", "score": 0.9}]',
+    b"[0.1, 1.01]",
+]
+
+
+@pytest.mark.parametrize("body", HOSTILE, ids=lambda body: body[:30].decode())
 def test_hostile_answers_are_named_and_not_quoted_at_length(body):
     with pytest.raises(EndpointResponseError) as caught:
         parse_predictions(body, ["cat", "dog"])

@@ -107,11 +107,23 @@ def test_any_other_end_of_an_execution_is_recorded_as_an_error_by_name(
     }
 
 
-@pytest.mark.parametrize("text", ["no JSON", "[]", '{"s3_bucket": 1}', None, '{"detail": {"object": {}}}'])
+@pytest.mark.parametrize(
+    "text", ["no JSON", "[]", '{"s3_bucket": 1}', None, '{"detail": {"object": {}}}', "[" * 100_000]
+)
 def test_an_execution_with_nonsensical_input_is_recorded_anyway(event, context, text):
     line = record_outcome.lambda_handler(ended(event, "FAILED", input=text, error="InvalidInputError"), context)
     recorded = {"outcome": "error", "execution_arn": ARN, "error": "InvalidInputError", "cause": ""}
     assert line == recorded | {"recorded": True}
+
+
+def test_half_of_a_surrogate_pair_in_an_input_does_not_lose_the_line(event, context, log):
+    written = log(record_outcome)
+    text = '{"s3_bucket": "images", "s3_key": "a\\ud800b"}'
+    record_outcome.lambda_handler(
+        ended(event, "FAILED", input=text, error="InvalidInputError", cause="\udfff"), context
+    )
+    line = json.loads(written.getvalue().encode())
+    assert (line["s3_key"], line["cause"]) == (r"a\ud800b", r"\udfff")
 
 
 def test_an_upload_is_recorded_by_its_object(event, context):
@@ -126,6 +138,16 @@ def test_a_model_with_many_labels_has_no_metric_per_label(event, context, capsys
     line = record_outcome.lambda_handler(ended(event, "SUCCEEDED", output=json.dumps(result)), context)
     assert len(line["predictions"]) == MAX_PREDICTIONS
     assert "LabelConfidence" not in {name for name, *_ in metrics_in(capsys.readouterr().out)}
+
+
+@pytest.mark.parametrize("label", ["  ", "größe", "a\tb", "line\nbreak", "nul\0", ":colon"])
+def test_a_label_that_no_dimension_can_have_is_counted_without_a_metric_of_its_own(event, context, capsys, label):
+    """https://docs.aws.amazon.com/AmazonCloudWatch/latest/APIReference/API_Dimension.html"""
+    result = result_in(event) | {"label": label, "predictions": [{"label": label, "probability": 1.0}]}
+    record_outcome.lambda_handler(ended(event, "SUCCEEDED", output=json.dumps(result)), context)
+    counted = metrics_in(capsys.readouterr().out)
+    assert counted["Accepted",] == [1]
+    assert not [name for name, *_ in counted if name == "LabelConfidence"]
 
 
 def test_a_failure_is_recorded_with_the_version_of_its_object(event, context):

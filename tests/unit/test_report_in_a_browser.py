@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+from html import escape
 
 import pytest
 
@@ -117,6 +118,20 @@ def test_the_script_handles_missing_data_and_hostile_text(opened):
     assert console == []
     assert "There is no history of this execution." in page
     assert "Cause: &lt;img src=x" in page
+
+
+@pytest.mark.parametrize("width", [400, 1200, 1600])
+def test_no_table_is_wider_than_the_window(opened, width):
+    html = re.sub(r"<meta http-equiv=.*>", "", render.render(record(25)))  # it would block this test's script
+    measure = """<script>
+      const cut = [...document.querySelectorAll(".scroll")].filter((box) => box.scrollWidth > box.clientWidth);
+      parent.document.title = [innerWidth, ...cut.map((box) => box.textContent)].join();
+    </script></body>"""
+    framed = escape(html.replace("</body>", measure))  # a window has a minimum width
+    page, console = opened(
+        f'<title></title><iframe scrolling="no" style="width: {width}px; border: 0" srcdoc="{framed}"></iframe>'
+    )
+    assert console == [] and re.search(r"<title>(.*?)</title>", page, re.DOTALL)[1] == str(width)
 
 
 def test_the_content_security_policy_blocks_requests_and_foreign_scripts(opened):

@@ -2,6 +2,7 @@ import csv
 import io
 import json
 import re
+import sys
 from datetime import UTC, datetime, timedelta
 
 import boto3
@@ -100,8 +101,18 @@ def test_a_period_is_a_duration_or_a_date():
     assert abs(command.start_of("7d") - week) < timedelta(seconds=5)
     assert command.start_of("2026-11-26T00:00:00+00:00") == datetime(2026, 11, 26, tzinfo=UTC)
     assert command.start_of("") is None
-    with pytest.raises(StackError, match="SINCE=yesterday"):
-        command.start_of("yesterday")
+    for wrong in ("yesterday", "-1d", "7", "9999999d", "99999999999d"):
+        with pytest.raises(StackError, match=f"SINCE={wrong} is neither"):
+            command.start_of(wrong)
+
+
+@pytest.mark.parametrize("option", ["--since=x", "--output=rows.txt", "--output=/nonexistent/rows.csv"])
+def test_a_wrong_option_is_refused_before_a_stack_is_looked_for(option, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["results", option])
+    monkeypatch.setattr(command, "target", None)
+    with pytest.raises(SystemExit):
+        command.main()
+    assert capsys.readouterr().out.startswith("UsageError: ")
 
 
 def test_the_table_shows_the_first_rows_and_counts_all(capsys):

@@ -88,6 +88,8 @@ def test_unusual_keys_reach_s3_unchanged(s3, context, key):
         ({"s3_bucket": "images"}, "s3_key"),
         ({"s3_bucket": "images", "s3_key": ""}, "s3_key"),
         ({"s3_bucket": "images", "s3_key": 7}, "s3_key"),
+        ({"s3_bucket": "images", "s3_key": "\ud800"}, "s3_key"),
+        ({"s3_bucket": "images", "s3_key": "a", "s3_version_id": "\udfff"}, "s3_version_id"),
         ({"s3_bucket": "images", "s3_key": "a", "threshold": 0}, "threshold"),
         ({"s3_bucket": "images", "s3_key": "a", "threshold": 1.01}, "threshold"),
         ({"s3_bucket": "images", "s3_key": "a", "threshold": "0.5"}, "threshold"),
@@ -291,7 +293,14 @@ def test_unknown_errors_of_s3_are_named_by_their_status(s3, context, event, stat
         retrieve_image.lambda_handler(event("retrieve_image"), context)
 
 
-def test_an_access_point_that_cannot_be_used_is_named(context):
-    bucket = "arn:aws:sns:us-east-1:123456789012:accesspoint/images"
+@pytest.mark.parametrize(
+    "bucket",
+    [
+        "arn:aws:sns:us-east-1:123456789012:accesspoint/images",
+        "arn:aws:s3::123456789012:accesspoint/mfzwi23gnjvgw.mrap",  # multi-region: botocore needs its CRT for them
+        "arn:aws:s3:::images",
+    ],
+)
+def test_an_access_point_that_cannot_be_used_is_named(context, bucket):
     with pytest.raises(InvalidInputError, match=f"s3://{bucket}/a"):
         retrieve_image.lambda_handler({"s3_bucket": bucket, "s3_key": "a"}, context)

@@ -128,6 +128,14 @@ def test_a_request_logs_one_line_with_sizes_and_time_but_no_content(client, whit
     assert rejected == expected | {"status": 400, "received": len(b"no image"), "sent": rejected["sent"]}
 
 
+def test_a_web_page_of_another_origin_is_403(client, white_png):
+    for headers in ({"origin": "http://evil.example"}, {"sec-fetch-site": "cross-site"}):
+        response = client.post("/invocations", content=white_png, headers={"content-type": "image/png", **headers})
+        assert error_of(response) == (403, "ForeignOriginError")
+    own = {"origin": str(client.base_url), "sec-fetch-site": "same-origin"}
+    assert client.get("/ping", headers=own).status_code == 200
+
+
 def test_the_models_own_code_is_used(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", sys.path.copy())
     code = tmp_path / "code"

@@ -279,6 +279,10 @@ def test_the_default_data_is_the_digits_unless_a_channel_is_given(monkeypatch):
     [
         (["--epochs", "0"], "--epochs must be at least 1"),
         (["--batch-size", "-1"], "--batch-size must be at least 1"),
+        (["--seed", "-1"], "--seed must be at least 0"),
+        (["--learning-rate", "nan"], "--learning-rate must be at least 0"),
+        (["--rotate", "inf"], "--rotate must be at least 0"),
+        (["--mix", "1.5"], "--mix must be between 0 and 1"),
         (["--validation-fraction", "1"], "--validation-fraction must be between 0 and 1"),
         (["--test", "images"], "--validation and --test require --train"),
     ],

@@ -7,6 +7,8 @@ awslambdaric. Their environment is this process's, which processes.py keeps smal
 
 import http.server
 import json
+import os
+import random
 import threading
 import time
 from collections.abc import Callable
@@ -18,7 +20,8 @@ from ministack.services import eventbridge, lambda_svc
 
 from local.emulator.adapter import override
 
-LONGEST_WAIT = 30  # seconds between two attempts of a throttled event; five minutes on AWS
+LONGEST_WAIT = 10  # seconds between two attempts of a throttled event; five minutes on AWS
+WAIT_SCALE = float(os.environ.get("SFN_WAIT_SCALE", "1"))  # ministack's, of the state machines' waits
 BOOTSTRAP = '#!/bin/sh\nexec "$LAMBDA_PYTHON" -m awslambdaric "$_HANDLER"\n'
 
 # Every function in the template is a Python function.
@@ -69,7 +72,7 @@ def queue_event(_original: Callable[[str, str], None], arn: str, payload: str) -
     def invoke() -> None:
         wait = 1
         while lambda_svc._execute_function_with_config_scope(record, json.loads(payload)).get("throttle"):
-            time.sleep(wait)
+            time.sleep(random.uniform(0, wait) * WAIT_SCALE)  # or all events of a burst would try again together
             wait = min(2 * wait, LONGEST_WAIT)
 
     threading.Thread(target=invoke, daemon=True).start()
