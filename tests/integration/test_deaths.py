@@ -20,9 +20,13 @@ def stack(tmp_path):
     processes.stop(stack)
 
 
-def deployed(stack):
+@pytest.fixture(scope="module")
+def deployed(tmp_path_factory):
+    """A stack with the workflow, whose helpers can be killed."""
+    stack = processes.start(tmp_path_factory.mktemp("deployed") / "stack")
     model = upload_model(stack, model_archive())
-    return Workflow(stack, deploy(stack, EndpointType="serverless", ModelDataUrl=model))
+    yield Workflow(stack, deploy(stack, EndpointType="serverless", ModelDataUrl=model))
+    processes.stop(stack)
 
 
 def kill(stack, name):
@@ -30,17 +34,15 @@ def kill(stack, name):
     os.waitpid(stack.pids[name], 0)
 
 
-def test_a_helper_that_dies_is_restarted_and_nothing_is_lost(stack, seven, capsys):
-    workflow = Workflow(
-        stack, deploy(stack, EndpointType="serverless", ModelDataUrl=upload_model(stack, model_archive()))
-    )
+def test_a_helper_that_dies_is_restarted_and_nothing_is_lost(deployed, seven, capsys):
+    stack = deployed.stack
     for name in ("xray", "sagemaker"):
         kill(stack, name)
         again = processes.running(stack.directory)
         assert again is not None and again.ports == stack.ports
         stack.pids = again.pids
     assert "Restarted the emulated SageMaker" in capsys.readouterr().out
-    assert workflow.classify("seven.png", seven).output["label"] == "7"
+    assert deployed.classify("seven.png", seven).output["label"] == "7"
     assert wait_for(lambda: (stack.directory / "xray.jsonl").read_text())
 
 
@@ -65,12 +67,9 @@ def test_a_killed_emulator_is_reported_by_the_next_command_and_leaves_no_process
     assert capsys.readouterr().out == ""
 
 
-def test_an_endpoint_whose_server_dies_gets_another(stack, seven):
-    workflow = Workflow(
-        stack, deploy(stack, EndpointType="serverless", ModelDataUrl=upload_model(stack, model_archive()))
-    )
-    assert workflow.classify("before.png", seven).status == "SUCCEEDED"
-    group = stack.pids["sagemaker"]
+def test_an_endpoint_whose_server_dies_gets_another(deployed, seven):
+    assert deployed.classify("before.png", seven).status == "SUCCEEDED"
+    group = deployed.stack.pids["sagemaker"]
     servers = [
         int(path.name) for path in processes.Path("/proc").glob("[0-9]*")
         if path.name != str(group) and is_server(path, group)
@@ -79,7 +78,7 @@ def test_an_endpoint_whose_server_dies_gets_another(stack, seven):
     for pid in servers:
         os.kill(pid, signal.SIGKILL)
     time.sleep(0.2)
-    assert workflow.classify("after.png", seven).status == "SUCCEEDED"
+    assert deployed.classify("after.png", seven).status == "SUCCEEDED"
 
 
 def is_server(path, group):
