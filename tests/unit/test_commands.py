@@ -83,7 +83,7 @@ def test_clients_that_several_threads_make_have_the_stacks_credentials(tmp_path,
     before = dict(os.environ)
     stack = processes.Stack(tmp_path, {"emulator": 1, "sagemaker": 2})
     with ThreadPoolExecutor(8) as pool:
-        clients = list(pool.map(stack.client, ["sqs"] * 40))
+        clients = list(pool.map(stack.client, ["sqs"] * 20))
     assert all(client._request_signer._credentials for client in clients)
     assert {client.meta.endpoint_url for client in clients} == {"http://127.0.0.1:1"}
     assert dict(os.environ) == before
