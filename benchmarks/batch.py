@@ -108,9 +108,11 @@ def upload(found: Target, prefix: str, count: int, images: list[bytes]) -> int:
 
 
 def delete(found: Target, prefix: str) -> None:
+    """Delete every version: the bucket keeps what is only deleted."""
     s3, bucket = found.client("s3"), found.outputs["ImageBucketName"]
-    for page in s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
-        s3.delete_objects(Bucket=bucket, Delete={"Objects": [{"Key": row["Key"]} for row in page["Contents"]]})
+    for page in s3.get_paginator("list_object_versions").paginate(Bucket=bucket, Prefix=prefix):
+        versions = [{"Key": row["Key"], "VersionId": row["VersionId"]} for row in page["Versions"]]
+        s3.delete_objects(Bucket=bucket, Delete={"Objects": versions, "Quiet": True})
 
 
 def run(found: Target, prefix: str, **options: Any) -> dict[str, Any]:

@@ -85,12 +85,16 @@ def transform() -> Counts:
     }
 
 
+def prices() -> Counts:
+    listed = json.loads((ROOT / "functions/prices.json").read_text())
+    return {name: price["usd"] for name, price in listed.items() if name != "comment"}
+
+
 def cost(used: Counts) -> dict[str, float]:
     """USD by part of the bill."""
-    table = json.loads((ROOT / "functions/prices.json").read_text())
+    usd = prices()
     return {
-        part: sum(used.get(name, 0) * table[price]["usd"] for name, price in priced.items())
-        for part, priced in PARTS.items()
+        part: sum(used.get(name, 0) * usd[price] for name, price in priced.items()) for part, priced in PARTS.items()
     }
 
 

@@ -143,16 +143,19 @@ def watch(found: Target, arn: str) -> dict[str, Any]:
             time.sleep(SECONDS_BETWEEN_POLLS)
 
 
+def again(found: Target, arn: str) -> str:
+    """The variables with which make finds this execution again."""
+    return f"EXECUTION={arn.rpartition(':')[2]}" + ("" if found.local else f" STACK={found.name}")
+
+
 def interrupted(found: Target, arn: str) -> None:
     """Ask whether to stop the execution or leave it, and print how to come back."""
-    name = arn.rpartition(":")[2]
-    on_aws = "" if found.local else f" STACK={found.name}"
     answer = console.input("\nStop the execution? y stops it, Enter leaves it running: ") if sys.stdin.isatty() else ""
     if answer.strip().lower().startswith("y"):
         found.client("stepfunctions").stop_execution(executionArn=arn, cause="stopped at the keyboard")
-        console.print(f"Stopped. To continue where it stopped: make batch EXECUTION={name} REDRIVE=true{on_aws}")
+        console.print(f"Stopped. To continue where it stopped: make batch {again(found, arn)} REDRIVE=true")
     else:
-        console.print(f"It continues. To come back to it: make batch EXECUTION={name}{on_aws}")
+        console.print(f"It continues. To come back to it: make batch {again(found, arn)}")
         if found.local:
             console.print("(If make up did not start the local stack, it ends now: make up keeps it running.)")
 
@@ -173,16 +176,18 @@ def show(found: Target, summary: dict[str, Any]) -> None:
     console.print(
         f"\n{summary['images']:,} images in {seconds} s, {summary['images'] / max(seconds, 0.1):,.0f} a second"
     )
-    console.print(f"All outcomes: make results EXECUTION={name} OUTPUT=results.csv")
+    console.print(
+        f"All outcomes: make results {again(found, summary['execution_arn'])} OUTPUT=results.csv", soft_wrap=True
+    )
 
 
 def finish(found: Target, execution: dict[str, Any]) -> None:
     if execution["status"] == "SUCCEEDED":
         return show(found, json.loads(execution["output"]))
-    name = execution["executionArn"].rpartition(":")[2]
+    arn, error = execution["executionArn"], f"{execution.get('error')}: {execution.get('cause')}"
     raise StackError(
-        f"The batch {name} {execution['status']}: {execution.get('error')}: {execution.get('cause')}\n"
-        f"To repeat its failed part: make batch EXECUTION={name} REDRIVE=true"
+        f"The batch {arn.rpartition(':')[2]} {execution['status']}: {error}\n"
+        f"To repeat its failed part: make batch {again(found, arn)} REDRIVE=true"
     )
 
 

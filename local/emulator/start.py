@@ -14,6 +14,6 @@ if __name__ == "__main__":
     if version("ministack") != ADAPTED_VERSION:
         sys.exit(f"local/emulator/adapter/ requires ministack {ADAPTED_VERSION}; {version('ministack')} is installed")
     # The gateway last: it imports ministack's application, which binds names that the others replace.
-    for service in ("aws_lambda", "cloudformation", "iam", "s3", "stepfunctions", "distributed_map", "gateway"):
+    for service in ("aws_lambda", "cloudformation", "iam", "logs", "s3", "stepfunctions", "distributed_map", "gateway"):
         importlib.import_module(f"local.emulator.adapter.{service}")
     runpy.run_module("ministack", run_name="__main__")

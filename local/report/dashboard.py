@@ -39,6 +39,7 @@ STATISTICS: dict[str, Callable[[list[float]], float]] = {
     "Sum": sum, "Average": statistics.fmean, "Maximum": max, "SampleCount": len,
 }  # fmt: skip
 COLUMNS = 24  # of the dashboard's grid
+ROOM = 1.3  # height of a chart, in its highest value: for the legend
 COLLECTED = {  # None: every metric of the namespace
     "ImageClassification": None,
     "AWS/States": {
@@ -119,9 +120,13 @@ def lines(points: Points, widget: Widget) -> Iterator[tuple[str, dict[int, float
     for *metric, options in widget["metrics"]:
         if match := SEARCH.fullmatch(options.get("expression", "")):
             namespace, dimension, name, stat = match.groups()
-            for (other, found, dimensions), values in sorted(points.values.items(), key=str):
-                if (other, found) == (namespace, name):
-                    yield dict(dimensions)[dimension], reduced(values, stat), False
+            labels = {
+                dict(dimensions)[dimension]: values
+                for (other, found, dimensions), values in points.values.items()
+                if (other, found) == (namespace, name)
+            }
+            for label, values in sorted(labels.items()):
+                yield label, reduced(values, stat), False
         else:
             namespace, name, *pairs = metric
             dimensions = frozenset(zip(pairs[::2], pairs[1::2], strict=True))
@@ -159,22 +164,26 @@ def draw_numbers(axes: Axes, widget: Widget, points: Points) -> None:
 
 def draw_lines(axes: Axes, widget: Widget, points: Points, span: tuple[datetime, datetime]) -> None:
     """Draw a widget of lines, or of stacked bars; without any value it says so."""
-    sides, below, drawn = {False: axes}, defaultdict[int, float](float), False
+    sides, drawn = {False: axes}, defaultdict[bool, list[float]](list)
+    below = defaultdict[int, float](float)
     for label, values, on_the_right in lines(points, widget):
         if not values:
             continue
         if on_the_right not in sides:
             sides[True] = axes.twinx()
             sides[True].tick_params(labelsize=7)
-        drawn = True
         times = [datetime.fromtimestamp(minute, UTC) for minute in values]
         if widget.get("stacked"):
             bottoms = [below[minute] for minute in values]
             axes.bar(times, list(values.values()), width=0.8 * MINUTE / 86400, bottom=bottoms, label=label)
             for minute, value in values.items():
                 below[minute] += value
+            drawn[False] += below.values()
         else:
-            sides[on_the_right].plot(times, list(values.values()), label=label, marker=".", linewidth=1)
+            colour = f"C{sum(len(side.get_lines()) for side in sides.values())}"
+            name = f"{label} (right)" if on_the_right else label
+            sides[on_the_right].plot(times, list(values.values()), label=name, marker=".", linewidth=1, color=colour)
+            drawn[on_the_right] += values.values()
     for line in widget.get("annotations", {}).get("horizontal", []):
         axes.axhline(line["value"], color="tab:red", linewidth=0.8, linestyle="--", label=line["label"])
     axes.set_xlim(*span)
@@ -184,14 +193,20 @@ def draw_lines(axes: Axes, widget: Widget, points: Points, span: tuple[datetime,
     )
     axes.xaxis.set_major_locator(locator)
     axes.xaxis.set_major_formatter(dates.DateFormatter("%H:%M"))
-    axes.yaxis.set_major_locator(MaxNLocator(4))
     axes.tick_params(labelsize=7)
     axes.grid(alpha=0.3)
     axes.set_axisbelow(True)
     limits = widget.get("yAxis", {}).get("left")
-    axes.set_ylim(**{"bottom": limits["min"], "top": limits["max"]} if limits else {"bottom": 0})
-    if drawn:
-        axes.legend(fontsize=6, loc="best", framealpha=0.6, ncols=2 if widget.get("stacked") else 1)
+    for on_the_right, side in sides.items():
+        counts = all(value == int(value) for value in drawn[on_the_right])
+        side.yaxis.set_major_locator(MaxNLocator(4, integer=counts and not limits))
+        highest = max(drawn[on_the_right], default=0) or 1
+        bounds = (limits["min"], limits["max"]) if limits and not on_the_right else (0, ROOM * highest)
+        side.set_ylim(*bounds)
+    if drawn[False] or drawn[True]:
+        handles = [handle for side in sides.values() for handle in side.get_legend_handles_labels()[0]]
+        columns = 2 if widget.get("stacked") else 1
+        axes.legend(handles=handles, fontsize=6, loc="best", framealpha=0.6, ncols=columns)
     else:
         axes.set_yticks([])
         axes.text(0.5, 0.5, "none in this time", ha="center", va="center", fontsize=8, transform=axes.transAxes)

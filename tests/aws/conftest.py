@@ -57,7 +57,20 @@ def workflow(stack_name):
     outputs = {output["OutputKey"]: output["OutputValue"] for output in described["Outputs"]}
     age = (datetime.now(UTC) - described["CreationTime"]).total_seconds()
     time.sleep(max(0, SECONDS_UNTIL_S3_SENDS_EVENTS - age))
-    return Workflow(SimpleNamespace(client=boto3.client), outputs)
+    started = datetime.now(UTC).replace(microsecond=0)
+    yield Workflow(SimpleNamespace(client=boto3.client), outputs)
+    for name in ("ImageBucketName", "ResultsBucketName"):
+        delete_since(started, outputs[name])
+
+
+def delete_since(started, bucket):
+    """Delete the objects of a bucket that were stored since then, with their versions."""
+    s3 = boto3.client("s3")
+    for page in s3.get_paginator("list_object_versions").paginate(Bucket=bucket):
+        rows = [row for kind in ("Versions", "DeleteMarkers") for row in page.get(kind, [])]
+        new = [{name: row[name] for name in ("Key", "VersionId")} for row in rows if row["LastModified"] >= started]
+        if new:
+            s3.delete_objects(Bucket=bucket, Delete={"Objects": new, "Quiet": True})
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,8 @@ ROOT = Path(__file__).parents[2]
 # Those of make too, which prints more when make itself runs the tests.
 for name in [name for name in os.environ if name.startswith(("AWS_", "MAKE", "MFLAGS"))]:
     del os.environ[name]
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"  # PyTorch's threads would wait for the cores that other workers use
 os.environ.update(
     AWS_DEFAULT_REGION="us-east-1",
     AWS_ACCESS_KEY_ID="test",
@@ -24,6 +26,13 @@ os.environ.update(
     STATE_MACHINE_ARN="arn:aws:states:us-east-1:123456789012:stateMachine:image-classification-ClassifyImageStateMachine",
     OUTCOME_TABLE="image-classification-OutcomeTable",
 )
+
+SLOWEST = ("test_faults.py", "test_training.py")
+
+
+def pytest_collection_modifyitems(items):
+    """Move the slowest files to the front, so that no worker begins them when the others are done."""
+    items.sort(key=lambda item: item.path.name not in SLOWEST)
 
 
 @pytest.fixture

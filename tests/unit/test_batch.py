@@ -87,7 +87,10 @@ def test_an_execution_is_named_by_its_name_or_arn(on_aws):
 
 def test_a_failed_batch_says_how_to_repeat_its_failed_part(on_aws):
     execution = {"executionArn": f"{MACHINE}:name", "status": "FAILED", "error": "E", "cause": "c"}
-    with pytest.raises(StackError, match="FAILED: E: c\nTo repeat its failed part: make batch EXECUTION=name REDRIVE"):
+    with pytest.raises(
+        StackError,
+        match="FAILED: E: c\nTo repeat its failed part: make batch EXECUTION=name STACK=image-c",
+    ):
         batch.finish(on_aws, execution)
 
 
@@ -108,4 +111,4 @@ def test_an_interrupted_batch_is_stopped_on_request(capsys, monkeypatch):
         stubber.add_response("stop_execution", {"stopDate": 0}, expected)
         batch.interrupted(Target("stack", OUTPUTS, lambda _: states), arn)
         stubber.assert_no_pending_responses()
-    assert "make batch EXECUTION=name REDRIVE=true STACK=stack" in capsys.readouterr().out
+    assert "make batch EXECUTION=name STACK=stack REDRIVE=true" in capsys.readouterr().out

@@ -9,6 +9,7 @@ pytest.importorskip("matplotlib", reason="needs the notebook's packages: make da
 from PIL import Image
 
 from local.report import dashboard
+from monitoring.dashboard import expanded
 from test_monitoring import dashboard as deployed
 
 DIMENSIONS = {"service": "${AWS::StackName}"}
@@ -18,7 +19,7 @@ DIMENSIONS = {"service": "${AWS::StackName}"}
 def points():
     made = dashboard.Points()
     for minute in range(5):
-        for number, label in enumerate(("cat", "dog")):
+        for number, label in enumerate(("cat", "dog", "ant")):
             made.add("ImageClassification", "LabelConfidence", {**DIMENSIONS, "label": label}, 60 * minute, number)
         made.add("ImageClassification", "Images", DIMENSIONS, 60 * minute, 1)
     return made
@@ -52,15 +53,37 @@ def test_it_is_drawn_with_and_without_data(points, tmp_path, dark):
         assert (corner < 50) == dark
 
 
-def test_the_bars_of_the_labels_are_stacked_and_no_tick_repeats(points):
-    (widget,) = (each["properties"] for each in deployed()["widgets"]
-                 if each["properties"].get("title") == "Images per label")  # fmt: skip
+def draw(title, points):
+    """The axes of a widget of the stack's dashboard."""
+    (widget,) = (each["properties"] for each in deployed()["widgets"] if each["properties"].get("title") == title)
+    widget = widget | {"metrics": expanded(widget["metrics"])}
     _, axes = dashboard.pyplot.subplots()
     span = (dashboard.datetime.fromtimestamp(-60, dashboard.UTC), dashboard.datetime.fromtimestamp(300, dashboard.UTC))
     dashboard.draw_lines(axes, widget, points, span)
-    first, second = axes.containers
-    assert [bar.get_y() for bar in second] == [bar.get_height() for bar in first] == [1] * 5
     axes.figure.canvas.draw()
+    dashboard.pyplot.close()
+    return axes
+
+
+def test_the_bars_of_the_labels_are_stacked_in_order_and_no_tick_repeats(points):
+    axes = draw("Images per label", points)
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["ant", "cat", "dog"]
+    first, second, _ = axes.containers
+    assert [bar.get_y() for bar in second] == [bar.get_height() for bar in first] == [1] * 5
     ticks = [tick.get_text() for tick in axes.get_xticklabels()]
     assert len(ticks) == len(set(ticks)) > 2
-    dashboard.pyplot.close()
+
+
+def test_both_axes_are_in_the_legend_start_at_0_and_have_whole_ticks_for_counts(points):
+    function = {"FunctionName": "${ClassifyBatchFunction}"}
+    for name, value in (("Errors", 1), ("Throttles", 0), ("Duration", 812.5)):
+        points.add("AWS/Lambda", name, function, 60, value)
+    axes = draw("ClassifyBatch", points)
+    (_, right) = axes.figure.axes
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == [
+        "errors",
+        "throttles",
+        "duration, p90 (ms) (right)",
+    ]
+    assert axes.get_ylim()[0] == right.get_ylim()[0] == 0
+    assert [tick for tick in axes.get_yticks() if tick <= axes.get_ylim()[1]] == [0, 1]

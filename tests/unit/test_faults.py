@@ -72,7 +72,7 @@ def run(project, *suites):
     """Run unit tests of the copy in a process of their own; return its exit code and output."""
     tests = [f"tests/unit/test_{suite}.py" for suite in suites]
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
-    environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
+    environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # a second less
     result = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True)
     return result.returncode, result.stdout
 

@@ -7,6 +7,8 @@ https://docs.aws.amazon.com/step-functions/latest/dg/concepts-xray-tracing.html
 """
 
 import contextvars
+import functools
+import itertools
 import json
 import queue
 import random
@@ -14,6 +16,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
+from operator import itemgetter
 from typing import Any
 
 import botocore.session
@@ -24,6 +27,7 @@ from ministack.services import stepfunctions as service
 from local.emulator.adapter import override
 
 PAYLOAD_LIMIT = 262_144  # bytes
+LOGGED_AT_ONCE = 500  # events; a request for each would keep the emulator busy for minutes after a burst
 EXECUTION_DATA = ("input", "output", "parameters", "cause")
 trace_root: contextvars.ContextVar[str | None] = contextvars.ContextVar("trace_root", default=None)
 trace_header: contextvars.ContextVar[str | None] = contextvars.ContextVar("trace_header", default=None)
@@ -129,17 +133,22 @@ def log(execution: dict[str, Any], event: dict[str, Any]) -> None:
 def deliver_logs() -> None:
     """Send the queued events to the CloudWatch Logs API; as on AWS, executions do not wait for their logs."""
     session, created = botocore.session.get_session(), set()
+    client = functools.cache(session.create_client)
     while True:
-        group_arn, machine, event = log_queue.get()
-        stream = {"logGroupName": group_arn.split(":")[6], "logStreamName": f"states/{machine}"}
-        logs = session.create_client("logs", region_name=group_arn.split(":")[3])
-        try:
-            if group_arn + machine not in created:
-                logs.create_log_stream(**stream)
-                created.add(group_arn + machine)
-            logs.put_log_events(**stream, logEvents=[event])
-        except ClientError as error:
-            service.logger.warning("No execution log for %s: %s", machine, error)
+        waiting = [log_queue.get()]
+        while len(waiting) < LOGGED_AT_ONCE and not log_queue.empty():
+            waiting.append(log_queue.get())
+        waiting.sort(key=lambda each: (*each[:2], each[2]["timestamp"]))
+        for (group_arn, machine), events in itertools.groupby(waiting, itemgetter(0, 1)):
+            stream = {"logGroupName": group_arn.split(":")[6], "logStreamName": f"states/{machine}"}
+            logs = client("logs", region_name=group_arn.split(":")[3])
+            try:
+                if group_arn + machine not in created:
+                    logs.create_log_stream(**stream)
+                    created.add(group_arn + machine)
+                logs.put_log_events(**stream, logEvents=[event for *_, event in events])
+            except ClientError as error:
+                service.logger.warning("No execution log for %s: %s", machine, error)
 
 
 threading.Thread(target=deliver_logs, daemon=True).start()
