@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -33,6 +34,7 @@ CONCURRENCY = "LAMBDA_ACCOUNT_CONCURRENCY"
 MODULES = {"xray": "xray_daemon", "sagemaker": "sagemaker_api", "emulator": "start"}
 HELPERS = {"xray": "the collector of traces", "sagemaker": "the emulated SageMaker"}
 NO_PROXY = {"NO_PROXY": "127.0.0.1,localhost", "no_proxy": "127.0.0.1,localhost"}
+ENVIRONMENT = threading.Lock()  # held by the thread that has replaced it
 os.environ |= NO_PROXY  # all addresses are local, so a proxy of the user's must not be used
 
 
@@ -70,7 +72,7 @@ class Stack:
 
     def client(self, service: str) -> BaseClient:
         """A boto3 client for this stack, unaffected by the user's AWS variables and files."""
-        with replaced_environment(clean_environment() | self.aws_variables):
+        with ENVIRONMENT, replaced_environment(clean_environment() | self.aws_variables):
             return boto3.Session().client(service)
 
     def save(self) -> None:

@@ -159,9 +159,10 @@ def check_event(data: bytes) -> str:
     ended = {"executionArn": "arn", "status": "FAILED", "error": "Error", "input": text, "cause": text}
     record_outcome.failure_of(ended)
     record_outcome.result_of(ended | {"error": record_outcome.NOT_ACCEPTED})
-    for line in inference.input_fn(data, inference.JSON_LINES):
-        with contextlib.suppress(pixels.UnsupportedImageError):
-            inference._decode_line(line)
+    with contextlib.suppress(pixels.UnsupportedImageError):
+        for line in inference.input_fn(data, inference.JSON_LINES):
+            with contextlib.suppress(pixels.UnsupportedImageError):
+                inference._decode_line(line)
     try:
         event = json.loads(data)
     except (ValueError, RecursionError):  # Lambda's runtime parses inputs

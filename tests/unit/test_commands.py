@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import unicodedata
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,17 @@ def test_the_limit_of_concurrent_functions_depends_on_the_cores_unless_it_is_giv
         monkeypatch.setenv("LAMBDA_ACCOUNT_CONCURRENCY", wrong)
         with pytest.raises(UsageError, match=f"LAMBDA_ACCOUNT_CONCURRENCY={wrong} is not a number of functions"):
             processes.account_concurrency()
+
+
+def test_clients_that_several_threads_make_have_the_stacks_credentials(tmp_path, monkeypatch):
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    before = dict(os.environ)
+    stack = processes.Stack(tmp_path, {"emulator": 1, "sagemaker": 2})
+    with ThreadPoolExecutor(8) as pool:
+        clients = list(pool.map(stack.client, ["sqs"] * 20))
+    assert all(client._request_signer._credentials for client in clients)
+    assert {client.meta.endpoint_url for client in clients} == {"http://127.0.0.1:1"}
+    assert dict(os.environ) == before
 
 
 def test_a_syntax_error_in_a_function_is_shown_without_a_traceback(monkeypatch, tmp_path):

@@ -230,6 +230,33 @@ def test_no_line_is_lost_across_batches_with_blank_lines_and_no_trailing_newline
     assert kinds == ["predictions"] * inference.BATCH_SIZE + ["error"] * 2 + ["predictions"] * 3
 
 
+def test_lines_above_the_requests_budget_of_work_fail_by_name_and_the_others_are_classified(model, monkeypatch):
+    monkeypatch.setattr(inference, "MAX_WORK", 3 * 6 * 4)  # pixels
+    results = invoke_lines([base64_of(encode(plain_image("white")))] * 5, model)
+    assert results[:3] == [WHITE] * 3
+    assert [result["error"]["code"] for result in results[3:]] == ["ImageTooLargeError"] * 2
+    large = invoke_lines(
+        [base64_of(encode(plain_image("white", size=(9, 9)))), base64_of(encode(plain_image()))], model
+    )
+    assert large[0]["error"]["message"].endswith("send fewer in one request") and large[1] == WHITE
+
+
+def test_what_is_left_of_a_request_is_not_decoded_once_its_client_has_gone(model, monkeypatch):
+    lines = inference.input_fn(f'"{base64_of(encode(plain_image()))}"\n'.encode() * 40, "application/jsonlines")
+    decoded = []
+    preprocess = inference.preprocess
+
+    def preprocess_and_leave(image, size):
+        decoded.append(image)
+        lines.abandoned = True
+        return preprocess(image, size)
+
+    monkeypatch.setattr(inference, "preprocess", preprocess_and_leave)
+    results = inference.predict_fn(lines, model)
+    assert len(results) == 40
+    assert len(decoded) <= inference.THREADS
+
+
 def test_an_empty_json_lines_body_has_an_empty_response(model):
     assert invoke(b"", "application/jsonlines", model) == ("", "application/jsonlines")
 
