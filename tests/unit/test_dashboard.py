@@ -75,15 +75,18 @@ def test_the_bars_of_the_labels_are_stacked_in_order_and_no_tick_repeats(points)
 
 
 def test_both_axes_are_in_the_legend_start_at_0_and_have_whole_ticks_for_counts(points):
-    function = {"FunctionName": "${ClassifyBatchFunction}"}
-    for name, value in (("Errors", 1), ("Throttles", 0), ("Duration", 812.5)):
-        points.add("AWS/Lambda", name, function, 60, value)
-    axes = draw("ClassifyBatch", points)
+    for name, queue, value in (
+        ("ApproximateNumberOfMessagesVisible", "${ReviewQueue.QueueName}", 1),
+        ("ApproximateNumberOfMessagesVisible", "${ReviewDeadLetterQueue.QueueName}", 0),
+        ("ApproximateAgeOfOldestMessage", "${ReviewQueue.QueueName}", 812.5),
+    ):
+        points.add("AWS/SQS", name, {"QueueName": queue}, 60, value)
+    axes = draw("Waiting for review", points)
     (_, right) = axes.figure.axes
     assert [text.get_text() for text in axes.get_legend().get_texts()] == [
-        "errors",
-        "throttles",
-        "duration, p90 (ms) (right)",
+        "images",
+        "dead letters",
+        "age of the oldest (s) (right)",
     ]
     assert axes.get_ylim()[0] == right.get_ylim()[0] == 0
     assert [tick for tick in axes.get_yticks() if tick <= axes.get_ylim()[1]] == [0, 1]
