@@ -35,7 +35,6 @@ resources: dict[str, dict[str, dict[str, Any]]] = {kind: {} for kind in KINDS}
 lock = threading.RLock()  # of resources
 containers: dict[str, "Container"] = {}  # by endpoint name
 processes: list[subprocess.Popen[bytes]] = []
-http = urllib3.PoolManager(maxsize=32, retries=False)
 
 
 class ApiError(Exception):
@@ -74,6 +73,7 @@ class Container:
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = str(free.getsockname()[1])
         self.url = f"http://127.0.0.1:{port}"
+        self.http = urllib3.PoolManager(maxsize=32, retries=False)  # its own: closes with it what a dead one left open
         model_dir = str(self.directory / "model")
         variables = {"SAGEMAKER_MODEL_SERVER_WORKERS": "1"}  # leaves cores for everything else on this machine
         variables |= {name: value.replace("/opt/ml/model", model_dir) for name, value in self.environment.items()}
@@ -94,7 +94,7 @@ class Container:
 
     def is_healthy(self) -> bool:
         try:
-            return http.request("GET", f"{self.url}/ping", timeout=2).status == 200
+            return self.http.request("GET", f"{self.url}/ping", timeout=2).status == 200
         except urllib3.exceptions.HTTPError:
             return False
 
@@ -110,7 +110,7 @@ class Container:
         passed = {name: headers[name] for name in ("Content-Type", "Accept") if name in headers}
         url = f"{self.url}/invocations"
         try:
-            response = http.request("POST", url, body=body, headers=passed, timeout=TIMEOUT)
+            response = self.http.request("POST", url, body=body, headers=passed, timeout=TIMEOUT)
             status, message = response.status, response.data.decode(errors="replace")
         except urllib3.exceptions.ReadTimeoutError:
             status, message = 0, "Your invocation timed out while waiting for a response from container primary."
