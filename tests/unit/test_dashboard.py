@@ -74,16 +74,19 @@ def test_the_bars_of_the_labels_are_stacked_in_order_and_no_tick_repeats(points)
     assert len(ticks) == len(set(ticks)) > 2
 
 
-def test_both_axes_are_in_the_legend_start_at_0_and_have_whole_ticks_for_counts(points):
-    function = {"FunctionName": "${ClassifyBatchFunction}"}
-    for name, value in (("Errors", 1), ("Throttles", 0), ("Duration", 812.5)):
-        points.add("AWS/Lambda", name, function, 60, value)
+def test_counts_have_whole_ticks_from_0(points):
+    for name, value in (("Errors", 1), ("Throttles", 0)):
+        points.add("AWS/Lambda", name, {"FunctionName": "${ClassifyBatchFunction}"}, 60, value)
     axes = draw("ClassifyBatch", points)
-    (_, right) = axes.figure.axes
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == [
-        "errors",
-        "throttles",
-        "duration, p90 (ms) (right)",
-    ]
+    low, high = axes.get_ylim()
+    assert [tick for tick in axes.get_yticks() if low <= tick <= high] == [0, 1]
+
+
+def test_both_axes_are_in_the_legend_and_start_at_0(points):
+    for name, value in (("ApproximateNumberOfMessagesVisible", 3), ("ApproximateAgeOfOldestMessage", 812.5)):
+        points.add("AWS/SQS", name, {"QueueName": "${ReviewQueue.QueueName}"}, 60, value)
+    axes = draw("Waiting for review", points)
+    _, right = axes.figure.axes
+    named = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert named[-1] == "age of the oldest (s) (right)" and len(named) > 1
     assert axes.get_ylim()[0] == right.get_ylim()[0] == 0
-    assert [tick for tick in axes.get_yticks() if tick <= axes.get_ylim()[1]] == [0, 1]
