@@ -283,11 +283,16 @@ def test_the_same_input_started_twice_is_two_batches(batches, digits):
     assert one.output["results"] != other.output["results"]
 
 
+def run_command(found, *arguments):
+    """make batch with these options."""
+    options = command.parse([*arguments])
+    command.run(found, options, command.limits(options.threshold, options.concurrency))
+
+
 def test_the_command_shows_the_summary_and_the_reader_finds_every_row(batches, digits, capsys, tmp_path):
     keys = batches.upload("command/", digits)
     found = Target("batches", batches.outputs, batches.stack.client, batches.stack)
-    options = command.parse(["--prefix", "command/", "--threshold", "0.9", "--concurrency", "2"])
-    command.run(found, options)
+    run_command(found, "--prefix", "command/", "--threshold", "0.9", "--concurrency", "2")
     printed = capsys.readouterr().out
     name = printed.split("Execution ")[1].split()[0]
     assert "40 images in" in printed and f"make results EXECUTION={name}" in printed
@@ -311,13 +316,13 @@ def test_the_command_stops_a_batch_on_request_and_continues_it(batches, endpoint
         patched.setattr(command, "counts", press_ctrl_c)
         patched.setattr(command.console, "input", lambda _: "y")
         patched.setattr("sys.stdin.isatty", lambda: True, raising=False)
-        command.run(found, command.parse(["--prefix", "interrupted/"]))
+        run_command(found, "--prefix", "interrupted/")
     name = capsys.readouterr().out.split("make batch EXECUTION=")[1].split()[0]
     arn = command.arn_of(found, name)
     assert failed_message(batches, arn)["detail"]["status"] == "ABORTED"
     endpoint.dead_until = 0
     wait_for(lambda: batches.map_run(arn)["status"] == "ABORTED")
-    command.run(found, command.parse(["--execution", name, "--redrive", "true"]))
+    run_command(found, "--execution", name, "--redrive", "true")
     batch = batches.ended(arn)
     assert (batch.status, batch.keys, batch.errors) == ("SUCCEEDED", keys, {})
 
