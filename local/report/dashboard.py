@@ -30,7 +30,7 @@ from monitoring.dashboard import expanded
 matplotlib.use("Agg")
 from matplotlib import dates, pyplot
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
 MINUTE = 60
 UNIT = 0.5  # inches, of the dashboard's grid
@@ -39,6 +39,7 @@ STATISTICS: dict[str, Callable[[list[float]], float]] = {
     "Sum": sum, "Average": statistics.fmean, "Maximum": max, "SampleCount": len,
 }  # fmt: skip
 COLUMNS = 24  # of the dashboard's grid
+THOUSANDS = 10_000  # from here on, an axis has 10k instead of 10000, for which there is no room
 ROOM = 1.3  # height of a chart, in its highest value: for the legend
 COLLECTED = {  # None: every metric of the namespace
     "ImageClassification": None,
@@ -198,9 +199,11 @@ def draw_lines(axes: Axes, widget: Widget, points: Points, span: tuple[datetime,
     axes.set_axisbelow(True)
     limits = widget.get("yAxis", {}).get("left")
     for on_the_right, side in sides.items():
-        counts = all(value == int(value) for value in drawn[on_the_right])
+        counts = all(math.isclose(value, round(value)) for value in drawn[on_the_right])
         side.yaxis.set_major_locator(MaxNLocator(4, integer=counts and not limits))
         highest = max(drawn[on_the_right], default=0) or 1
+        if highest >= THOUSANDS:
+            side.yaxis.set_major_formatter(EngFormatter(sep=""))
         bounds = (limits["min"], limits["max"]) if limits and not on_the_right else (0, ROOM * highest)
         side.set_ylim(*bounds)
     if drawn[False] or drawn[True]:

@@ -74,7 +74,15 @@ def test_the_bars_of_the_labels_are_stacked_in_order_and_no_tick_repeats(points)
     assert len(ticks) == len(set(ticks)) > 2
 
 
-def test_both_axes_are_in_the_legend_start_at_0_and_have_whole_ticks_for_counts(points):
+def test_counts_have_whole_ticks_from_0(points):
+    for name, value in (("Errors", 1), ("Throttles", 0)):
+        points.add("AWS/Lambda", name, {"FunctionName": "${ClassifyBatchFunction}"}, 60, value)
+    axes = draw("ClassifyBatch", points)
+    low, high = axes.get_ylim()
+    assert [tick for tick in axes.get_yticks() if low <= tick <= high] == [0, 1]
+
+
+def test_both_axes_are_in_the_legend_start_at_0(points):
     for name, queue, value in (
         ("ApproximateNumberOfMessagesVisible", "${ReviewQueue.QueueName}", 1),
         ("ApproximateNumberOfMessagesVisible", "${ReviewDeadLetterQueue.QueueName}", 0),
@@ -89,4 +97,3 @@ def test_both_axes_are_in_the_legend_start_at_0_and_have_whole_ticks_for_counts(
         "age of the oldest (s) (right)",
     ]
     assert axes.get_ylim()[0] == right.get_ylim()[0] == 0
-    assert [tick for tick in axes.get_yticks() if tick <= axes.get_ylim()[1]] == [0, 1]
