@@ -29,7 +29,7 @@ from local.command import LOCAL, ROOT, StackError, UsageError, console
 
 REGION = "us-east-1"
 SECONDS_TO_START = 60
-FUNCTIONS_PER_CORE = 4
+FUNCTIONS_PER_CORE = 3
 CONCURRENCY = "LAMBDA_ACCOUNT_CONCURRENCY"
 MODULES = {"xray": "xray_daemon", "sagemaker": "sagemaker_api", "emulator": "start"}
 HELPERS = {"xray": "the collector of traces", "sagemaker": "the emulated SageMaker"}
@@ -128,6 +128,7 @@ def start(directory: Path, **variables: str) -> Stack:
         "AUTH": "true",  # enforce the functions' roles
         CONCURRENCY: str(concurrent),
         "LAMBDA_PYTHON": str(LOCAL / "venvs/lambda/bin/python"),
+        "LAMBDA_WARM_TTL_SECONDS": "10",  # for each function's processes after the first, of 50 MB each
         "AWS_LAMBDA_LOG_FORMAT": "JSON",
         "AWS_LAMBDA_LOG_LEVEL": "INFO",  # Lambda sets it from ApplicationLogLevel; LOG_LEVEL above is the emulator's
         "AWS_XRAY_DAEMON_ADDRESS": f"127.0.0.1:{stack.ports['xray']}",

@@ -69,7 +69,7 @@ def test_a_file_that_cannot_be_written_is_named_without_a_traceback(capsys):
 
 def test_the_limit_of_concurrent_functions_depends_on_the_cores_unless_it_is_given(monkeypatch):
     monkeypatch.delenv("LAMBDA_ACCOUNT_CONCURRENCY", raising=False)
-    assert processes.account_concurrency() == 4 * len(os.sched_getaffinity(0))
+    assert processes.account_concurrency() == processes.FUNCTIONS_PER_CORE * len(os.sched_getaffinity(0))
     monkeypatch.setenv("LAMBDA_ACCOUNT_CONCURRENCY", "100")
     assert processes.account_concurrency() == 100
     for wrong in ("0", "many", "-1", "1.5"):
