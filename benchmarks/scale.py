@@ -106,7 +106,7 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 def cost_table() -> str:
     ways = {
         "batches of 500, realtime endpoint, never idle": realtime(batches_of(500)),
-        "batches of 200 (the default), realtime": realtime(batches_of(200)),
+        "batches of 300 (the default), realtime": realtime(batches_of(300)),
         "batches of 500, serverless endpoint of 2 GB": serverless(batches_of(500)),
         "one execution per image, realtime": realtime(counted()["single"]),
         "SageMaker Batch Transform": transform(),

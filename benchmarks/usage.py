@@ -2,7 +2,7 @@
 
     .venv/bin/python -m benchmarks.usage
 
-Classifies photographs of 50 kB one execution per image, and in batches of 200 and of 500, and counts what AWS bills:
+Classifies photographs of 50 kB one execution per image, and in batches of 300 and of 500, and counts what AWS bills:
 state transitions in the histories, Lambda's requests and duration by its own metrics, the endpoint's CPU time and the
 bytes to and from it, requests to S3, bytes of logs. `fixed` is the share of a batch's execution that does not grow
 with its images. One function runs at a time, on a core of its own, as on Lambda; the emulator's share of a duration is
@@ -22,9 +22,9 @@ from local.executions import finished
 from local.target import Target, target
 
 FILE = Path(__file__).with_suffix(".json")
-EXECUTIONS, IMAGES = 100, 2000
+EXECUTIONS, IMAGES = 100, 3000
 WARM_UP = 20
-SIZES = (200, 500)
+SIZES = (300, 500)
 KEYS_PER_LIST = 1000
 EVENT_BYTES = 26  # that CloudWatch Logs adds to each event
 RECORDED = "prediction"  # RecordOutcome's message, the last thing that an execution causes

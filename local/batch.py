@@ -23,7 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from local.classify import parse_threshold
 from local.command import LOCAL, StackError, UsageError, console, report_errors
 from local.target import Target, target
-from monitoring import results
+from monitoring import outcomes
 
 DIGITS = LOCAL / "data/digits"
 ARCHIVE = "archive/digits/"  # not under UploadPrefix, where each object would start an execution
@@ -168,7 +168,7 @@ def show(found: Target, summary: dict[str, Any]) -> None:
         )
         console.print(f"{name:19} {text}", markup=False, soft_wrap=True)
     name = summary["execution_arn"].rpartition(":")[2]
-    rows = results.from_batches(found.client("s3"), found.outputs["ResultsBucketName"], execution=name)
+    rows = outcomes.from_batches(found.client("s3"), found.outputs["ResultsBucketName"], execution=name)
     for row in islice(rows, SHOWN):
         outcome = row["error"] or f"{row['label']}, confidence {row['confidence']:.3f}"
         console.print(f"  {row['s3_key']}: {row['outcome']}, {outcome}", markup=False, soft_wrap=True)

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from local.command import UsageError, console, report_errors
 from local.target import Target, target
-from monitoring import results
+from monitoring import outcomes
 
 SHOWN = 20
 UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
@@ -35,18 +35,18 @@ def start_of(since: str) -> datetime | None:
         raise UsageError(f"SINCE={since} is neither a duration (30m, 12h, 7d, 2w) nor a date (2026-11-26)") from None
 
 
-def rows(found: Target, options: argparse.Namespace, since: datetime | None) -> Iterator[results.Row]:
+def rows(found: Target, options: argparse.Namespace, since: datetime | None) -> Iterator[outcomes.Row]:
     """The rows that the options select; those of a batch only, if EXECUTION names one."""
-    batches = results.from_batches(
+    batches = outcomes.from_batches(
         found.client("s3"), found.outputs["ResultsBucketName"], since, options.execution.rpartition(":")[2]
     )
     if options.execution:
-        return results.matching(batches, outcome=options.outcome, label=options.label)
-    single = results.from_executions(found.client("logs"), found.outputs["PredictionLogGroupName"], since)
-    return results.matching(chain(single, batches), outcome=options.outcome, label=options.label)
+        return outcomes.matching(batches, outcome=options.outcome, label=options.label)
+    single = outcomes.from_executions(found.client("logs"), found.outputs["PredictionLogGroupName"], since)
+    return outcomes.matching(chain(single, batches), outcome=options.outcome, label=options.label)
 
 
-def show(selected: Iterator[results.Row]) -> None:
+def show(selected: Iterator[outcomes.Row]) -> None:
     """Print the first rows, and how many there are of each outcome."""
     first = list(islice(selected, SHOWN))
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -61,8 +61,8 @@ def show(selected: Iterator[results.Row]) -> None:
         console.print(table)
     total = counts.total()
     more = f"; the first {SHOWN} are shown, OUTPUT=file.csv or file.parquet writes all" if total > SHOWN else ""
-    outcomes = ", ".join(f"{number:,} {outcome}" for outcome, number in sorted(counts.items()))
-    console.print(f"\n{total:,} images{': ' if outcomes else ''}{outcomes}{more}")
+    listed = ", ".join(f"{number:,} {outcome}" for outcome, number in sorted(counts.items()))
+    console.print(f"\n{total:,} images{': ' if listed else ''}{listed}{more}")
 
 
 def main() -> None:
@@ -84,7 +84,7 @@ def main() -> None:
             selected = rows(found, options, since)
             if not options.output:
                 return show(selected)
-            number = results.write(selected, Path(options.output))
+            number = outcomes.write(selected, Path(options.output))
             console.print(f"{number:,} images written to {options.output}", markup=False)
 
 

@@ -46,7 +46,7 @@ from test_delivery import (  # noqa: F401
     test_an_upload_that_is_delivered_again_after_its_execution_starts_no_other,
 )
 from test_destroy import test_a_bucket_of_thousands_of_versions_is_emptied  # noqa: F401
-from test_everyday import (  # noqa: F401
+from test_evaluate_and_trace import (  # noqa: F401
     labelled,
     test_a_named_stack_is_evaluated_with_the_users_own_credentials,
     test_an_image_in_a_named_stack_is_followed,

@@ -19,7 +19,7 @@ from batches import Batches
 from local import batch as command
 from local.deployment import BUILD, deploy, model_archive, upload_model
 from local.target import Target
-from monitoring import results
+from monitoring import outcomes
 from workflow import DIGITS, WAIT_SCALE, Workflow, wait_for
 
 # Faults of the function's process, planted in a copy of the built function. Each strikes once, where a test has made
@@ -296,9 +296,9 @@ def test_the_command_shows_the_summary_and_the_reader_finds_every_row(batches, d
     printed = capsys.readouterr().out
     name = printed.split("Execution ")[1].split()[0]
     assert "40 images in" in printed and f"make results EXECUTION={name}" in printed
-    rows = list(results.from_batches(batches.s3, batches.results, execution=name))
+    rows = list(outcomes.from_batches(batches.s3, batches.results, execution=name))
     assert sorted(row["s3_key"] for row in rows) == keys
-    assert results.write(results.matching(rows, outcome="accepted"), tmp_path / "accepted.parquet") > 30
+    assert outcomes.write(outcomes.matching(rows, outcome="accepted"), tmp_path / "accepted.parquet") > 30
 
 
 def test_the_command_stops_a_batch_on_request_and_continues_it(batches, endpoint, digits, capsys, monkeypatch):

@@ -27,7 +27,7 @@ os.environ.update(
     OUTCOME_TABLE="image-classification-OutcomeTable",
 )
 
-SLOWEST = ("test_faults.py", "test_training.py")
+SLOWEST = ("test_planted_faults.py", "test_training.py")
 
 
 def pytest_collection_modifyitems(items):

@@ -24,7 +24,7 @@ PARAMETERS = {
     "EndpointName": "image-classification",
     "EndpointAccept": "application/json",
     "Labels": "",
-    "BatchSize": "200",
+    "BatchSize": "300",
     "BatchMaxConcurrency": "8",
     "BatchToleratedFailurePercentage": "0",
     "BatchRequests": "jsonlines",

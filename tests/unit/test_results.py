@@ -14,7 +14,7 @@ from botocore.stub import Stubber
 from documents import RESOURCES, ROOT
 from local import results as command
 from local.command import StackError
-from monitoring import results
+from monitoring import outcomes
 
 ACCEPTED = {
     "outcome": "accepted", "s3_bucket": "images", "s3_key": 'odd, "key"\n.png', "label": "7", "confidence": 0.97,
@@ -50,8 +50,8 @@ def test_every_line_of_a_batch_is_a_row_with_every_column(s3):
     client, stubber = s3
     listed(stubber, ["results/execution=name/a.jsonl"], "results/execution=name/")
     stored(stubber, ACCEPTED, ERROR)
-    accepted, error = results.from_batches(client, "results", execution="name")
-    assert list(accepted) == list(error) == list(results.COLUMNS)
+    accepted, error = outcomes.from_batches(client, "results", execution="name")
+    assert list(accepted) == list(error) == list(outcomes.COLUMNS)
     assert (accepted["s3_key"], accepted["confidence"], accepted["error"]) == ('odd, "key"\n.png', 0.97, None)
     assert (error["label"], error["error"]) == (None, "ImageNotFoundError")
 
@@ -59,7 +59,7 @@ def test_every_line_of_a_batch_is_a_row_with_every_column(s3):
 def test_objects_written_before_the_period_are_not_read(s3):
     client, stubber = s3
     listed(stubber, ["results/execution=name/a.jsonl"])
-    assert list(results.from_batches(client, "results", since=datetime(2026, 11, 27, tzinfo=UTC))) == []
+    assert list(outcomes.from_batches(client, "results", since=datetime(2026, 11, 27, tzinfo=UTC))) == []
 
 
 def test_lines_of_the_prediction_log_become_the_same_rows():
@@ -67,20 +67,20 @@ def test_lines_of_the_prediction_log_become_the_same_rows():
     line = {"message": "prediction", "timestamp": "2026-11-26 03:00:00,250+0100", **ACCEPTED, "time": None}
     with Stubber(logs) as stubber:
         stubber.add_response("filter_log_events", {"events": [{"message": json.dumps(line)}]})
-        (row,) = results.from_executions(logs, "group")
-    assert row == results.row(ACCEPTED)
+        (row,) = outcomes.from_executions(logs, "group")
+    assert row == outcomes.row(ACCEPTED)
 
 
 def test_rows_are_selected_by_outcome_and_label():
-    rows = [results.row(ACCEPTED), results.row(ERROR)]
-    assert list(results.matching(rows, outcome="error", label="")) == rows[1:]
-    assert list(results.matching(rows, outcome="accepted", label="7")) == rows[:1]
-    assert list(results.matching(rows, outcome="", label="")) == rows
+    rows = [outcomes.row(ACCEPTED), outcomes.row(ERROR)]
+    assert list(outcomes.matching(rows, outcome="error", label="")) == rows[1:]
+    assert list(outcomes.matching(rows, outcome="accepted", label="7")) == rows[:1]
+    assert list(outcomes.matching(rows, outcome="", label="")) == rows
 
 
 def test_rows_are_written_as_csv(tmp_path):
     path = tmp_path / "rows.csv"
-    assert results.write(map(results.row, [ACCEPTED, ERROR]), path) == 2
+    assert outcomes.write(map(outcomes.row, [ACCEPTED, ERROR]), path) == 2
     with path.open(newline="") as file:
         accepted, error = csv.DictReader(file)
     assert (accepted["s3_key"], float(accepted["confidence"]), error["label"]) == (ACCEPTED["s3_key"], 0.97, "")
@@ -88,12 +88,12 @@ def test_rows_are_written_as_csv(tmp_path):
 
 def test_rows_are_written_as_parquet_with_types(tmp_path):
     path = tmp_path / "rows.parquet"
-    assert results.write(map(results.row, [ACCEPTED, ERROR]), path) == 2
+    assert outcomes.write(map(outcomes.row, [ACCEPTED, ERROR]), path) == 2
     query = f"SELECT s3_key, confidence, time FROM '{path}' WHERE outcome = 'accepted'"
     [(key, confidence, time)] = duckdb.sql(query).fetchall()
     assert (key, confidence) == (ACCEPTED["s3_key"], 0.97)
     assert time == datetime(2026, 11, 26, 2, 0, 0, 250_000, tzinfo=UTC)
-    assert results.write(iter([]), tmp_path / "none.parquet") == 0
+    assert outcomes.write(iter([]), tmp_path / "none.parquet") == 0
 
 
 def test_a_period_is_a_duration_or_a_date():
@@ -111,7 +111,7 @@ def test_labels_keys_and_errors_with_brackets_are_printed_as_they_are(capsys):
         {**ACCEPTED, "s3_key": "a [/b].png", "label": "shoe [left]"},
         {**ERROR, "s3_key": "[red].png", "error": "[E]"},
     ]
-    command.show(map(results.row, rows))
+    command.show(map(outcomes.row, rows))
     printed = capsys.readouterr().out
     assert all(text in printed for text in ("a [/b].png", "shoe [left]", "[red].png", "[E]"))
 
@@ -126,7 +126,7 @@ def test_a_wrong_option_is_refused_before_a_stack_is_looked_for(option, monkeypa
 
 
 def test_the_table_shows_the_first_rows_and_counts_all(capsys):
-    command.show(map(results.row, [ACCEPTED] * 30 + [ERROR]))
+    command.show(map(outcomes.row, [ACCEPTED] * 30 + [ERROR]))
     printed = capsys.readouterr().out
     assert "31 images: 30 accepted, 1 error; the first 20 are shown" in printed
     assert printed.count("0.970") == 20

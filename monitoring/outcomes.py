@@ -1,7 +1,7 @@
 """Every image's outcome, from single executions (the prediction log) and from batches (the results bucket), as rows.
 
-    rows = results.from_batches(boto3.client("s3"), outputs["ResultsBucketName"])
-    rows = results.from_executions(boto3.client("logs"), outputs["PredictionLogGroupName"], since=last_week)
+    rows = outcomes.from_batches(boto3.client("s3"), outputs["ResultsBucketName"])
+    rows = outcomes.from_executions(boto3.client("logs"), outputs["PredictionLogGroupName"], since=last_week)
 
 The same calls work on AWS and on the local stack. A row has the keys COLUMNS; what an image does not have is None.
 """
