@@ -2,11 +2,11 @@
 
     .venv/bin/python -m benchmarks.usage
 
-Classifies photographs of 50 kB one execution per image, and in batches of 300 and of 500, and counts what AWS bills:
-state transitions in the histories, Lambda's requests and duration by its own metrics, the endpoint's CPU time and the
-bytes to and from it, requests to S3, bytes of logs. `fixed` is the share of a batch's execution that does not grow
-with its images. One function runs at a time, on a core of its own, as on Lambda; the emulator's share of a duration is
-in it. benchmarks/scale.py computes costs from the file.
+Classifies photographs of 50 kB as uploads, one execution per image, and in batches of 300 and of 500, and counts what
+AWS bills: state transitions in the histories, Lambda's requests and duration by its own metrics, the endpoint's CPU
+time and the bytes to and from it, requests to S3, bytes of logs. `fixed` is the share of a batch's execution that does
+not grow with its images. One function runs at a time, on a core of its own, as on Lambda; the emulator's share of a
+duration is in it. benchmarks/scale.py computes costs from the file.
 """
 
 import json
@@ -16,14 +16,15 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from benchmarks.batch import TINY, cpu_seconds, delete, photographs, run, upload
+from benchmarks.batch import cpu_seconds, delete, photographs, run, upload
 from local.command import console, report_errors
-from local.executions import finished
+from local.executions import Watch
 from local.target import Target, target
 
 FILE = Path(__file__).with_suffix(".json")
 EXECUTIONS, IMAGES = 100, 3000
 WARM_UP = 20
+THRESHOLD = 0.75
 SIZES = (300, 500)
 KEYS_PER_LIST = 1000
 EVENT_BYTES = 26  # that CloudWatch Logs adds to each event
@@ -108,17 +109,31 @@ def response_bytes(found: Target, image: bytes) -> int:
     return len(response["Body"].read())
 
 
-def executions(found: Target, prefix: str, numbers: range) -> list[str]:
-    """Classify these objects one after the other, each in an execution of its own."""
-    states, bucket = found.client("stepfunctions"), found.outputs["ImageBucketName"]
+def accepted(found: Target, images: list[bytes]) -> list[bytes]:
+    """Those of the images whose confidence reaches the default threshold."""
+    request = {"EndpointName": found.outputs["EndpointName"], "ContentType": "image/jpeg", "Accept": "application/json"}
+    runtime = found.client("sagemaker-runtime")
+    responses = [json.load(runtime.invoke_endpoint(Body=image, **request)["Body"]) for image in images]
+    return [
+        image
+        for image, response in zip(images, responses, strict=True)
+        if response["predictions"][0]["probability"] >= THRESHOLD
+    ]
+
+
+def uploads(found: Target, prefix: str, images: list[bytes], count: int) -> list[str]:
+    """Upload the images one after the other; each starts an execution, whose ARN is returned."""
+    states, s3 = found.client("stepfunctions"), found.client("s3")
+    watch = Watch(states, found.outputs["ClassifyImageStateMachineArn"], prefix)
     arns = []
-    for number in numbers:
-        request = {"s3_bucket": bucket, "s3_key": f"{prefix}{number:06}", "threshold": TINY}
-        started = states.start_execution(
-            stateMachineArn=found.outputs["ClassifyImageStateMachineArn"], input=json.dumps(request)
-        )
-        arns.append(started["executionArn"])
-        assert finished(states, arns[-1], time.monotonic() + 60).status == "SUCCEEDED"
+    for number in range(count):
+        body = images[number % len(images)]
+        s3.put_object(Bucket=found.outputs["ImageBucketName"], Key=f"{prefix}{number:06}", Body=body)
+        while not (ended := list(watch.ended())):
+            time.sleep(0.1)
+        (outcome,) = ended
+        assert outcome.status == "SUCCEEDED" and outcome.execution_arn
+        arns.append(outcome.execution_arn)
     wait_for_the_log(found, arns[-1])
     return arns
 
@@ -135,12 +150,13 @@ def wait_for_the_log(found: Target, arn: str) -> None:
 
 
 def one_by_one(found: Target, images: list[bytes]) -> dict[str, Any]:
-    prefix = "benchmark/single/"
-    stored = upload(found, prefix, EXECUTIONS, images)
-    executions(found, prefix, range(WARM_UP))
+    prefix = f"{found.outputs['UploadPrefix']}benchmark/"
+    images = accepted(found, images)
+    uploads(found, f"{prefix}warm-up/", images, WARM_UP)
     meter = Meter(found)
-    arns = executions(found, prefix, range(EXECUTIONS))
+    arns = uploads(found, f"{prefix}single/", images, EXECUTIONS)
     counts, _ = meter.read()
+    stored = sum(len(images[number % len(images)]) for number in range(EXECUTIONS))
     counts |= {
         "transitions": sum(entered_states(found, arn) for arn in arns),
         "endpoint_bytes": stored + EXECUTIONS * response_bytes(found, images[0]),
