@@ -17,7 +17,7 @@ def test_the_stacks_defaults_complete_the_request(event, context):
         "s3_bucket": "images",
         "s3_prefix": "archive/",
         "threshold": 0.9,
-        "batch_size": 200,
+        "batch_size": 300,
         "max_concurrency": 4,
         "tolerated_failure_percentage": 0,
         "review": False,
