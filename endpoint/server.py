@@ -220,7 +220,8 @@ class Endpoint:
             self.load()
         except Exception:
             traceback.print_exc()
-            os._exit(STARTUP_FAILURE)  # now: otherwise the supervisor waits HUNG_SECONDS for a heartbeat
+            time.sleep(0.2)  # for the thread that answers heartbeats: the supervisor waits HUNG_SECONDS for an answer
+            os._exit(STARTUP_FAILURE)
         signal.signal(signal.SIGTERM, finish)
         yield
         if self.capture:

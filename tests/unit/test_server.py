@@ -488,7 +488,7 @@ class Process:
         return True
 
     def returncode(self):
-        return self.process.wait(30)
+        return self.process.wait(60)
 
 
 @contextlib.contextmanager
