@@ -124,7 +124,7 @@ class ReviewTable:
         return review_of(response["Item"])
 
     def claim(self, review: Review, reviewer: str) -> Review:
-        """Keep the image for this reviewer, for CLAIM_SECONDS from now. Raises AlreadyClaimed or AlreadyReviewedError."""
+        """Keep the image for this reviewer, for CLAIM_SECONDS. Raises AlreadyClaimed or AlreadyReviewedError."""
         return self.update(
             review,
             reviewer,
