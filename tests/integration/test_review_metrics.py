@@ -8,7 +8,6 @@ import pytest
 
 import review_item
 from local.redrive import Redrive
-from review.table import ReviewTable
 from workflow import wait_for
 
 PERIOD = 3600
@@ -17,7 +16,7 @@ PERIOD = 3600
 @pytest.fixture
 def table(workflow):
     """The review table, emptied of what other tests have left, and again at the end."""
-    client, name = workflow.stack.client("dynamodb"), workflow.outputs["ReviewTableName"]
+    client, name = workflow.reviews.client, workflow.reviews.name
 
     def clear():
         for page in client.get_paginator("scan").paginate(TableName=name):
@@ -25,7 +24,7 @@ def table(workflow):
                 client.delete_item(TableName=name, Key={key: item[key] for key in ("image", "version")})
 
     clear()
-    yield ReviewTable(client, name)
+    yield workflow.reviews
     clear()
 
 
