@@ -49,10 +49,12 @@ def put(table, accepted, created_at, label="7"):
 
 def scheduled(workflow):
     """The event that the deployed schedule sends."""
+    function = workflow.outputs["PublishReviewMetricsFunctionName"]
+    alias = workflow.stack.client("lambda").get_alias(FunctionName=function, Name="live")["AliasArn"]
     events = workflow.stack.client("events")
-    (rule,) = [rule for rule in events.list_rules()["Rules"] if rule.get("ScheduleExpression") == "rate(1 hour)"]
-    (target,) = events.list_targets_by_rule(Rule=rule["Name"])["Targets"]
-    assert target["Arn"].endswith(":live")
+    (rule,) = events.list_rule_names_by_target(TargetArn=alias)["RuleNames"]
+    assert events.describe_rule(Name=rule)["ScheduleExpression"] == "rate(1 hour)"
+    (target,) = events.list_targets_by_rule(Rule=rule)["Targets"]
     return json.loads(target["Input"])
 
 
