@@ -45,7 +45,7 @@ GRID = np.array(
 )
 STARTS = 2.996, 4.744, 6.296  # divided by 1 - accuracy: images with which a test passes with 0, 1 or 2 mistakes
 ENOUGH = 0.8  # of 200 resamples have a threshold: the number of images is sufficient
-MOST_IMAGES = 1_000_000
+MOST_IMAGES = 10_000  # divided by 1 - accuracy: the accuracy is then too close to the required one, or below
 SLIGHTLY_OPTIMISTIC = "slightly optimistic: the validation images also chose the epoch and the temperature"
 COLUMNS = {"s3_bucket", "s3_key", "version", "label", "confidence", "reason", "selection_probability"}
 COLUMNS |= {"decision", "reviewed_label"}
@@ -165,10 +165,10 @@ def guaranteed(counts: np.ndarray, accuracy: float) -> np.ndarray:
 def images_needed(counts: np.ndarray, accuracy: float) -> int | None:
     """About how many images it takes for a threshold with the guarantee, if all are like these (bootstrap).
 
-    Optimistic if these have next to no mistakes. None if it would take more than MOST_IMAGES.
+    Optimistic if these have next to no mistakes. None if it would take more than MOST_IMAGES allows.
     """
     random, images = np.random.default_rng(0), int(counts.sum())
-    while (images := images + images // 10 + 1) <= MOST_IMAGES:
+    while (images := images + images // 10 + 1) <= MOST_IMAGES / (1 - accuracy):
         samples = random.multinomial(images, counts.ravel() / counts.sum(), 200).reshape(200, *counts.shape)
         if (guaranteed(samples, accuracy) >= 0).mean() >= ENOUGH:
             unit = 10 ** max(len(str(images)) - 2, 0)
@@ -190,7 +190,7 @@ def advise(confidences: np.ndarray, right: np.ndarray, accuracy: float, of: str)
     if needed := images_needed(counts, accuracy):
         why = f"{images} are too few: it takes at least about {needed:,} like these ({needed - len(right):,} more)"
     else:
-        why = f"{images}: more like these would not help, because the most confident predictions are wrong too often"
+        why = f"{images}: more like these would hardly help, because the most confident predictions are wrong too often"
     return [f"no threshold has the guarantee: {guarantee}", why], None
 
 

@@ -97,11 +97,10 @@ def test_a_threshold_from_reviews_has_the_accuracy_for_all_that_the_stack_classi
     assert found > 0.5
 
 
-@pytest.mark.parametrize(("images", "expected"), [(298, None), (300, 0.5)])
+@pytest.mark.parametrize(("images", "expected"), [(299, None), (300, 0.01)])
 def test_300_images_without_a_mistake_are_enough_for_99_percent(images, expected):
-    confidences = np.linspace(0.5, 1, images)
-    _, found = threshold.advise(confidences, confidences >= 0.5, 0.99, "images")
-    assert (found and min(found, 0.5)) == (expected and 0.01)
+    right = np.ones(images, dtype=bool)
+    assert threshold.advise(np.linspace(0.5, 1, images), right, 0.99, "images")[1] == expected
 
 
 def test_the_sequence_ends_at_the_first_threshold_with_too_many_mistakes():
@@ -145,7 +144,7 @@ def test_too_few_images_are_reported_with_the_number_that_it_takes(tmp_path, cap
 def test_a_model_whose_most_confident_predictions_are_wrong_needs_no_more_images(tmp_path, capsys):
     options = write_predictions(tmp_path / "p.csv", [0.99, 0.9, 0.8, 0.7], [False, True, True, True])
     assert threshold.main([*options, "--accuracy", "0.99"]) == 1
-    assert "4 test images: more like these would not help" in capsys.readouterr().out
+    assert "4 test images: more like these would hardly help" in capsys.readouterr().out
 
 
 def test_the_number_of_images_that_it_takes_is_enough_for_8_of_10_samples():
@@ -182,6 +181,12 @@ def test_missing_predictions_are_reported(tmp_path):
     options = write_predictions(tmp_path / "p.csv", [0.9], [True])
     with pytest.raises(threshold.PredictionsError, match="has no validation images"):
         threshold.main([*options, "--part", "validation"])
+
+
+def test_a_very_high_accuracy_takes_very_many_images():
+    lines, _ = threshold.advise(np.linspace(0.5, 1, 400), np.ones(400, dtype=bool), 0.99999, "images")
+    assert lines[0].startswith("no threshold has the guarantee: right in at least 99.999% of what it accepts")
+    assert lines[1].startswith("400 images are too few: it takes at least about 3")
 
 
 @pytest.mark.parametrize("accuracy", ["0", "1", "1.5"])
