@@ -8,7 +8,7 @@ import pytest
 
 from test_permissions import REASONS, ROLES, actions, granted, policies, statements
 from test_review_metrics import scheduled
-from test_workflow import log_lines, prediction_lines
+from test_workflow import log_lines, prediction_lines, review_lines
 from workflow import wait_for
 
 # The emulator does not check these, or nothing in the workflow uses them:
@@ -27,6 +27,11 @@ NOT_SHOWN = {
         "PublishReviewMetricsFunctionRole",
         "sqs:SendMessage",
     ): "the emulator does not deliver to dead-letter queues of a version",
+    ("RecordReviewFunctionRole", "sqs:SendMessage"): "the emulated Lambda checks no permission to read a stream",
+    **{
+        ("RecordReviewFunctionRole", f"dynamodb:{action}"): "as above"
+        for action in ("DescribeStream", "GetRecords", "GetShardIterator", "ListStreams")
+    },
 }
 NOT_SHOWN_ROLES = {
     "ClassifyImageStateMachineRole": "the emulator does not check a state machine's role",
@@ -114,6 +119,13 @@ def drift_is_unknown(workflow, _seven):
     assert b"training's mix is unknown" in lines and b"AccessDenied" in lines
 
 
+def decision_is_not_published(workflow, seven):
+    review = workflow.review_of(workflow.classify("denied.png", seven, threshold=1))
+    workflow.reviews.decide(review, "ada", "label", "7")
+    wait_for(lambda: denials(workflow, "PutEvents"))
+    assert review_lines(workflow, "denied.png") == []
+
+
 SHOWN = {
     ("RetrieveImageFunctionRole", "s3:GetObject"): retrieve_fails,
     ("RetrieveImageFunctionRole", "s3:GetObjectVersion"): retrieve_of_a_version_fails,
@@ -122,6 +134,7 @@ SHOWN = {
     ("PublishReviewMetricsFunctionRole", "dynamodb:Query"): publishing_fails,
     ("PublishReviewMetricsFunctionRole", "cloudwatch:GetMetricData"): publishing_fails,
     ("PublishReviewMetricsFunctionRole", "s3:GetObject"): drift_is_unknown,
+    ("RecordReviewFunctionRole", "events:PutEvents"): decision_is_not_published,
 }
 
 
