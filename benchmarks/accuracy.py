@@ -111,15 +111,12 @@ def coverage(scenario: Scenario, repeats: int, seed: int = 0) -> dict[str, float
     found: dict[str, list[tuple[bool, bool, float]]] = {"ours": [], "naive": []}
     for _ in range(repeats):
         items, truth = simulate(scenario, random)
-        relevant = items if scenario.overall else [item for item in items if item["reason"] == "audit"]
-        for name, estimate, true in (
-            ("ours", ours(items), truth(relevant)),
-            ("naive", naive(items, scenario, random), truth([])),
-        ):
+        relevant = items if scenario.overall else list(accuracy.audits(items))
+        for name, estimate, counted in (("ours", ours(items), relevant), ("naive", naive(items, scenario, random), [])):
             if estimate:
-                found[name].append(
-                    (estimate.low <= true <= estimate.high, estimate.lower_bound <= true, estimate.high - estimate.low)
-                )
+                true = truth(counted)
+                interval, bound = estimate.low <= true <= estimate.high, estimate.lower_bound <= true
+                found[name].append((interval, bound, estimate.high - estimate.low))
     shares = {name: np.mean(rows, axis=0) if rows else [np.nan] * 3 for name, rows in found.items()}
     return {
         "published": len(found["ours"]) / repeats,
