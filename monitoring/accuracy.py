@@ -3,7 +3,7 @@
     items = [vars(review) for review in chain(table.reviewed(), table.pending())]  # of review/table.py
     accuracy.accepted_accuracy(items), accuracy.overall_accuracy(items), accuracy.accuracy_by_label(items)
 
-Items are dicts with the review table's attributes (functions/review.py), pending ones too. An image is right if a
+Items are dicts with the review table's attributes (functions/review_item.py), pending ones too. An image is right if a
 reviewer decided for the predicted label, and wrong if for another one or for none of these; what is not usable does not
 count. A weight of 1 / selection_probability makes audits stand for all accepted images.
 

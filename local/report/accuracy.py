@@ -90,9 +90,9 @@ def sentences(made: Figures) -> list[str]:
         found.append("The accuracy of all images also takes decisions on those below the threshold.")
     if made.until:
         found.append(
-            f"Images count up to {minute(made.until)}, when the oldest pending audit was created; {made.newer:,} "
-            "decisions on newer ones do not count yet. Reviewers see the least confident first: until all are decided, "
-            "those reviewed are wrong more often than all."
+            f"Images count up to {minute(made.until)}, when the oldest pending audit was created; newer ones that "
+            f"are already decided ({made.newer:,}) do not count yet. Reviewers see the least confident first: until "
+            "all are decided, those reviewed are wrong more often than all."
         )
     return found
 
