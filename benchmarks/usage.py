@@ -302,7 +302,7 @@ def units(*items: Item) -> int:
 def item_bytes(item: Item) -> int:
     """https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/CapacityUnitCalculations.html"""
     return sum(
-        len(name) + (len(value["S"].encode()) if "S" in value else len(value["N"].strip("-0.")) // 2 + 2)
+        len(name) + (len(value["S"].encode()) if "S" in value else -(-len(value["N"].strip("-0.")) // 2) + 1)
         for name, value in item.items()
     )
 

@@ -80,7 +80,7 @@ def main() -> None:
     options = parser.parse_args()
     with report_errors():
         since = start_of(options.since)
-        with target(options.stack) as stack:
+        with target(options.stack, share=True) as stack:
             if "ReviewTableName" not in stack.outputs:
                 raise StackError(f"There is no review table in {stack.place}: deploy the current template first")
             reviews = reviews_since(ReviewTable(stack.client("dynamodb"), stack.outputs["ReviewTableName"]), since)
