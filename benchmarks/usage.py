@@ -204,16 +204,16 @@ def reviewed(found: Target, images: list[bytes]) -> dict[str, Any]:
     prefix, accepted_images = f"benchmark/reviews/{uuid.uuid4()}/", accepted(found, images)
     table = ReviewTable(found.client("dynamodb"), found.outputs["ReviewTableName"])
     requests = {
-        "low_confidence": [stored(found, prefix, image) | {"threshold": 1} for image in accepted_images[:REVIEWS]],
+        "low_confidence": [not_drawn(found, prefix, image) | {"threshold": 1} for image in accepted_images[:REVIEWS]],
         "audit": [drawn(found, prefix, accepted_images[number % len(accepted_images)]) for number in range(REVIEWS)],
     }
-    plain = entered_states(found, execute(found, stored(found, prefix, accepted_images[0])))
+    plain = entered_states(found, execute(found, not_drawn(found, prefix, accepted_images[0])))
     made = {reason: decided(found, table, requests[reason], plain) for reason in requests}
     delete(found, prefix)
     return made
 
 
-def stored(found: Target, prefix: str, image: bytes) -> dict[str, Any]:
+def not_drawn(found: Target, prefix: str, image: bytes) -> dict[str, Any]:
     """A request for a new object that is not drawn for an audit."""
     return next(request for request in objects(found, prefix, image) if not is_audited(request))
 

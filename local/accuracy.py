@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from local.command import LOCAL, StackError, console, report_errors
-from local.report import accuracy
+from local.report import accuracy, record
 from local.report.accuracy import MAX_MISTAKES, Figures
 from local.report.evaluation import interval, share
 from local.results import start_of
@@ -38,13 +38,14 @@ def reviews_since(table: ReviewTable, since: datetime | None) -> list[Review]:
     return list(found.values())
 
 
-def image(s3: BaseClient, review: Review) -> bytes | None:
-    """The image in the version that was classified; None if it is gone or cannot be read."""
+def thumbnail(s3: BaseClient, review: Review) -> str | None:
+    """The image in the version that was classified, as a data: URL; None if it is gone or cannot be read."""
     version = {"VersionId": review.s3_version_id} if review.s3_version_id else {"IfMatch": review.version}
     try:
-        return s3.get_object(Bucket=review.s3_bucket, Key=review.s3_key, **version)["Body"].read()
+        data = s3.get_object(Bucket=review.s3_bucket, Key=review.s3_key, **version)["Body"].read()
     except ClientError:
         return None
+    return record.thumbnail(data)
 
 
 def show(made: Figures) -> None:
@@ -85,9 +86,9 @@ def main() -> None:
                 raise StackError(f"There is no review table in {stack.place}: deploy the current template first")
             reviews = reviews_since(ReviewTable(stack.client("dynamodb"), stack.outputs["ReviewTableName"]), since)
             made, s3 = accuracy.figures(reviews), stack.client("s3")
-            found = {review.image: image(s3, review) for review in made.mistakes[:MAX_MISTAKES]}
+            thumbnails = [thumbnail(s3, review) for review in made.mistakes[:MAX_MISTAKES]]
         about = stack.place + (f", images since {since:%Y-%m-%d %H:%M}" if since else "")
-        html = accuracy.render(made, about, {name: data for name, data in found.items() if data})
+        html = accuracy.render(made, about, thumbnails)
         options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.write_text(html, encoding="utf-8", errors="backslashreplace")
         show(made)

@@ -6,7 +6,6 @@ from datetime import datetime, timedelta
 from itertools import groupby
 from typing import Any
 
-from local.report import record
 from local.report.evaluation import interval, share
 from local.report.render import template
 from monitoring import accuracy
@@ -102,8 +101,8 @@ def reviewed_label(review: Review) -> str:
     return review.reviewed_label or "none of these"
 
 
-def render(made: Figures, about: str, images: dict[str, bytes]) -> str:
-    """The page. about: the stack and the time. images: of the mistakes, by `image` of their reviews, if they exist."""
+def render(made: Figures, about: str, thumbnails: list[str | None]) -> str:
+    """The page. about: the stack and the time. thumbnails: data: URLs of the first MAX_MISTAKES mistakes."""
     estimates = [each for each in (made.accepted, made.overall, *made.labels.values(), *made.weeks.values()) if each]
     start = min((int(each.low * 10) / 10 for each in estimates), default=0)
     return template("accuracy.html", share=share, interval=interval).render(
@@ -114,18 +113,17 @@ def render(made: Figures, about: str, images: dict[str, bytes]) -> str:
         sentences=sentences(made),
         reasons=REASONS,
         start=start,
-        mistakes=[picture(review, images) for review in made.mistakes[:MAX_MISTAKES]],
+        mistakes=[picture(*each) for each in zip(made.mistakes, thumbnails, strict=False)],
     )
 
 
-def picture(review: Review, images: dict[str, bytes]) -> dict[str, Any]:
+def picture(review: Review, thumbnail: str | None) -> dict[str, Any]:
     """What the page shows of an image."""
-    data = images.get(review.image)
     return {
         "label": review.label,
         "confidence": review.confidence,
         "reviewed": reviewed_label(review),
         "reviewer": review.reviewer or "",
         "name": review.s3_key,
-        "image": record.thumbnail(data) if data else None,
+        "image": thumbnail,
     }

@@ -1,13 +1,11 @@
 """make accuracy's figures, sentences and page."""
 
-import io
 import re
 from datetime import UTC, datetime, timedelta
 
 import boto3
 import pytest
 from botocore.stub import Stubber
-from PIL import Image
 
 from local import accuracy as command
 from local.report import accuracy
@@ -75,9 +73,7 @@ def test_too_little_data_is_said_in_words():
 
 
 def test_the_page_is_self_contained_and_escapes_labels(reviews):
-    image = io.BytesIO()
-    Image.new("RGB", (8, 8)).save(image, "PNG")
-    html = accuracy.render(accuracy.figures(reviews), HOSTILE, {"s3://bucket/7": image.getvalue()})
+    html = accuracy.render(accuracy.figures(reviews), HOSTILE, [None, "data:image/png;base64,x"])
     assert "<script" not in html and "http" not in html.replace("http-equiv", "")
     assert "95.0%<small>95% confidence: 83.1% to 99.4%" in html
     assert (html.count('src="data:image/png;base64,'), html.count("no image")) == (1, 1)
@@ -86,7 +82,7 @@ def test_the_page_is_self_contained_and_escapes_labels(reviews):
 
 @pytest.mark.parametrize("reviews", [[], [pending(1)], [review(1, "none_of_these", None)] * 70])
 def test_a_page_of_no_decisions_or_of_nothing_but_mistakes_is_complete(reviews):
-    html = accuracy.render(accuracy.figures(reviews), "about", {})
+    html = accuracy.render(accuracy.figures(reviews), "about", [None] * len(reviews))
     assert "None" not in html.replace("None among", "")
     assert "nan" not in re.sub(r"<style>.*</style>", "", html, flags=re.DOTALL).lower()
 
@@ -110,5 +106,5 @@ def test_an_image_is_shown_in_the_version_that_was_classified_or_not_at_all(vers
         stub.add_client_error(
             "get_object", "NoSuchVersion", expected_params={"Bucket": "bucket", "Key": "1", **expected}
         )
-        assert command.image(s3, review(1, **version)) is None
+        assert command.thumbnail(s3, review(1, **version)) is None
         stub.assert_no_pending_responses()
