@@ -35,6 +35,7 @@ from test_conformance_s3 import (  # noqa: F401
 )
 from test_conformance_stepfunctions import (  # noqa: F401
     test_an_event_names_its_state_machine_and_execution,
+    test_an_express_execution_emits_no_events_and_leaves_no_history,
     test_full_jitter_randomises_the_delay_of_a_retry,
     test_max_delay_seconds_limits_the_delay_of_a_retry,
     test_the_functions_of_an_execution_share_its_trace,

@@ -17,13 +17,11 @@ NOT_SHOWN = {
         "StartExecutionFunctionRole",
         "sqs:SendMessage",
     ): "the emulator does not deliver to dead-letter queues of a version",
-    (
-        "RecordOutcomeFunctionRole",
-        "sqs:SendMessage",
-    ): "the emulator does not deliver to dead-letter queues of a version",
 }
 NOT_SHOWN_ROLES = {
     "ClassifyImageStateMachineRole": "the emulator does not check a state machine's role",
+    "RecordOutcomeStateMachineRole": "as above",
+    "RecordOutcomeStateMachineExecutionEndedRole": "the emulator does not check the role of a rule",
     "ClassifyBatchStateMachineRole": "as above",
     "ClassifyBatchFunctionRole": "test_batches.py runs with them; tests/unit/test_permissions.py finds the needless",
     "SummariseBatchFunctionRole": "as above",
@@ -79,18 +77,10 @@ def upload_starts_nothing(workflow, seven):
     wait_for(lambda: denials(workflow, "StartExecution"))
 
 
-def outcome_is_not_recorded(workflow, seven):
-    execution = workflow.classify("denied.png", seven)
-    assert execution.status == "SUCCEEDED"
-    wait_for(lambda: denials(workflow, "PutItem"))
-    assert execution.arn not in [line["execution_arn"] for line in prediction_lines(workflow)]
-
-
 SHOWN = {
     ("RetrieveImageFunctionRole", "s3:GetObject"): retrieve_fails,
     ("RetrieveImageFunctionRole", "s3:GetObjectVersion"): retrieve_of_a_version_fails,
     ("StartExecutionFunctionRole", "states:StartExecution"): upload_starts_nothing,
-    ("RecordOutcomeFunctionRole", "dynamodb:PutItem"): outcome_is_not_recorded,
 }
 
 
