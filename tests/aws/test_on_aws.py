@@ -117,6 +117,23 @@ def test_the_log_levels_keep_the_prediction_log(workflow, seven):
     assert json.loads(found[0]["message"])["outcome"] == "accepted"
 
 
+def test_the_claim_of_an_outcome_that_is_delivered_again_is_refused(workflow, seven):
+    """A synchronous execution returns its output, which is the refusal here."""
+    execution = workflow.classify("again.png", seven)
+    detail = {"executionArn": execution.arn, "status": execution.status, "startDate": 0, "stopDate": 0}
+    detail |= {"input": json.dumps(execution.input), "output": json.dumps(execution.output), "redriveCount": 0}
+    states = boto3.client("stepfunctions", config=Config(inject_host_prefix=not ON_THE_EMULATOR))
+
+    def refused():
+        ended = states.start_sync_execution(
+            stateMachineArn=workflow.outputs["RecordOutcomeStateMachineArn"], input=json.dumps({"detail": detail})
+        )
+        assert ended["status"] == "SUCCEEDED"
+        return "DynamoDB.ConditionalCheckFailedException" in ended["output"]
+
+    assert wait_for(refused, 60)  # the first may come before EventBridge's, and is then recorded
+
+
 def test_the_policy_allows_the_endpoint_in_the_case_that_sagemaker_gives_its_arn(workflow):
     """With a stack of EndpointType existing whose endpoint's name has capitals, invoked by the tests above."""
     arn = boto3.client("sagemaker").describe_endpoint(EndpointName=workflow.outputs["EndpointName"])["EndpointArn"]

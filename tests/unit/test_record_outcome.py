@@ -1,3 +1,4 @@
+import gc
 import json
 
 import pytest
@@ -53,6 +54,10 @@ def test_an_accepted_image_is_logged_and_counted(event, context, capsys, log):
         ("Confidence",): [0.97],
         ("LabelConfidence", ("label", "7")): [0.97],
     }
+
+
+def test_garbage_is_collected_once_everything_is_imported():
+    assert gc.isenabled()
 
 
 def test_an_image_for_review_is_logged_and_counted_but_is_no_failure(event, context, capsys):
