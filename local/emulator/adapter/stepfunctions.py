@@ -61,7 +61,8 @@ def run_execution(original: Callable[[str], None], arn: str) -> None:
     """Give the execution one trace: every state machine of the template is traced. Forget Express ones at their end."""
     trace_root.set(f"1-{int(time.time()):08x}-{secrets.token_hex(12)}")
     original(arn)
-    if is_express(service._executions[arn]):
+    execution = service._executions[arn]
+    if is_express(execution) and not execution.get("sync"):  # StartSyncExecution returns its end
         del service._executions[arn]
 
 
