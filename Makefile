@@ -60,6 +60,9 @@ batch: .local/.run $(PACKAGE) $(BUILT) ## Classify many images: PREFIX=p or MANI
 results: .local/.run $(PACKAGE) $(BUILT) ## List the outcomes of all images: [SINCE=7d OUTCOME=o LABEL=l EXECUTION=e OUTPUT=file.csv|.parquet STACK=name]
 	@$(PROJECT) -m local.results --since=$(call quoted,SINCE) --outcome=$(call quoted,OUTCOME) --label=$(call quoted,LABEL) --execution=$(call quoted,EXECUTION) --output=$(call quoted,OUTPUT) --stack=$(call quoted,STACK)
 
+accuracy: .local/.run $(if $(STACK),,$(PACKAGE) $(BUILT)) ## Show how accurate the model is in production, by its reviewers: [SINCE=30d STACK=name]
+	@$(PROJECT) -m local.accuracy --since=$(call quoted,SINCE) --stack=$(call quoted,STACK)
+
 dashboard: .local/.notebook ## Draw the stack's dashboard from the local stack's data
 	@$(PROJECT) -m local.report.dashboard
 
@@ -105,7 +108,7 @@ lint: .local/.test .local/.lint ## Check code, types, templates, the state machi
 	$(PROJECT) -m mypy functions
 	$(PROJECT) -m mypy endpoint
 	MYPYPATH=endpoint $(PROJECT) -m mypy training --exclude training/launch
-	$(PROJECT) -m mypy --explicit-package-bases local monitoring tools training/launch
+	$(PROJECT) -m mypy --explicit-package-bases local monitoring review tools training/launch
 	@for file in events/*.json statemachine/*.json; do $(PROJECT) -m json.tool $$file > /dev/null || exit 1; done
 	$(PROJECT) tools/lint_states.py
 	env $(NO_AWS) $(SAM) validate --lint --template template.yaml

@@ -1,6 +1,7 @@
 """ClassifyBatch: references to images -> one JSON Lines object with a line for each, and counts.
 
-in   BatchInput: {s3_bucket, execution_arn, threshold, url_encoded, endpoint, requests, results, review_queue_url},
+in   BatchInput: {s3_bucket, execution_arn, threshold, url_encoded, endpoint, requests, results, review_table,
+     audit_rate},
      Items: references (batch_source.py), batch: the child execution's name
 out  {batch, results, items, images, skipped, accepted, review, error, errors, confidence, ...}
 
@@ -18,6 +19,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from aws_lambda_powertools import Logger
@@ -35,19 +37,20 @@ from pixels import UnsupportedImageError
 from predictions import EndpointResponseError, parse_predictions, split_labels
 from retrieve_image import ImageAccessDeniedError, ImageNotFoundError, fetch, fit, s3
 from retrieve_image import validated as validated_image
+from review_item import Item, item_for
 
 READERS = 16  # objects read side by side
 MAX_REQUEST_BYTES = 4_000_000  # a serverless endpoint accepts 4 MiB, a realtime one 6 MiB
 MAX_REQUEST_IMAGES = 64  # so that a slow model too responds within SageMaker's 60 s
 JSON_LINES = "application/jsonlines"
-SQS_BATCH = 10  # SQS's maximum
+WRITERS = 8  # items of the review table written side by side
 IMAGE_ERRORS = (ImageAccessDeniedError, ImageNotFoundError, InvalidInputError, UnsupportedImageError)
 
 Line = dict[str, Any]
 
 logger = Logger()
-sqs = get_session().create_client(
-    "sqs", config=Config(connect_timeout=3, read_timeout=10, retries={"mode": "standard"})
+dynamodb = get_session().create_client(
+    "dynamodb", config=Config(connect_timeout=3, read_timeout=10, retries={"mode": "standard"})
 )
 validated = validator(CLASSIFY_BATCH)
 
@@ -56,8 +59,8 @@ class ResultsUnavailableError(Exception):
     """The results bucket did not store the batch's lines: worth a retry."""
 
 
-class ReviewQueueUnavailableError(Exception):
-    """The review queue did not accept every message: worth a retry."""
+class ReviewTableUnavailableError(Exception):
+    """The review table throttled, failed or did not respond: worth a retry."""
 
 
 def side_by_side(function: Callable[[Any], Any], arguments: Iterable[Any], workers: int) -> Iterator[Any]:
@@ -77,13 +80,14 @@ def failed(request: dict[str, Any], error: Exception) -> Line:
 
 
 def read(item: Any, batch: dict[str, Any]) -> tuple[dict[str, Any], bytes | Exception]:
-    """The request for an item's image, and the object's bytes or the error of this image."""
+    """The request for an item's image with the object's version, and its bytes or the error of this image."""
     request = request_for(item, batch)
     try:
         validated_image(request)
         if archive := archive_of(item):
             raise ImageAccessDeniedError(f"{uri(request)} is archived in {archive}: restore it first")
-        return request, fetch(request["s3_bucket"], request["s3_key"], request.get("s3_version_id"))
+        source, version = fetch(request["s3_bucket"], request["s3_key"], request.get("s3_version_id"))
+        return request | version, source
     except IMAGE_ERRORS as error:
         return request, error
 
@@ -205,21 +209,21 @@ def write(bucket: str, key: str, lines: list[Line]) -> None:
         raise ResultsUnavailableError(f"s3://{bucket}/{key}: {error}") from None
 
 
-def send_to_review(queue_url: str, lines: list[Line]) -> None:
-    """Send the results as SendToReview does. A batch that runs again sends them again."""
-    added = ("outcome", "time")  # to CheckConfidence's output
-    messages = [{name: value for name, value in line.items() if name not in added} for line in lines]
-    for start in range(0, len(messages), SQS_BATCH):
-        entries = [
-            {"Id": str(number), "MessageBody": json.dumps(message)}
-            for number, message in enumerate(messages[start : start + SQS_BATCH])
-        ]
-        try:
-            response = sqs.send_message_batch(QueueUrl=queue_url, Entries=entries)
-        except (ClientError, BotoCoreError) as error:
-            raise ReviewQueueUnavailableError(f"{queue_url}: {error}") from None
-        if refused := response.get("Failed"):
-            raise ReviewQueueUnavailableError(f"{queue_url}: {refused[0]}")
+def put_review(table: str, item: Item) -> None:
+    """Put the item, unless this version of the image has one. A batch that runs again replaces no claim or decision."""
+    try:
+        dynamodb.put_item(TableName=table, Item=item, ConditionExpression="attribute_not_exists(image)")
+    except dynamodb.exceptions.ConditionalCheckFailedException:
+        pass
+    except (ClientError, BotoCoreError) as error:
+        raise ReviewTableUnavailableError(f"{table}: {error}") from None
+
+
+def send_to_review(lines: list[Line], batch: dict[str, Any]) -> None:
+    """Put the images into the review table that SendToReview and SendToAudit would put there."""
+    items = [item_for(line, batch["audit_rate"]) for line in lines if "accepted" in line]
+    for _ in side_by_side(partial(put_review, batch["review_table"]), filter(None, items), WRITERS):
+        pass
 
 
 @logger.inject_lambda_context(correlation_id_path="BatchInput.execution_arn")
@@ -238,8 +242,8 @@ def lambda_handler(event: dict[str, Any], context: LambdaContext) -> dict[str, A
         usage.update(used)
     key = f"{batch['results']['prefix']}{request['batch']}.jsonl"
     write(batch["results"]["bucket"], key, lines)
-    if batch["review_queue_url"]:
-        send_to_review(batch["review_queue_url"], [line for line in lines if line["outcome"] == "review"])
+    if batch["review_table"]:
+        send_to_review(lines, batch)
     seconds = time.perf_counter() - started
     counts = {
         "items": len(request["Items"]),

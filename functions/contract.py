@@ -10,6 +10,7 @@ _OBJECT = {
     "s3_bucket": _UNICODE | {"maxLength": 255},  # an access point's ARN is longer than a name
     "s3_key": _UNICODE | {"maxLength": 1024},
     "s3_version_id": _UNICODE | {"maxLength": 1024},
+    "s3_etag": {"type": "string", "minLength": 1, "maxLength": 1024},
     "execution_arn": {"type": "string", "minLength": 1, "maxLength": 2048},
     "threshold": {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
 }
@@ -20,6 +21,7 @@ _IMAGE = {
     "source_bytes": {"type": "integer", "minimum": 1},
     "resized": {"type": "boolean"},
 }
+_AUDIT_RATE = {"type": "number", "minimum": 0, "maximum": 1}
 _PREDICTIONS = {"type": "array"}  # items are checked in predictions.py: an invalid one is the endpoint's fault
 
 
@@ -39,8 +41,10 @@ CLASSIFY_IMAGE = _schema(
     ["s3_bucket", "s3_key", "image", "endpoint"],
 )
 CHECK_CONFIDENCE = _schema(
-    _OBJECT | {"image": _schema(_IMAGE, [*_IMAGE]), "predictions": _PREDICTIONS, "endpoint": _INVOKED_ENDPOINT},
-    ["s3_bucket", "s3_key", "threshold", "image", "predictions", "endpoint"],
+    _OBJECT
+    | {"image": _schema(_IMAGE, [*_IMAGE]), "predictions": _PREDICTIONS, "endpoint": _INVOKED_ENDPOINT}
+    | {"audit_rate": _AUDIT_RATE},
+    ["s3_bucket", "s3_key", "threshold", "image", "predictions", "endpoint", "audit_rate"],
 )
 _COUNT = {"type": "integer", "minimum": 1}
 PREPARE_BATCH = {
@@ -70,9 +74,20 @@ _BATCH_INPUT = _schema(
         "endpoint": _ENDPOINT,
         "requests": {"enum": ["jsonlines", "single"]},
         "results": _RESULTS,
-        "review_queue_url": _TEXT,  # empty: none are sent to review
+        "review_table": _TEXT,  # empty: none are sent to review
+        "audit_rate": _AUDIT_RATE,
     },
-    ["s3_bucket", "execution_arn", "threshold", "url_encoded", "endpoint", "requests", "results", "review_queue_url"],
+    [
+        "s3_bucket",
+        "execution_arn",
+        "threshold",
+        "url_encoded",
+        "endpoint",
+        "requests",
+        "results",
+        "review_table",
+        "audit_rate",
+    ],
 )
 CLASSIFY_BATCH = _schema(
     {"BatchInput": _BATCH_INPUT, "Items": {"type": "array"}, "batch": _TEXT}, ["BatchInput", "Items", "batch"]

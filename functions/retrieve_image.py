@@ -1,7 +1,8 @@
 """RetrieveImage: an object in S3 -> a validated image in base64, small enough for a state's payload.
 
 in   s3_bucket, s3_key; optional s3_version_id, threshold
-out  + image: {content_type, width, height, source_bytes, resized, data}
+out  + s3_version_id, or s3_etag in a bucket without versions; image: {content_type, width, height, source_bytes,
+     resized, data}
 """
 
 import base64
@@ -79,15 +80,18 @@ def s3_error(error: ClientError) -> type[Exception]:
 
 
 @tracer.capture_method(capture_response=False)
-def fetch(s3_bucket: str, s3_key: str, s3_version_id: str | None = None) -> bytes:
-    """The object's bytes. S3's errors are raised as those above: the state machine matches errors by class name."""
+def fetch(s3_bucket: str, s3_key: str, s3_version_id: str | None = None) -> tuple[bytes, dict[str, str]]:
+    """The object's bytes, and {"s3_version_id"}, or {"s3_etag"} if its bucket keeps no versions.
+
+    S3's errors are raised as those above: the state machine matches errors by class name.
+    """
     version = {"VersionId": s3_version_id} if s3_version_id else {}
     uri = f"s3://{s3_bucket}/{s3_key}" + (f" (version {s3_version_id})" if s3_version_id else "")
     try:
         response = s3.get_object(Bucket=s3_bucket, Key=s3_key, **version)
         if (size := response["ContentLength"]) > MAX_SOURCE_BYTES:
             raise ImageTooLargeError(f"{uri} has {size:,} bytes; the maximum is {MAX_SOURCE_BYTES:,}")
-        return response["Body"].read()
+        return response["Body"].read(), version_in(response)
     except ClientError as error:
         code = error.response["Error"]["Code"]
         raise s3_error(error)(f"{uri}: {error.response['Error'].get('Message') or code} ({code})") from None
@@ -95,6 +99,12 @@ def fetch(s3_bucket: str, s3_key: str, s3_version_id: str | None = None) -> byte
         raise ImageStoreUnavailableError(f"{uri}: {error}") from None
     except (BotoCoreError, UnicodeEncodeError) as error:  # a bucket's name, an ARN, or half of a surrogate pair
         raise InvalidInputError(f"{uri}: {error}") from None
+
+
+def version_in(response: dict[str, Any]) -> dict[str, str]:
+    """What identifies the object's version. "null" does not: it is whatever was written last without versioning."""
+    version = response.get("VersionId", "null")
+    return {"s3_etag": response["ETag"].strip('"')} if version == "null" else {"s3_version_id": version}
 
 
 def key_hash(s3_key: str) -> str:
@@ -146,7 +156,8 @@ def lambda_handler(event: dict[str, Any], context: LambdaContext) -> dict[str, A
     request = validated(event)
     tracer.put_annotation("s3_bucket", request["s3_bucket"])
     tracer.put_annotation("s3_key_hash", key_hash(request["s3_key"]))
-    source = fetch(request["s3_bucket"], request["s3_key"], request.get("s3_version_id"))
+    source, version = fetch(request["s3_bucket"], request["s3_key"], request.get("s3_version_id"))
+    request |= version
     image = fit(source, f"s3://{request['s3_bucket']}/{request['s3_key']}")
     metrics.add_metric("ImageBytes", MetricUnit.Bytes, image["source_bytes"])
     logger.info("image retrieved", **request, image={key: value for key, value in image.items() if key != "data"})

@@ -4,6 +4,7 @@ import json
 
 import boto3
 import pytest
+from botocore.exceptions import ClientError
 
 from emulated import Emulator
 
@@ -16,16 +17,20 @@ def enforcing(tmp_path):
     emulator.stop()
 
 
-def user_of_s3(emulator, resource):
-    """The S3 client of a user who may do everything with a resource."""
+def user_of(emulator, service, allowed):
+    """A service's client of a user with this right."""
     iam = emulator.client("iam")
     iam.create_user(UserName="reader")
-    allow = {"Effect": "Allow", "Action": "s3:*", "Resource": resource}
-    policy = {"Version": "2012-10-17", "Statement": [allow]}
-    iam.put_user_policy(UserName="reader", PolicyName="s3", PolicyDocument=json.dumps(policy))
+    policy = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow"} | allowed]}
+    iam.put_user_policy(UserName="reader", PolicyName=service, PolicyDocument=json.dumps(policy))
     key = iam.create_access_key(UserName="reader")["AccessKey"]
     user = {"aws_access_key_id": key["AccessKeyId"], "aws_secret_access_key": key["SecretAccessKey"]}
-    return boto3.client("s3", endpoint_url=emulator.client("s3").meta.endpoint_url, region_name="us-east-1", **user)
+    return boto3.client(service, endpoint_url=emulator.client("s3").meta.endpoint_url, region_name="us-east-1", **user)
+
+
+def user_of_s3(emulator, resource):
+    """The S3 client of a user who may do everything with a resource."""
+    return user_of(emulator, "s3", {"Action": "s3:*", "Resource": resource})
 
 
 def test_requests_to_the_api_are_over_tls(enforcing):
@@ -47,3 +52,13 @@ def test_a_wildcard_matches_every_character_of_a_key(enforcing):
     """https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_policies_elements_resource.html, wildcards"""
     enforcing.client("s3").create_bucket(Bucket="conformance")
     user_of_s3(enforcing, "arn:aws:s3:::conformance/*").put_object(Bucket="conformance", Key="line\nbreak", Body=b"i")
+
+
+def test_a_policy_can_depend_on_the_source_of_events(enforcing):
+    """https://docs.aws.amazon.com/eventbridge/latest/userguide/eb-use-conditions.html, events:source"""
+    condition = {"StringEquals": {"events:source": "image-classification"}}
+    events = user_of(enforcing, "events", {"Action": "events:PutEvents", "Resource": "*", "Condition": condition})
+    entry = {"Source": "image-classification", "DetailType": "Image Reviewed", "Detail": "{}"}
+    assert events.put_events(Entries=[entry])["FailedEntryCount"] == 0
+    with pytest.raises(ClientError, match="AccessDenied"):
+        events.put_events(Entries=[entry | {"Source": "another"}])

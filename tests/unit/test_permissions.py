@@ -47,8 +47,16 @@ REASONS = {
     "RecordOutcomeStateMachineExecutionEndedRole": {
         "states:StartExecution": "EventBridge starts an execution for each event",
     },
-    "ClassifyImageStateMachineRole": {
+    "RecordReviewFunctionRole": {
+        **dict.fromkeys(
+            ["dynamodb:DescribeStream", "dynamodb:GetRecords", "dynamodb:GetShardIterator", "dynamodb:ListStreams"],
+            "Lambda reads the review table's stream",
+        ),
+        "sqs:SendMessage": "decisions that could not be published go to the failure queue",
         **ENCRYPTED_QUEUE,
+    },
+    "ClassifyImageStateMachineRole": {
+        **dict.fromkeys(["kms:Decrypt", "kms:GenerateDataKey"], "with EncryptionKeyArn, the review table is encrypted"),
         **LOG_DELIVERY,
     },
     "ClassifyBatchFunctionRole": {
@@ -185,10 +193,11 @@ def test_the_calls_of_the_code_are_found():
         "ClassifyImage": {"sagemaker:InvokeEndpoint"},
         "CheckConfidence": set(),
         "PrepareBatch": set(),
-        "ClassifyBatch": {"s3:GetObject", "sagemaker:InvokeEndpoint", "s3:PutObject", "sqs:SendMessage"},
+        "ClassifyBatch": {"s3:GetObject", "sagemaker:InvokeEndpoint", "s3:PutObject", "dynamodb:PutItem"},
         "SummariseBatch": {"s3:GetObject", "s3:PutObject", "glue:GetTable", "glue:CreatePartition"},
         "StartExecution": {"states:StartExecution"},
         "RecordOutcome": set(),
+        "RecordReview": {"events:PutEvents"},
     }
 
 
@@ -200,7 +209,7 @@ def test_a_state_machine_is_allowed_exactly_what_its_states_call(machine):
 
 def test_the_calls_of_the_states_are_found():
     image, outcome, batch = map(calls_of_states, MACHINES)
-    assert image == {"lambda:InvokeFunction", "sqs:SendMessage", "events:PutEvents"}
+    assert image == {"lambda:InvokeFunction", "dynamodb:PutItem", "events:PutEvents"}
     assert outcome == {"lambda:InvokeFunction", "sqs:SendMessage", "dynamodb:PutItem"}
     assert batch == {"lambda:InvokeFunction", "events:PutEvents"}
 

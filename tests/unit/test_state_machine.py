@@ -27,8 +27,9 @@ LAMBDA_ERRORS = {
     "States.Timeout",
 }
 PROCESS_ERRORS = {"Runtime.ExitError"}  # a function killed half-way; batches retry it
+EXISTS = {"ErrorEquals": ["DynamoDB.ConditionalCheckFailedException"], "MaxAttempts": 0}  # never retried
 INTEGRATION_ERRORS = {"States.TaskFailed", "States.Timeout"}  # TaskFailed: any other error of the service
-NOT_STATES = ("StartExecution",)  # EventBridge invokes it before an execution
+NOT_STATES = ("StartExecution", "RecordReview")  # EventBridge or DynamoDB invokes them
 EXPRESS_SECONDS = 300  # https://docs.aws.amazon.com/step-functions/latest/dg/choosing-workflow-type.html
 PERMANENT_ERRORS = {
     "EndpointAccessDeniedError",
@@ -86,14 +87,13 @@ def imported(module):
     return names & set(MODULES)
 
 
-def retriers_of(state):
-    """Those with attempts: MaxAttempts 0 exempts an error from the retriers after it."""
-    return [retrier for retrier in state.get("Retry", []) if retrier["MaxAttempts"]]
-
-
 def retried(state):
     """The errors that a state retries."""
-    return {error for retrier in retriers_of(state) for error in retrier["ErrorEquals"]}
+    return {error for retrier in retriers(state) for error in retrier["ErrorEquals"]}
+
+
+def retriers(state):
+    return [retrier for retrier in state.get("Retry", []) if retrier != EXISTS]
 
 
 def ceilings(retrier):
@@ -211,7 +211,7 @@ def test_an_outcome_reaches_its_function_or_the_failure_queue_before_its_express
     for state in RECORD_OUTCOME.states.values():
         if state["Type"] == "Task":
             seconds += state["TimeoutSeconds"]
-            for retrier in retriers_of(state):
+            for retrier in retriers(state):
                 is_throttled = retrier["ErrorEquals"] == ["Lambda.TooManyRequestsException"]
                 seconds += sum(ceilings(retrier))
                 seconds += 0 if is_throttled else retrier["MaxAttempts"] * state["TimeoutSeconds"]
@@ -221,9 +221,8 @@ def test_an_outcome_reaches_its_function_or_the_failure_queue_before_its_express
 
 def test_a_refused_claim_is_not_retried_and_succeeds_and_every_other_error_reaches_the_failure_queue():
     claim = RECORD_OUTCOME.states["ClaimOutcome"]
-    refused = ["DynamoDB.ConditionalCheckFailedException"]
-    assert claim["Retry"][0] == {"ErrorEquals": refused, "MaxAttempts": 0}
-    assert claim["Catch"][0] == {"ErrorEquals": refused, "Next": "AlreadyRecorded"}
+    assert claim["Retry"][0] == EXISTS
+    assert claim["Catch"][0] == {"ErrorEquals": EXISTS["ErrorEquals"], "Next": "AlreadyRecorded"}
     assert RECORD_OUTCOME.states["AlreadyRecorded"]["Type"] == "Succeed"
     (other,) = claim["Catch"][1:]
     assert RECORD_OUTCOME.states["RecordOutcome"]["Catch"] == [other]
@@ -237,17 +236,17 @@ def test_every_task_has_a_timeout_and_tasks_of_a_kind_retry_alike_but_for_their_
     own_errors = set(exception_names())
     invoking = {name for name, state in tasks.items() if ":lambda:invoke" in state["Resource"]}
     for kind, errors in ((invoking, LAMBDA_ERRORS), (tasks.keys() - invoking, INTEGRATION_ERRORS)):
-        retriers = [
+        alike = [
             [
                 retrier | {"ErrorEquals": common}
-                for retrier in retriers_of(tasks[name])
+                for retrier in retriers(tasks[name])
                 if (common := set(retrier["ErrorEquals"]) - own_errors)
             ]
             for name in kind
         ]
-        assert all(other == retriers[0] for other in retriers)
+        assert all(other == alike[0] for other in alike)
         expected = errors | PROCESS_ERRORS if scope["StartAt"].startswith("ClassifyBatchOf") else errors
-        assert all(set().union(*(retrier["ErrorEquals"] for retrier in each)) == expected for each in retriers)
+        assert all(set().union(*(retrier["ErrorEquals"] for retrier in each)) == expected for each in alike)
 
 
 def test_the_maps_differ_only_in_their_source():
@@ -307,10 +306,29 @@ def test_the_errors_that_a_function_can_raise_are_found():
 @each_machine
 def test_retries_back_off_with_jitter(machine):
     for state in machine.states.values():
-        for retry in retriers_of(state):
+        for retry in retriers(state):
             assert retry["JitterStrategy"] == "FULL"
             assert retry["BackoffRate"] > 1
             assert retry["MaxDelaySeconds"] >= retry["IntervalSeconds"]
+
+
+@each_machine
+def test_an_item_is_put_only_once_and_an_existing_one_is_no_failure(machine):
+    """Retriers are matched before catchers, so this error needs one that does not retry."""
+    for state in machine.states.values():
+        if state.get("Resource", "").endswith("dynamodb:putItem"):
+            assert "ConditionExpression" in state["Arguments"]
+            assert state["Retry"][0] == EXISTS
+            assert {*EXISTS["ErrorEquals"], "States.ALL"} & set(state["Catch"][0]["ErrorEquals"])
+            caught = state["Catch"][0]["Next"]
+            assert caught == state["Next"] or machine.states[caught]["Type"] == "Succeed"
+
+
+def test_an_accepted_image_stays_accepted_whatever_becomes_of_its_audit():
+    (caught,) = CLASSIFY_IMAGE.states["SendToAudit"]["Catch"]
+    assert caught["ErrorEquals"] == ["States.ALL"]
+    (caught,) = CLASSIFY_IMAGE.states["SendToReview"]["Catch"]
+    assert caught["ErrorEquals"] == EXISTS["ErrorEquals"]  # any other error fails the execution
 
 
 def test_an_execution_survives_an_outage_of_the_endpoint_of_ten_minutes_and_its_retries_are_bounded():

@@ -1,0 +1,65 @@
+"""RecordReview: decisions on reviews -> a line in the prediction log and an event for each.
+
+Not a state: DynamoDB's stream of the review table invokes it, so no decision goes unrecorded, whoever wrote it. Streams
+deliver at least once: `revision` tells a repetition from a new decision.
+
+in   DynamoDB's stream records, of items that were decided or undone
+out  {batchItemFailures}: where to continue after an error
+"""
+
+import json
+from decimal import Decimal
+from typing import Any
+
+from aws_lambda_powertools import Logger, Tracer
+from aws_lambda_powertools.utilities.typing import LambdaContext
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+from botocore.session import get_session
+
+MESSAGE = "review"  # identifies these lines among others of the log group
+REVIEWED, UNDONE = "Image Reviewed", "Image Review Undone"
+OBJECT = ("s3_bucket", "s3_key", "s3_version_id", "version")
+CLASSIFIED = ("label", "confidence", "threshold", "reason", "selection_probability", "execution_arn")
+DECIDED = ("decision", "reviewed_label", "reviewer", "reviewed_at", "revision")
+
+logger = Logger()
+tracer = Tracer(auto_patch=False)
+events = get_session().create_client(
+    "events", config=Config(connect_timeout=3, read_timeout=5, retries={"mode": "standard"})
+)
+
+
+def plain(item: dict[str, dict[str, str]]) -> dict[str, Any]:
+    """The item's texts and numbers, from DynamoDB's JSON."""
+    return {name: float(Decimal(value["N"])) if "N" in value else value.get("S") for name, value in item.items()}
+
+
+def detail_of(item: dict[str, Any]) -> dict[str, Any]:
+    """What the line and the event say. After an undo there is no decision."""
+    detail = {name: item[name] for name in OBJECT + CLASSIFIED + DECIDED if name in item}
+    return detail | {"revision": int(item["revision"])}
+
+
+def publish(detail_type: str, detail: dict[str, Any]) -> str:
+    """Publish the event. Returns why EventBridge did not accept it, or an empty text."""
+    entry = {"Source": "image-classification", "DetailType": detail_type, "Detail": json.dumps(detail)}
+    try:
+        response = events.put_events(Entries=[entry])
+    except (ClientError, BotoCoreError) as error:
+        return str(error)
+    return response["Entries"][0]["ErrorMessage"] if response["FailedEntryCount"] else ""
+
+
+@logger.inject_lambda_context
+@tracer.capture_lambda_handler(capture_response=False)
+def lambda_handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
+    for record in event["Records"]:
+        item = plain(record["dynamodb"]["NewImage"])
+        detail = detail_of(item)
+        logger.set_correlation_id(item.get("execution_arn"))
+        if problem := publish(REVIEWED if item["status"] == "reviewed" else UNDONE, detail):
+            logger.error("decision not published", cause=problem, **detail)
+            return {"batchItemFailures": [{"itemIdentifier": record["dynamodb"]["SequenceNumber"]}]}
+        logger.info(MESSAGE, **detail)
+    return {"batchItemFailures": []}
