@@ -35,6 +35,7 @@ AUDIT_RATE = 0.02  # the default
 REVIEWS = 20  # of each reason
 SIZES = (300, 500)
 KEYS_PER_LIST = 1000
+EXPRESS_SECONDS = 0.1  # of RecordOutcome, the least that is billed: a write to DynamoDB and a warm function are less
 EVENT_BYTES = 26  # that CloudWatch Logs adds to each event
 RECORDED = "prediction"  # RecordOutcome's message, the last thing that an execution causes
 
@@ -169,7 +170,8 @@ def one_by_one(found: Target, images: list[bytes]) -> dict[str, Any]:
     counts |= {
         "transitions": sum(entered_states(found, arn) for arn in arns),
         "endpoint_bytes": stored + EXECUTIONS * response_bytes(found, images[0]),
-        **dict.fromkeys(("s3_get", "events", "dynamodb_writes"), EXECUTIONS),
+        **dict.fromkeys(("s3_get", "events", "dynamodb_writes", "express_requests"), EXECUTIONS),
+        "express_seconds": EXECUTIONS * EXPRESS_SECONDS,
     }
     delete(found, prefix)
     return {"images": EXECUTIONS, "image_bytes": stored // EXECUTIONS, "counts": rounded(counts), "fixed": {}}

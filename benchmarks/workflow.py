@@ -65,7 +65,7 @@ def executions(stack: Stack, outputs: dict[str, str], request: dict[str, str]) -
 
 def handlers(stack: Stack, outputs: dict[str, str], events: dict[str, Any]) -> list[tuple[str, str, dict[str, float]]]:
     """(function, figure, {package: median}); the packages are measured alternately, each in a new process."""
-    name = outputs["RecordOutcomeFunctionName"]  # its variables are those of all functions, and the table of outcomes
+    name = outputs["RecordOutcomeFunctionName"]  # its variables are those of all functions
     recording = stack.client("lambda").get_function_configuration(FunctionName=name)
     environment = clean_environment() | stack.aws_variables | recording["Environment"]["Variables"] | {
         "AWS_XRAY_DAEMON_ADDRESS": f"127.0.0.1:{stack.ports['xray']}",

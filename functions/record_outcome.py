@@ -1,22 +1,22 @@
 """RecordOutcome: an execution that has ended -> a line in the prediction log, and business metrics.
 
-Not a state: EventBridge invokes it for every execution that ends, including those that a Catch would miss. It does so
-at least once, so the outcome is claimed in a table before it is recorded.
+EventBridge starts its state machine for every execution that ends, including those that a Catch would miss, and does so
+at least once: the machine claims the outcome before it invokes this function.
 
 in   EventBridge's event "Step Functions Execution Status Change"
-out  the line: prediction_log.py; recorded is false if the outcome was recorded already
+out  the line: prediction_log.py
 """
 
+import gc
 import json
-import os
 import re
 from typing import Any
+
+gc.disable()  # until everything is imported: collecting meanwhile would be 7 % of a cold start
 
 from aws_lambda_powertools import Logger, Metrics, Tracer, single_metric
 from aws_lambda_powertools.metrics import MetricUnit
 from aws_lambda_powertools.utilities.typing import LambdaContext
-from botocore.config import Config
-from botocore.session import get_session
 
 import prediction_log
 from label_metric import MAX_LABELS, is_dimension
@@ -24,15 +24,11 @@ from label_metric import MAX_LABELS, is_dimension
 NOT_ACCEPTED = "THRESHOLD_CONFIDENCE_NOT_MET"
 COMPLETE = 0.99  # a smaller sum means the list was truncated: the model has more labels
 REDRIVE = re.compile(r"-redrive-(\d+)$")  # ends the name of an execution that make redrive started
-CLAIM_SECONDS = 7 * 24 * 3600  # EventBridge and Lambda together deliver an event for at most 30 hours
-OUTCOME_TABLE = os.environ["OUTCOME_TABLE"]
 
 logger = Logger(xray_trace_id=None)  # it would be this invocation's, beside the execution's trace_id
-tracer = Tracer(auto_patch=False)  # patching botocore would cost more time than the one call that it traces
+tracer = Tracer(auto_patch=False)  # there is no client to trace, and patching would import botocore
 metrics = Metrics()
-dynamodb = get_session().create_client(
-    "dynamodb", config=Config(connect_timeout=1, read_timeout=2, retries={"mode": "standard", "total_max_attempts": 3})
-)
+gc.enable()
 
 
 def parsed(text: str | None) -> Any:
@@ -75,20 +71,6 @@ def redrives_of(detail: dict[str, Any]) -> int:
     return (int(restart[1]) if restart else 0) + (detail.get("redriveCount") or 0)
 
 
-def claim(outcome: str, request_id: str, expires: int) -> bool:
-    """Whether this invocation is the one to record the outcome. Lambda's retries keep the ID of the request."""
-    try:
-        dynamodb.put_item(
-            TableName=OUTCOME_TABLE,
-            Item={"outcome": {"S": outcome}, "request_id": {"S": request_id}, "expires": {"N": str(expires)}},
-            ConditionExpression="attribute_not_exists(outcome) OR request_id = :request_id",
-            ExpressionAttributeValues={":request_id": {"S": request_id}},
-        )
-    except dynamodb.exceptions.ConditionalCheckFailedException:
-        return False
-    return True
-
-
 def count(result: dict[str, Any] | None, line: dict[str, Any], is_redrive: bool) -> None:
     """Count the image once, by its last outcome: what a redrive decides no longer counts as failed."""
     if not is_redrive:
@@ -123,11 +105,6 @@ def lambda_handler(event: dict[str, Any], context: LambdaContext) -> dict[str, A
     result = result_of(detail)
     line = prediction_log.decided(result) if result else failure_of(detail)
     line |= {"redrives": redrives} if redrives else {}
-    outcome = f"{detail['executionArn']}#{detail.get('redriveCount') or 0}"
-    expires = detail["stopDate"] // 1000 + CLAIM_SECONDS
-    if not claim(outcome, context.aws_request_id, expires):
-        logger.info("outcome already recorded")
-        return line | {"recorded": False}
     count(result, line, is_redrive=redrives > 0)
     logger.info(prediction_log.MESSAGE, **line, milliseconds=detail["stopDate"] - detail["startDate"])
-    return line | {"recorded": True}
+    return line

@@ -115,6 +115,12 @@ def queue_of_events():
 
 
 @pytest.fixture
+def queue_of_statuses():
+    with queue_of_events_from("aws.states") as url:
+        yield url
+
+
+@pytest.fixture
 def alarms(workflow):
     """A queue that receives what CloudWatch publishes to the stack's topic."""
     sns = boto3.client("sns")

@@ -37,6 +37,7 @@ from test_conformance_s3 import (  # noqa: F401
 )
 from test_conformance_stepfunctions import (  # noqa: F401
     test_an_event_names_its_state_machine_and_execution,
+    test_an_express_execution_emits_no_events_and_leaves_no_history,
     test_full_jitter_randomises_the_delay_of_a_retry,
     test_max_delay_seconds_limits_the_delay_of_a_retry,
     test_the_functions_of_an_execution_share_its_trace,
@@ -117,6 +118,23 @@ def test_the_log_levels_keep_the_prediction_log(workflow, seven):
     logs = boto3.client("logs")
     found = wait_for(lambda: logs.filter_log_events(logGroupName=group, filterPattern=pattern)["events"], 300)
     assert json.loads(found[0]["message"])["outcome"] == "accepted"
+
+
+def test_the_claim_of_an_outcome_that_is_delivered_again_is_refused(workflow, seven):
+    """A synchronous execution returns its output, which is the refusal here."""
+    execution = workflow.classify("again.png", seven)
+    detail = {"executionArn": execution.arn, "status": execution.status, "startDate": 0, "stopDate": 0}
+    detail |= {"input": json.dumps(execution.input), "output": json.dumps(execution.output), "redriveCount": 0}
+    states = boto3.client("stepfunctions", config=Config(inject_host_prefix=not ON_THE_EMULATOR))
+
+    def refused():
+        ended = states.start_sync_execution(
+            stateMachineArn=workflow.outputs["RecordOutcomeStateMachineArn"], input=json.dumps({"detail": detail})
+        )
+        assert ended["status"] == "SUCCEEDED"
+        return "DynamoDB.ConditionalCheckFailedException" in ended["output"]
+
+    assert wait_for(refused, 60)  # the first may come before EventBridge's, and is then recorded
 
 
 def test_the_policy_allows_the_endpoint_in_the_case_that_sagemaker_gives_its_arn(workflow):

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from botocore.exceptions import ClientError
 
 from resources import eventually, failing_task, invoke_task
 
@@ -14,15 +15,25 @@ def delays_between_attempts(client, execution, wait_scale):
     return [(after - before).total_seconds() / wait_scale for before, after in zip(failed, scheduled[1:], strict=False)]
 
 
+def queue_of_events_from(client, source):
+    """A queue that receives the events of this source."""
+    events, sqs = client("events"), client("sqs")
+    name = f"conformance-{source.replace('.', '-')}"
+    url = sqs.create_queue(QueueName=name)["QueueUrl"]
+    arn = sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
+    events.put_rule(Name=name, EventPattern=json.dumps({"source": [source]}))
+    events.put_targets(Rule=name, Targets=[{"Id": "queue", "Arn": arn}])
+    return url
+
+
 @pytest.fixture
 def queue_of_events(client):
-    """A queue that receives the events of the source `conformance`."""
-    events, sqs = client("events"), client("sqs")
-    url = sqs.create_queue(QueueName="conformance-events")["QueueUrl"]
-    arn = sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
-    events.put_rule(Name="conformance-events", EventPattern=json.dumps({"source": ["conformance"]}))
-    events.put_targets(Rule="conformance-events", Targets=[{"Id": "queue", "Arn": arn}])
-    return url
+    return queue_of_events_from(client, "conformance")
+
+
+@pytest.fixture
+def queue_of_statuses(client):
+    return queue_of_events_from(client, "aws.states")
 
 
 def test_max_delay_seconds_limits_the_delay_of_a_retry(client, machine, execute, wait_scale):
@@ -70,6 +81,28 @@ def test_an_event_names_its_state_machine_and_execution(client, machine, execute
     received = eventually(lambda: client("sqs").receive_message(QueueUrl=queue_of_events).get("Messages"))
     resources = json.loads(received[0]["Body"])["resources"]
     assert sorted(resources) == sorted(["arn:aws:test", arn, execution["executionArn"]])
+
+
+def test_an_express_execution_emits_no_events_and_leaves_no_history(client, machine, execute, queue_of_statuses):
+    """https://docs.aws.amazon.com/step-functions/latest/dg/choosing-workflow-type.html: history, events"""
+    states = client("stepfunctions")
+    wait = {"Wait": {"Type": "Wait", "Seconds": 1, "End": True}}
+    express = states.start_execution(stateMachineArn=machine(wait, settings={"type": "EXPRESS"}))["executionArn"]
+    standard = execute(machine(wait))["executionArn"]
+    received = set()
+
+    def statuses():
+        for message in (
+            client("sqs").receive_message(QueueUrl=queue_of_statuses, MaxNumberOfMessages=10).get("Messages", [])
+        ):
+            detail = json.loads(message["Body"])["detail"]
+            received.add((detail["executionArn"], detail["status"]))
+        return received
+
+    assert eventually(lambda: (standard, "SUCCEEDED") in statuses())
+    assert express not in {arn for arn, _ in statuses()}
+    with pytest.raises(ClientError):
+        states.describe_execution(executionArn=express)
 
 
 def test_an_execution_is_logged_without_its_data(client, machine, execute):

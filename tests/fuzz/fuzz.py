@@ -28,7 +28,6 @@ import atheris
 
 os.environ |= {
     "AWS_DEFAULT_REGION": "us-east-1",
-    "OUTCOME_TABLE": "fuzz",
     "POWERTOOLS_SERVICE_NAME": "fuzz",
     "POWERTOOLS_TRACE_DISABLED": "true",
     "STATE_MACHINE_ARN": "arn:aws:states:us-east-1:000000000000:stateMachine:fuzz",

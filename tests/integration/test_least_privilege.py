@@ -19,6 +19,7 @@ NOT_SHOWN = {
         "StartExecutionFunctionRole",
         "sqs:SendMessage",
     ): "the emulator does not deliver to dead-letter queues of a version",
+<<<<<<< HEAD
     (
         "RecordOutcomeFunctionRole",
         "sqs:SendMessage",
@@ -27,6 +28,8 @@ NOT_SHOWN = {
         "PublishReviewMetricsFunctionRole",
         "sqs:SendMessage",
     ): "the emulator does not deliver to dead-letter queues of a version",
+=======
+>>>>>>> outcome
     ("RecordReviewFunctionRole", "sqs:SendMessage"): "the emulated Lambda checks no permission to read a stream",
     **{
         ("RecordReviewFunctionRole", f"dynamodb:{action}"): "as above"
@@ -35,6 +38,8 @@ NOT_SHOWN = {
 }
 NOT_SHOWN_ROLES = {
     "ClassifyImageStateMachineRole": "the emulator does not check a state machine's role",
+    "RecordOutcomeStateMachineRole": "as above",
+    "RecordOutcomeStateMachineExecutionEndedRole": "the emulator does not check the role of a rule",
     "ClassifyBatchStateMachineRole": "as above",
     "ClassifyBatchFunctionRole": "test_batches.py runs with them; tests/unit/test_permissions.py finds the needless",
     "SummariseBatchFunctionRole": "as above",
@@ -90,6 +95,7 @@ def upload_starts_nothing(workflow, seven):
     wait_for(lambda: denials(workflow, "StartExecution"))
 
 
+<<<<<<< HEAD
 def outcome_is_not_recorded(workflow, seven):
     execution = workflow.classify("denied.png", seven)
     assert execution.status == "SUCCEEDED"
@@ -119,6 +125,8 @@ def drift_is_unknown(workflow, _seven):
     assert b"training's mix is unknown" in lines and b"AccessDenied" in lines
 
 
+=======
+>>>>>>> outcome
 def decision_is_not_published(workflow, seven):
     review = workflow.review_of(workflow.classify("denied.png", seven, threshold=1))
     workflow.reviews.decide(review, "ada", "label", "7")
@@ -130,10 +138,13 @@ SHOWN = {
     ("RetrieveImageFunctionRole", "s3:GetObject"): retrieve_fails,
     ("RetrieveImageFunctionRole", "s3:GetObjectVersion"): retrieve_of_a_version_fails,
     ("StartExecutionFunctionRole", "states:StartExecution"): upload_starts_nothing,
+<<<<<<< HEAD
     ("RecordOutcomeFunctionRole", "dynamodb:PutItem"): outcome_is_not_recorded,
     ("PublishReviewMetricsFunctionRole", "dynamodb:Query"): publishing_fails,
     ("PublishReviewMetricsFunctionRole", "cloudwatch:GetMetricData"): publishing_fails,
     ("PublishReviewMetricsFunctionRole", "s3:GetObject"): drift_is_unknown,
+=======
+>>>>>>> outcome
     ("RecordReviewFunctionRole", "events:PutEvents"): decision_is_not_published,
 }
 

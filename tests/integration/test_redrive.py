@@ -1,11 +1,14 @@
 """What failed is started again from the failure queue."""
 
+import contextlib
 import json
 import time
 
 import pytest
 
 from local.redrive import Redrive
+from test_delivery import queue_of, wait_for_record_outcome
+from test_workflow import prediction_lines
 from workflow import wait_for
 
 OUTAGE = 5  # seconds: 100 at the stack's shortened waits
@@ -65,7 +68,67 @@ def test_an_interrupted_redrive_starts_nothing_twice(workflow, redrive, seven):
     assert waiting(workflow) == 0
 
 
-def test_an_upload_that_started_no_execution_and_an_outcome_that_was_not_recorded_are_passed_on(
+@contextlib.contextmanager
+def record_outcome_throttled(workflow):
+    functions, name = workflow.stack.client("lambda"), workflow.outputs["RecordOutcomeFunctionName"]
+    functions.put_function_concurrency(FunctionName=name, ReservedConcurrentExecutions=0)
+    yield
+    functions.delete_function_concurrency(FunctionName=name)
+
+
+def lines_of(workflow, execution):
+    """The execution's lines in the prediction log, once no outcome is being recorded."""
+    wait_for_record_outcome(workflow)
+    return [line for line in prediction_lines(workflow) if line["execution_arn"] == execution.arn]
+
+
+def start_record_outcome(workflow, event):
+    machine = workflow.outputs["RecordOutcomeStateMachineArn"]
+    workflow.states.start_execution(stateMachineArn=machine, input=json.dumps(event))
+
+
+def test_an_outcome_that_was_claimed_but_not_recorded_is_redriven_once(workflow, redrive, failure_queue, seven):
+    with record_outcome_throttled(workflow):
+        execution = workflow.classify("unrecorded.png", seven)
+        wait_for(lambda: waiting(workflow) == 1)
+        (message,) = workflow.sqs.receive_message(QueueUrl=failure_queue, VisibilityTimeout=0)["Messages"]
+        event = json.loads(message["Body"])
+        not_recorded = event.pop("not_recorded")
+        assert not_recorded["error"] == "Lambda.TooManyRequestsException"
+        assert redrive().run() == ({"outcomes": 1}, [])  # too early: it returns to the queue
+        wait_for(lambda: waiting(workflow) == 1)
+    start_record_outcome(workflow, event)  # EventBridge delivers it again
+    assert lines_of(workflow, execution) == []  # it is claimed
+    for _ in range(2):
+        assert redrive().run() == ({"outcomes": 1}, [])
+        assert len(lines_of(workflow, execution)) == 1
+        workflow.sqs.send_message(QueueUrl=failure_queue, MessageBody=message["Body"])  # as if it were interrupted
+    assert redrive().run() == ({"outcomes": 1}, [])
+    assert len(lines_of(workflow, execution)) == 1
+    assert waiting(workflow) == 0
+
+
+@pytest.fixture
+def ends(workflow):
+    with queue_of(workflow, "redrive-ends", {"source": ["aws.states"], "detail": {"status": ["SUCCEEDED"]}}) as queue:
+        yield queue
+
+
+def test_an_event_that_eventbridge_could_not_deliver_is_recorded_once(workflow, redrive, failure_queue, ends, seven):
+    recorded = workflow.classify("delivered.png", seven)
+    event = wait_for(lambda: workflow.message_about(ends, recorded.arn))
+    lost = event | {"detail": event["detail"] | {"executionArn": f"{recorded.arn}-lost", "status": "TIMED_OUT"}}
+    attributes = {"ERROR_CODE": {"DataType": "String", "StringValue": "THROTTLING"}}  # EventBridge's, among others
+    for each in (event, lost, lost):
+        workflow.sqs.send_message(QueueUrl=failure_queue, MessageBody=json.dumps(each), MessageAttributes=attributes)
+    assert redrive().run() == ({"outcomes": 3}, [])
+    assert len(lines_of(workflow, recorded)) == 1
+    arns = [line["execution_arn"] for line in prediction_lines(workflow)]
+    assert arns.count(f"{recorded.arn}-lost") == 1
+    assert waiting(workflow) == 0
+
+
+def test_an_upload_that_started_no_execution_is_passed_on_and_what_is_no_event_stays(
     workflow, redrive, event_of_upload, seven
 ):
     queue = workflow.outputs["FailureQueueUrl"]

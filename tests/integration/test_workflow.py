@@ -303,7 +303,8 @@ def prediction_lines(workflow):
 
 def test_every_log_line_names_its_execution_and_its_trace_is_annotated(workflow, stack, seven):
     execution = workflow.classify("led.png", seven)
-    text = wait_for(lambda: (found := log_text(workflow)).count(execution.arn) > 10 and found)
+    wait_for(lambda: execution.arn in [line["execution_arn"] for line in prediction_lines(workflow)])
+    text = log_text(workflow)
     lines = [json.loads(line) for line in text.splitlines() if line.startswith('{"level"')]
     ours = [line for line in lines if line["correlation_id"] == execution.arn]
     assert [line["message"] for line in sorted(ours, key=lambda line: line["timestamp"])] == [

@@ -92,5 +92,7 @@ def snake_case(name: str) -> str:
     return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
 
 
-CLASSIFY_IMAGE, CLASSIFY_BATCH = MACHINES = [Machine("ClassifyImage"), Machine("ClassifyBatch")]
+CLASSIFY_IMAGE, RECORD_OUTCOME, CLASSIFY_BATCH = MACHINES = [
+    Machine(name) for name in ("ClassifyImage", "RecordOutcome", "ClassifyBatch")
+]
 FUNCTIONS = list(dict.fromkeys(function for machine in MACHINES for function in machine.functions.values()))

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import time
 
 import pytest
 from botocore.response import StreamingBody
@@ -17,9 +18,13 @@ import record_outcome
 import record_review
 import retrieve_image
 import start_execution
+<<<<<<< HEAD
 from documents import CLASSIFY_BATCH, CLASSIFY_IMAGE, ROOT, transformed
 from test_permissions import evaluated as cloudformation_value
 from test_permissions import policies, statements
+=======
+from documents import CLASSIFY_BATCH, CLASSIFY_IMAGE, RECORD_OUTCOME, RESOURCES, ROOT
+>>>>>>> outcome
 
 EXECUTION = "arn:aws:states:us-east-1:123456789012:execution:machine:name"
 PARAMETERS = {
@@ -34,6 +39,7 @@ PARAMETERS = {
     "ResultsBucket": "results",
     "ResultsDatabase": "image_classification",
     "ResultsTable": "results",
+    "OutcomeTable": "outcomes",
     "ReviewTable": "reviews",
     "AuditRate": "0.02",
 }
@@ -154,10 +160,50 @@ def test_start_execution_outputs_the_event_of_an_execution(event):
     assert start_execution.request_for(event("start_execution")["detail"])[1] == event("classify_image_execution")
 
 
-def test_record_outcome_accepts_its_event(event, context):
-    with Stubber(record_outcome.dynamodb) as dynamodb:
-        dynamodb.add_response("put_item", {})
-        assert record_outcome.lambda_handler(event("record_outcome"), context)["outcome"] == "accepted"
+def test_record_outcome_gets_the_event_as_it_was_delivered(event, context):
+    assert payload("RecordOutcome", event("record_outcome"), RECORD_OUTCOME) == event("record_outcome")
+    assert record_outcome.lambda_handler(event("record_outcome"), context)["outcome"] == "accepted"
+
+
+def claim_of(event, execution="this execution"):
+    """The item that an execution writes, and the owners whose claim it takes over."""
+    context = {"Execution": {"Id": execution}}
+    arguments = evaluated(RECORD_OUTCOME.states["ClaimOutcome"]["Arguments"], event, context=context)
+    owners = {value["S"] for value in arguments["ExpressionAttributeValues"].values()}
+    return {name: next(iter(value.values())) for name, value in arguments["Item"].items()}, owners
+
+
+@pytest.mark.parametrize(("redrives", "number"), [({}, 0), ({"redriveCount": None}, 0), ({"redriveCount": 2}, 2)])
+def test_an_outcome_is_claimed_by_its_execution_and_redrive(event, redrives, number):
+    ended = event("record_outcome")
+    ended["detail"] |= redrives
+    item, owners = claim_of(ended)
+    assert item["outcome"] == f"{ended['detail']['executionArn']}#{number}"
+    assert item["claimed_by"] == "this execution" and owners == {"this execution"}
+
+
+def test_a_claim_lasts_longer_than_a_message_in_the_failure_queue(event):
+    item, _ = claim_of(event("record_outcome"))
+    retention = RESOURCES["FailureQueue"]["Properties"]["MessageRetentionPeriod"]
+    delivery = 24 * 3600  # https://docs.aws.amazon.com/eventbridge/latest/userguide/eb-rule-retry-policy.html
+    assert int(item["expires"]) > time.time() + retention + delivery
+
+
+@pytest.mark.parametrize("state", ["ClaimOutcome", "RecordOutcome"])
+def test_the_message_about_an_outcome_that_was_not_recorded_takes_over_its_claim(event, state):
+    ended = event("record_outcome")
+    for execution in ("the first", "a redrive of it"):
+        failed = {
+            "input": ended,
+            "errorOutput": {"Error": "Lambda.Unknown"},
+            "context": {"Execution": {"Id": execution}},
+        }
+        caught = evaluated(RECORD_OUTCOME.states[state]["Catch"][-1]["Output"], None, {"states": failed})
+        body = evaluated(RECORD_OUTCOME.states["SendToFailureQueue"]["Arguments"]["MessageBody"], caught)
+        ended = json.loads(body)
+        not_recorded = {"claimed_by": execution, "error": "Lambda.Unknown"}
+        assert ended == event("record_outcome") | {"not_recorded": not_recorded}
+        assert claim_of(ended)[1] == {execution, "this execution"}
 
 
 def test_record_review_accepts_its_event(event, context):

@@ -7,7 +7,7 @@ import re
 import pytest
 from botocore.client import BaseClient
 
-from documents import FUNCTIONS, MACHINES, ROOT, snake_case, transformed
+from documents import CLASSIFY_BATCH, CLASSIFY_IMAGE, FUNCTIONS, MACHINES, ROOT, snake_case, transformed
 from test_state_machine import NOT_STATES, imported
 
 ENCRYPTED_QUEUE = dict.fromkeys(
@@ -40,9 +40,12 @@ REASONS = {
         "sqs:SendMessage": "uploads that could not start an execution go to the failure queue",
         **ENCRYPTED_QUEUE,
     },
-    "RecordOutcomeFunctionRole": {
-        "sqs:SendMessage": "events that could not be recorded go to the failure queue",
+    "RecordOutcomeStateMachineRole": {
         **ENCRYPTED_QUEUE,
+        **LOG_DELIVERY,
+    },
+    "RecordOutcomeStateMachineExecutionEndedRole": {
+        "states:StartExecution": "EventBridge starts an execution for each event",
     },
     "RecordReviewFunctionRole": {
         **dict.fromkeys(
@@ -201,7 +204,7 @@ def test_the_calls_of_the_code_are_found():
         "ClassifyBatch": {"s3:GetObject", "sagemaker:InvokeEndpoint", "s3:PutObject", "dynamodb:PutItem"},
         "SummariseBatch": {"s3:GetObject", "s3:PutObject", "glue:GetTable", "glue:CreatePartition"},
         "StartExecution": {"states:StartExecution"},
-        "RecordOutcome": {"dynamodb:PutItem"},
+        "RecordOutcome": set(),
         "RecordReview": {"events:PutEvents"},
         "PublishReviewMetrics": {"dynamodb:Query", "s3:GetObject", "cloudwatch:GetMetricData"},
     }
@@ -214,8 +217,9 @@ def test_a_state_machine_is_allowed_exactly_what_its_states_call(machine):
 
 
 def test_the_calls_of_the_states_are_found():
-    image, batch = map(calls_of_states, MACHINES)
+    image, outcome, batch = map(calls_of_states, MACHINES)
     assert image == {"lambda:InvokeFunction", "dynamodb:PutItem", "events:PutEvents"}
+    assert outcome == {"lambda:InvokeFunction", "sqs:SendMessage", "dynamodb:PutItem"}
     assert batch == {"lambda:InvokeFunction", "events:PutEvents"}
 
 
@@ -286,7 +290,13 @@ def test_the_models_role_can_pull_from_its_own_repository_only(repository, versi
     assert evaluated(own_image, values) == f"arn:aws:ecr:us-east-1:123456789012:repository/{repository}"
 
 
-@pytest.mark.parametrize("machine", MACHINES, ids=str)
+def test_eventbridge_may_start_the_state_machine_of_outcomes_and_nothing_else():
+    (statement,) = statements(policies("RecordOutcomeStateMachineExecutionEndedRole"))
+    assert actions(statement) == {"states:StartExecution"}
+    assert statement["Resource"] == {"Ref": "RecordOutcomeStateMachine"}
+
+
+@pytest.mark.parametrize("machine", [CLASSIFY_IMAGE, CLASSIFY_BATCH], ids=str)
 def test_a_state_machine_can_publish_only_the_events_of_the_workflow(machine):
     granting = statements(policies(f"{machine.name}StateMachineRole"))
     (statement,) = [each for each in granting if "events:PutEvents" in actions(each)]

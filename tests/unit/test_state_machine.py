@@ -10,7 +10,7 @@ import sys
 import pytest
 from jsonata import Jsonata
 
-from documents import CLASSIFY_BATCH, CLASSIFY_IMAGE, FUNCTIONS, MACHINES, RESOURCES, ROOT, snake_case
+from documents import CLASSIFY_BATCH, CLASSIFY_IMAGE, FUNCTIONS, MACHINES, RECORD_OUTCOME, RESOURCES, ROOT, snake_case
 
 each_machine = pytest.mark.parametrize("machine", MACHINES, ids=str)
 MAPS = {name: state for name, state in CLASSIFY_BATCH.states.items() if state["Type"] == "Map"}
@@ -28,9 +28,15 @@ LAMBDA_ERRORS = {
 }
 PROCESS_ERRORS = {"Runtime.ExitError"}  # a function killed half-way; batches retry it
 EXISTS = {"ErrorEquals": ["DynamoDB.ConditionalCheckFailedException"], "MaxAttempts": 0}  # never retried
+<<<<<<< HEAD
 INTEGRATION_ERRORS = {"States.TaskFailed", "States.Timeout"}  # TaskFailed: any other error of DynamoDB or EventBridge
 # EventBridge or DynamoDB invokes them
 NOT_STATES = ("StartExecution", "RecordOutcome", "RecordReview", "PublishReviewMetrics")
+=======
+INTEGRATION_ERRORS = {"States.TaskFailed", "States.Timeout"}  # TaskFailed: any other error of the service
+NOT_STATES = ("StartExecution", "RecordReview")  # EventBridge or DynamoDB invokes them
+EXPRESS_SECONDS = 300  # https://docs.aws.amazon.com/step-functions/latest/dg/choosing-workflow-type.html
+>>>>>>> outcome
 PERMANENT_ERRORS = {
     "EndpointAccessDeniedError",
     "EndpointNotConfiguredError",
@@ -96,6 +102,12 @@ def retriers(state):
     return [retrier for retrier in state.get("Retry", []) if retrier != EXISTS]
 
 
+def ceilings(retrier):
+    """The longest delay before each attempt of a retrier, in seconds."""
+    interval, rate, longest = (retrier[name] for name in ("IntervalSeconds", "BackoffRate", "MaxDelaySeconds"))
+    return [min(interval * rate**attempt, longest) for attempt in range(retrier["MaxAttempts"])]
+
+
 def scopes(definition):
     """A machine's definition and those of its Maps' children: each has a StartAt and States of its own."""
     yield definition
@@ -127,7 +139,7 @@ def test_names_of_states_are_unique_in_the_whole_machine(machine):
 def test_every_path_ends(machine):
     for name, state in machine.states.items():
         ends = state.get("End") or state["Type"] in ("Succeed", "Fail")
-        assert bool(targets(state)) != bool(ends), name
+        assert bool(targets(state | {"Catch": []})) != bool(ends), name
 
 
 def test_statelint_finds_nothing():
@@ -138,7 +150,7 @@ def test_statelint_finds_nothing():
 @each_machine
 def test_every_jsonata_expression_compiles(machine):
     expressions = [text for text in strings(machine.definition) if text.startswith("{%")]
-    assert len(expressions) > 10
+    assert len(expressions) >= 10
     for expression in expressions:
         assert expression.endswith("%}")
         Jsonata(expression[2:-2])
@@ -169,7 +181,8 @@ def test_one_name_leads_from_a_state_to_its_function_event_and_test(machine):
 @each_machine
 def test_one_name_leads_from_a_machine_to_its_resource_and_the_input_of_an_execution(machine):
     assert machine.properties["DefinitionUri"] == f"statemachine/{machine.file.name}"
-    assert (ROOT / f"events/{snake_case(machine.name)}_execution.json").is_file()
+    inputs = snake_case(machine.name) + ("" if machine is RECORD_OUTCOME else "_execution")  # its function's, unchanged
+    assert (ROOT / f"events/{inputs}.json").is_file()
 
 
 def test_the_template_has_no_function_that_the_definitions_do_not_use():
@@ -193,10 +206,33 @@ def test_a_state_times_out_shortly_after_its_function(machine):
 
 
 def test_two_attempts_of_a_batch_fit_into_the_five_minutes_of_its_child():
-    """https://docs.aws.amazon.com/step-functions/latest/dg/choosing-workflow-type.html"""
     for state, function in CLASSIFY_BATCH.functions.items():
         if function == "ClassifyBatch":
-            assert 2 * CLASSIFY_BATCH.states[state]["TimeoutSeconds"] < 300
+            assert 2 * CLASSIFY_BATCH.states[state]["TimeoutSeconds"] < EXPRESS_SECONDS
+
+
+def test_an_outcome_reaches_its_function_or_the_failure_queue_before_its_express_execution_times_out():
+    """Whatever fails, and however long each attempt takes; but a throttled one is refused at once."""
+    seconds = 0
+    for state in RECORD_OUTCOME.states.values():
+        if state["Type"] == "Task":
+            seconds += state["TimeoutSeconds"]
+            for retrier in retriers(state):
+                is_throttled = retrier["ErrorEquals"] == ["Lambda.TooManyRequestsException"]
+                seconds += sum(ceilings(retrier))
+                seconds += 0 if is_throttled else retrier["MaxAttempts"] * state["TimeoutSeconds"]
+    assert RECORD_OUTCOME.properties["Type"] == "EXPRESS"
+    assert 250 < seconds < EXPRESS_SECONDS - 10
+
+
+def test_a_refused_claim_is_not_retried_and_succeeds_and_every_other_error_reaches_the_failure_queue():
+    claim = RECORD_OUTCOME.states["ClaimOutcome"]
+    assert claim["Retry"][0] == EXISTS
+    assert claim["Catch"][0] == {"ErrorEquals": EXISTS["ErrorEquals"], "Next": "AlreadyRecorded"}
+    assert RECORD_OUTCOME.states["AlreadyRecorded"]["Type"] == "Succeed"
+    (other,) = claim["Catch"][1:]
+    assert RECORD_OUTCOME.states["RecordOutcome"]["Catch"] == [other]
+    assert (other["ErrorEquals"], other["Next"]) == (["States.ALL"], "SendToFailureQueue")
 
 
 @pytest.mark.parametrize("scope", SCOPES)
@@ -290,7 +326,8 @@ def test_an_item_is_put_only_once_and_an_existing_one_is_no_failure(machine):
             assert "ConditionExpression" in state["Arguments"]
             assert state["Retry"][0] == EXISTS
             assert {*EXISTS["ErrorEquals"], "States.ALL"} & set(state["Catch"][0]["ErrorEquals"])
-            assert state["Catch"][0]["Next"] == state["Next"]
+            caught = state["Catch"][0]["Next"]
+            assert caught == state["Next"] or machine.states[caught]["Type"] == "Succeed"
 
 
 def test_an_accepted_image_stays_accepted_whatever_becomes_of_its_audit():
@@ -303,15 +340,12 @@ def test_an_accepted_image_stays_accepted_whatever_becomes_of_its_audit():
 def test_an_execution_survives_an_outage_of_the_endpoint_of_ten_minutes_and_its_retries_are_bounded():
     retries = {retry["ErrorEquals"][0]: retry for retry in CLASSIFY_IMAGE.states["ClassifyImage"]["Retry"]}
     retry = retries["EndpointUnavailableError"]
-    ceilings = [
-        min(retry["IntervalSeconds"] * retry["BackoffRate"] ** attempt, retry["MaxDelaySeconds"])
-        for attempt in range(retry["MaxAttempts"])
-    ]
+    longest = ceilings(retry)
     chance = random.Random(0)
-    waits = sorted(sum(chance.uniform(0, ceiling) for ceiling in ceilings) for _ in range(20_000))
+    waits = sorted(sum(chance.uniform(0, ceiling) for ceiling in longest) for _ in range(20_000))
     assert waits[0] > 600  # with full jitter; the mean is 25 minutes
-    assert sum(ceilings) < CLASSIFY_IMAGE.definition["TimeoutSeconds"] / 2
-    assert sum(ceilings[:4]) > 20  # a short outage costs seconds, not minutes
+    assert sum(longest) < CLASSIFY_IMAGE.definition["TimeoutSeconds"] / 2
+    assert sum(longest[:4]) > 20  # a short outage costs seconds, not minutes
     assert retry["MaxAttempts"] * 0.025 / 1000 < 0.001  # US dollars of transitions for an image that fails in the end
 
 

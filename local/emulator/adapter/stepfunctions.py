@@ -1,9 +1,10 @@
-"""Step Functions: retry delays, the payload size limit, the resources of events, execution logs and traces.
+"""Step Functions: retry delays, the payload size limit, the resources of events, execution logs, traces, and Express.
 
 https://docs.aws.amazon.com/step-functions/latest/dg/concepts-error-handling.html
 https://docs.aws.amazon.com/step-functions/latest/dg/connect-eventbridge.html
 https://docs.aws.amazon.com/step-functions/latest/dg/cw-logs.html
 https://docs.aws.amazon.com/step-functions/latest/dg/concepts-xray-tracing.html
+https://docs.aws.amazon.com/step-functions/latest/dg/choosing-workflow-type.html
 """
 
 import contextvars
@@ -57,9 +58,23 @@ def error_matches(original: Callable[[list[str], str], bool], names: list[str], 
 
 @override(service, "_run_execution")
 def run_execution(original: Callable[[str], None], arn: str) -> None:
-    """Give the execution one trace: every state machine of the template is traced."""
+    """Give the execution one trace: every state machine of the template is traced. Forget Express ones at their end."""
     trace_root.set(f"1-{int(time.time()):08x}-{secrets.token_hex(12)}")
     original(arn)
+    execution = service._executions[arn]
+    if is_express(execution) and not execution.get("sync"):  # StartSyncExecution returns its end
+        del service._executions[arn]
+
+
+def is_express(execution: dict[str, Any]) -> bool:
+    return bool(service._state_machines[execution["stateMachineArn"]]["type"] == "EXPRESS")
+
+
+@override(service, "_emit_execution_status_event")
+def emit_status_event(original: Callable[[dict[str, Any]], None], execution: dict[str, Any]) -> None:
+    """EventBridge gets events of Standard executions only."""
+    if not is_express(execution):
+        original(execution)
 
 
 @override(service, "_call_lambda")
