@@ -3,12 +3,8 @@
 - An execution that failed, timed out or was stopped is started again with the same input, under its name and
   "-redrive-1", "-redrive-2" ... A new execution uses the current definition, which AWS's RedriveExecution does not.
 - An upload that started no execution is passed to StartExecution.
-<<<<<<< HEAD
-- An outcome that was not recorded is passed to RecordOutcome.
-- The hourly metrics that were not published are published now.
-=======
 - An outcome that was not recorded is passed to RecordOutcome's state machine, which records it once.
->>>>>>> outcome
+- The hourly metrics that were not published are published now.
 - A batch is left, with the command that redrives it: `make batch` repeats only its failed part, and shows its progress.
 
 A message is deleted only after this succeeded. Each name is derived from the message, so a command that is
@@ -84,24 +80,15 @@ class Redrive:
         except (ValueError, KeyError, AttributeError, TypeError):
             raise RedriveError(f"message {message['MessageId']} is no event") from None
         if source == "aws.s3":
-<<<<<<< HEAD
             self.invoke("StartExecution", event, detail["object"]["key"])
-=======
-            self.start_execution(event)
->>>>>>> outcome
             return "uploads"
         if source == "aws.events":
             self.invoke("PublishReviewMetrics", event, "the schedule's event")
             return "metrics"
         if source == "aws.states" and detail["stateMachineArn"] == self.outputs["ClassifyImageStateMachineArn"]:
-<<<<<<< HEAD
-            if undelivered:
-                self.invoke("RecordOutcome", event, detail["executionArn"])
-=======
             # RecordOutcome's state machine adds not_recorded; EventBridge adds attributes, if it could not start it.
             if "not_recorded" in event or message.get("MessageAttributes"):
                 self.record(event)
->>>>>>> outcome
                 return "outcomes"
             self.restart(detail)
             return "executions"
@@ -123,14 +110,6 @@ class Redrive:
             return  # by an interrupted command, or for a second event of the same failure
         console.print(f"started {name} ({detail.get('error') or detail['status']})", markup=False)
 
-<<<<<<< HEAD
-    def invoke(self, function: str, event: dict[str, Any], subject: str) -> None:
-        name = self.outputs[f"{function}FunctionName"]
-        response = self.functions.invoke(FunctionName=name, Qualifier="live", Payload=json.dumps(event))
-        if "FunctionError" in response:
-            raise RedriveError(f"{function}: {json.load(response['Payload']).get('errorMessage')}")
-        console.print(f"passed {subject} to {function}", markup=False)
-=======
     def record(self, event: dict[str, Any]) -> None:
         """The state machine's claims make this happen once, even if the command is interrupted and repeated."""
         failed = event.get("not_recorded", {})
@@ -140,13 +119,12 @@ class Redrive:
         self.started.add(self.states.start_execution(stateMachineArn=machine, input=json.dumps(event))["executionArn"])
         console.print(f"passed {event['detail']['executionArn']} to RecordOutcome", markup=False)
 
-    def start_execution(self, event: dict[str, Any]) -> None:
-        name = self.outputs["StartExecutionFunctionName"]
+    def invoke(self, function: str, event: dict[str, Any], subject: str) -> None:
+        name = self.outputs[f"{function}FunctionName"]
         response = self.functions.invoke(FunctionName=name, Qualifier="live", Payload=json.dumps(event))
         if "FunctionError" in response:
-            raise RedriveError(f"StartExecution: {json.load(response['Payload']).get('errorMessage')}")
-        console.print(f"passed {event['detail']['object']['key']} to StartExecution", markup=False)
->>>>>>> outcome
+            raise RedriveError(f"{function}: {json.load(response['Payload']).get('errorMessage')}")
+        console.print(f"passed {subject} to {function}", markup=False)
 
 
 def local_stack() -> Redrive:

@@ -19,17 +19,10 @@ NOT_SHOWN = {
         "StartExecutionFunctionRole",
         "sqs:SendMessage",
     ): "the emulator does not deliver to dead-letter queues of a version",
-<<<<<<< HEAD
-    (
-        "RecordOutcomeFunctionRole",
-        "sqs:SendMessage",
-    ): "the emulator does not deliver to dead-letter queues of a version",
     (
         "PublishReviewMetricsFunctionRole",
         "sqs:SendMessage",
     ): "the emulator does not deliver to dead-letter queues of a version",
-=======
->>>>>>> outcome
     ("RecordReviewFunctionRole", "sqs:SendMessage"): "the emulated Lambda checks no permission to read a stream",
     **{
         ("RecordReviewFunctionRole", f"dynamodb:{action}"): "as above"
@@ -95,14 +88,6 @@ def upload_starts_nothing(workflow, seven):
     wait_for(lambda: denials(workflow, "StartExecution"))
 
 
-<<<<<<< HEAD
-def outcome_is_not_recorded(workflow, seven):
-    execution = workflow.classify("denied.png", seven)
-    assert execution.status == "SUCCEEDED"
-    wait_for(lambda: denials(workflow, "PutItem"))
-    assert execution.arn not in [line["execution_arn"] for line in prediction_lines(workflow)]
-
-
 def published(workflow):
     """Invoke PublishReviewMetrics with its schedule's event; the error, the response and the lines that it logged."""
     response = workflow.stack.client("lambda").invoke(
@@ -125,8 +110,6 @@ def drift_is_unknown(workflow, _seven):
     assert b"training's mix is unknown" in lines and b"AccessDenied" in lines
 
 
-=======
->>>>>>> outcome
 def decision_is_not_published(workflow, seven):
     review = workflow.review_of(workflow.classify("denied.png", seven, threshold=1))
     workflow.reviews.decide(review, "ada", "label", "7")
@@ -138,13 +121,9 @@ SHOWN = {
     ("RetrieveImageFunctionRole", "s3:GetObject"): retrieve_fails,
     ("RetrieveImageFunctionRole", "s3:GetObjectVersion"): retrieve_of_a_version_fails,
     ("StartExecutionFunctionRole", "states:StartExecution"): upload_starts_nothing,
-<<<<<<< HEAD
-    ("RecordOutcomeFunctionRole", "dynamodb:PutItem"): outcome_is_not_recorded,
     ("PublishReviewMetricsFunctionRole", "dynamodb:Query"): publishing_fails,
     ("PublishReviewMetricsFunctionRole", "cloudwatch:GetMetricData"): publishing_fails,
     ("PublishReviewMetricsFunctionRole", "s3:GetObject"): drift_is_unknown,
-=======
->>>>>>> outcome
     ("RecordReviewFunctionRole", "events:PutEvents"): decision_is_not_published,
 }
 

@@ -24,11 +24,7 @@ os.environ.update(
     POWERTOOLS_METRICS_NAMESPACE="ImageClassification",
     POWERTOOLS_TRACE_DISABLED="true",
     STATE_MACHINE_ARN="arn:aws:states:us-east-1:123456789012:stateMachine:image-classification-ClassifyImageStateMachine",
-<<<<<<< HEAD
-    OUTCOME_TABLE="image-classification-OutcomeTable",
     REVIEW_TABLE="image-classification-ReviewTable",
-=======
->>>>>>> outcome
 )
 
 SLOWEST = ("test_planted_faults.py", "test_training.py")

@@ -18,13 +18,9 @@ import record_outcome
 import record_review
 import retrieve_image
 import start_execution
-<<<<<<< HEAD
-from documents import CLASSIFY_BATCH, CLASSIFY_IMAGE, ROOT, transformed
+from documents import CLASSIFY_BATCH, CLASSIFY_IMAGE, RECORD_OUTCOME, RESOURCES, ROOT, transformed
 from test_permissions import evaluated as cloudformation_value
 from test_permissions import policies, statements
-=======
-from documents import CLASSIFY_BATCH, CLASSIFY_IMAGE, RECORD_OUTCOME, RESOURCES, ROOT
->>>>>>> outcome
 
 EXECUTION = "arn:aws:states:us-east-1:123456789012:execution:machine:name"
 PARAMETERS = {

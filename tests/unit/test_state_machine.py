@@ -28,15 +28,9 @@ LAMBDA_ERRORS = {
 }
 PROCESS_ERRORS = {"Runtime.ExitError"}  # a function killed half-way; batches retry it
 EXISTS = {"ErrorEquals": ["DynamoDB.ConditionalCheckFailedException"], "MaxAttempts": 0}  # never retried
-<<<<<<< HEAD
-INTEGRATION_ERRORS = {"States.TaskFailed", "States.Timeout"}  # TaskFailed: any other error of DynamoDB or EventBridge
-# EventBridge or DynamoDB invokes them
-NOT_STATES = ("StartExecution", "RecordOutcome", "RecordReview", "PublishReviewMetrics")
-=======
 INTEGRATION_ERRORS = {"States.TaskFailed", "States.Timeout"}  # TaskFailed: any other error of the service
-NOT_STATES = ("StartExecution", "RecordReview")  # EventBridge or DynamoDB invokes them
+NOT_STATES = ("StartExecution", "RecordReview", "PublishReviewMetrics")  # EventBridge or DynamoDB invokes them
 EXPRESS_SECONDS = 300  # https://docs.aws.amazon.com/step-functions/latest/dg/choosing-workflow-type.html
->>>>>>> outcome
 PERMANENT_ERRORS = {
     "EndpointAccessDeniedError",
     "EndpointNotConfiguredError",
