@@ -60,6 +60,9 @@ batch: .local/.run $(PACKAGE) $(BUILT) ## Classify many images: PREFIX=p or MANI
 results: .local/.run $(PACKAGE) $(BUILT) ## List the outcomes of all images: [SINCE=7d OUTCOME=o LABEL=l EXECUTION=e OUTPUT=file.csv|.parquet STACK=name]
 	@$(PROJECT) -m local.results --since=$(call quoted,SINCE) --outcome=$(call quoted,OUTCOME) --label=$(call quoted,LABEL) --execution=$(call quoted,EXECUTION) --output=$(call quoted,OUTPUT) --stack=$(call quoted,STACK)
 
+review: .local/.run ## Review the images that wait for people, in your browser: [STACK=name PORT=port REVIEWER=name]
+	@$(PROJECT) -m local.review --stack=$(call quoted,STACK) --port=$(call quoted,PORT) --reviewer=$(call quoted,REVIEWER)
+
 dashboard: .local/.notebook ## Draw the stack's dashboard from the local stack's data
 	@$(PROJECT) -m local.report.dashboard
 
