@@ -1,7 +1,7 @@
 """CheckConfidence: predictions -> the best label, its confidence, and whether it reaches the threshold.
 
 in   s3_bucket, s3_key, s3_version_id or s3_etag, image, predictions, endpoint, threshold, audit_rate
-out  + label, confidence, accepted, trace_id (the execution's trace in X-Ray), review_item (review.py; {} if none)
+out  + label, confidence, accepted, trace_id (the execution's trace in X-Ray), review_item (review_item.py; {} if none)
 """
 
 import os
@@ -12,7 +12,7 @@ from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from contract import CHECK_CONFIDENCE, validator
 from predictions import check_predictions
-from review import item
+from review_item import item_for
 
 logger = Logger()
 tracer = Tracer(auto_patch=False)  # there are no clients to trace, and patching would import botocore
@@ -47,4 +47,4 @@ def lambda_handler(event: dict[str, Any], context: LambdaContext) -> dict[str, A
     tracer.put_annotation("accepted", decision["accepted"])
     logger.info("confidence checked", s3_key=request["s3_key"], **decision)
     result = {**request, **decision, **trace_id()}
-    return {**result, "review_item": item(result, audit_rate)}
+    return {**result, "review_item": item_for(result, audit_rate)}

@@ -29,7 +29,6 @@ from botocore.exceptions import BotoCoreError, ClientError
 from botocore.session import get_session
 
 import prediction_log
-import review
 from batch_source import archive_of, names_an_image, request_for
 from check_confidence import decide
 from classify_image import decode, invoke_endpoint
@@ -38,6 +37,7 @@ from pixels import UnsupportedImageError
 from predictions import EndpointResponseError, parse_predictions, split_labels
 from retrieve_image import ImageAccessDeniedError, ImageNotFoundError, fetch, fit, s3
 from retrieve_image import validated as validated_image
+from review_item import Item, item_for
 
 READERS = 16  # objects read side by side
 MAX_REQUEST_BYTES = 4_000_000  # a serverless endpoint accepts 4 MiB, a realtime one 6 MiB
@@ -209,7 +209,7 @@ def write(bucket: str, key: str, lines: list[Line]) -> None:
         raise ResultsUnavailableError(f"s3://{bucket}/{key}: {error}") from None
 
 
-def put_review(table: str, item: review.Item) -> None:
+def put_review(table: str, item: Item) -> None:
     """Put the item, unless this version of the image has one. A batch that runs again replaces no claim or decision."""
     try:
         dynamodb.put_item(TableName=table, Item=item, ConditionExpression="attribute_not_exists(image)")
@@ -221,7 +221,7 @@ def put_review(table: str, item: review.Item) -> None:
 
 def send_to_review(lines: list[Line], batch: dict[str, Any]) -> None:
     """Put the images into the review table that SendToReview and SendToAudit would put there."""
-    items = [review.item(line, batch["audit_rate"]) for line in lines if "accepted" in line]
+    items = [item_for(line, batch["audit_rate"]) for line in lines if "accepted" in line]
     for _ in side_by_side(partial(put_review, batch["review_table"]), filter(None, items), WRITERS):
         pass
 

@@ -30,10 +30,6 @@ events = get_session().create_client(
 )
 
 
-class EventsUnavailableError(Exception):
-    """EventBridge did not accept the event: worth a retry."""
-
-
 def plain(item: dict[str, dict[str, str]]) -> dict[str, Any]:
     """The item's texts and numbers, from DynamoDB's JSON."""
     return {name: float(Decimal(value["N"])) if "N" in value else value.get("S") for name, value in item.items()}
@@ -45,14 +41,14 @@ def detail_of(item: dict[str, Any]) -> dict[str, Any]:
     return detail | {"revision": int(item["revision"])}
 
 
-def publish(detail_type: str, detail: dict[str, Any]) -> None:
+def publish(detail_type: str, detail: dict[str, Any]) -> str:
+    """Publish the event. Returns why EventBridge did not accept it, or an empty text."""
     entry = {"Source": "image-classification", "DetailType": detail_type, "Detail": json.dumps(detail)}
     try:
         response = events.put_events(Entries=[entry])
     except (ClientError, BotoCoreError) as error:
-        raise EventsUnavailableError(str(error)) from None
-    if response["FailedEntryCount"]:
-        raise EventsUnavailableError(response["Entries"][0]["ErrorMessage"])
+        return str(error)
+    return response["Entries"][0]["ErrorMessage"] if response["FailedEntryCount"] else ""
 
 
 @logger.inject_lambda_context
@@ -61,10 +57,8 @@ def lambda_handler(event: dict[str, Any], context: LambdaContext) -> dict[str, A
     for record in event["Records"]:
         item = plain(record["dynamodb"]["NewImage"])
         detail = detail_of(item)
-        try:
-            publish(REVIEWED if item["status"] == "reviewed" else UNDONE, detail)
-        except EventsUnavailableError:
-            logger.exception("decision not published")
+        if problem := publish(REVIEWED if item["status"] == "reviewed" else UNDONE, detail):
+            logger.error("decision not published", cause=problem, **detail)
             return {"batchItemFailures": [{"itemIdentifier": record["dynamodb"]["SequenceNumber"]}]}
         logger.info(MESSAGE, **detail)
     return {"batchItemFailures": []}

@@ -3,7 +3,7 @@
     reviews = ReviewTable(boto3.client("dynamodb"), outputs["ReviewTableName"])
     for review in reviews.pending(): ...
 
-functions/review.py documents an item as the workflow writes it. A reviewer adds to it
+functions/review_item.py documents an item as the workflow writes it. A reviewer adds to it
 
 claimed_by, claim_session, claim_expires_at    who is looking at the image, in which of their open pages, and until when
                    (seconds since 1970)

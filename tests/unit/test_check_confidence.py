@@ -3,6 +3,7 @@ import pytest
 import check_confidence
 from contract import InvalidInputError
 from predictions import EndpointResponseError
+from review_item import item_for
 
 
 def with_confidence(event, confidence, **more):
@@ -11,11 +12,9 @@ def with_confidence(event, confidence, **more):
 
 def test_the_decision_is_added_to_the_input(event, context):
     request = event("check_confidence")
-    assert check_confidence.lambda_handler(request, context) == request | {
-        "label": "7",
-        "confidence": 0.97,
-        "accepted": True,
-    }
+    output = check_confidence.lambda_handler(request, context)
+    del request["audit_rate"], output["review_item"]
+    assert output == request | {"label": "7", "confidence": 0.97, "accepted": True}
 
 
 @pytest.mark.parametrize(
@@ -41,7 +40,7 @@ def test_an_invalid_confidence_is_an_error_of_the_endpoint(event, context, confi
         check_confidence.lambda_handler(with_confidence(event, confidence), context)
 
 
-@pytest.mark.parametrize("field", ["predictions", "threshold"])
+@pytest.mark.parametrize("field", ["predictions", "threshold", "audit_rate"])
 def test_a_missing_field_is_invalid_input(event, context, field):
     request = event("check_confidence")
     del request[field]
@@ -54,3 +53,23 @@ def test_the_result_names_the_trace_of_the_execution(monkeypatch):
     assert check_confidence.trace_id() == {"trace_id": "1-6b06434b-00000000000000000000000a"}
     monkeypatch.delenv("_X_AMZN_TRACE_ID")
     assert check_confidence.trace_id() == {}
+
+
+def test_the_version_is_required(event, context):
+    """An image without one could be put up for review again and again."""
+    request = event("check_confidence")
+    del request["s3_version_id"]
+    with pytest.raises(InvalidInputError):
+        check_confidence.lambda_handler(request, context)
+    assert check_confidence.lambda_handler(request | {"s3_etag": "abc"}, context)["s3_etag"] == "abc"
+
+
+@pytest.mark.parametrize(("threshold", "audit_rate"), [(0.99, 0), (0.75, 1)])
+def test_an_unsure_or_audited_image_comes_with_its_item_for_the_review_table(event, context, threshold, audit_rate):
+    request = event("check_confidence") | {"threshold": threshold, "audit_rate": audit_rate}
+    output = check_confidence.lambda_handler(request, context)
+    item = output.pop("review_item")
+    assert item.pop("created_at")
+    expected = item_for(output, audit_rate)
+    del expected["created_at"]
+    assert item == expected

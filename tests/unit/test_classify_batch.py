@@ -17,7 +17,7 @@ import check_confidence
 import classify_batch
 import classify_image
 import retrieve_image
-from classify_batch import ResultsUnavailableError, ReviewQueueUnavailableError, requests, side_by_side
+from classify_batch import ResultsUnavailableError, ReviewTableUnavailableError, requests, side_by_side
 from classify_image import EndpointThrottledError, EndpointUnavailableError
 from documents import ROOT, transformed
 from predictions import EndpointResponseError
@@ -49,9 +49,9 @@ def aws(one_reader):
     with (
         Stubber(retrieve_image.s3) as s3,
         Stubber(classify_image.runtime) as runtime,
-        Stubber(classify_batch.sqs) as sqs,
+        Stubber(classify_batch.dynamodb) as dynamodb,
     ):
-        yield {"s3": s3, "runtime": runtime, "sqs": sqs}
+        yield {"s3": s3, "runtime": runtime, "dynamodb": dynamodb}
 
 
 @pytest.fixture
@@ -81,7 +81,8 @@ def serve(aws, *objects):
         if isinstance(data, str):
             aws["s3"].add_client_error("get_object", data, "message of S3")
         else:
-            aws["s3"].add_response("get_object", {"Body": body(data), "ContentLength": len(data)})
+            response = {"Body": body(data), "ContentLength": len(data), "ETag": '"etag"', "VersionId": "v1"}
+            aws["s3"].add_response("get_object", response)
 
 
 def respond(aws, *lines, **expected):
@@ -119,7 +120,9 @@ def test_a_line_is_what_check_confidence_returns_and_its_outcome(aws, event, con
     retrieved = retrieve_image.lambda_handler(single, context)
     del retrieved["image"]["data"]
     endpoint = {"name": "image-classification", "variant": "AllTraffic"}
-    result = check_confidence.lambda_handler(retrieved | {"predictions": PREDICTIONS, "endpoint": endpoint}, context)
+    classified = {"predictions": PREDICTIONS, "endpoint": endpoint, "audit_rate": 0}
+    result = check_confidence.lambda_handler(retrieved | classified, context)
+    del result["review_item"]
     assert line == {"outcome": "accepted", **result, "time": line["time"]}
     counts = ("batch", "results", "items", "skipped", "images", "accepted", "review", "error", "errors", "confidence")
     assert {name: output[name] for name in counts} == {
@@ -281,24 +284,50 @@ def test_a_store_that_does_not_respond_is_an_exception(monkeypatch):
         classify_batch.write("results", "key", [])
 
 
-def test_low_confidence_goes_to_review_only_where_a_queue_is_named(aws, run):
+@pytest.fixture
+def reviews(monkeypatch):
+    """The items that are put into the review table, by their image."""
+    put = {}
+
+    def put_item(**request):
+        assert request["ConditionExpression"] == "attribute_not_exists(image)"
+        put[request["Item"]["image"]["S"]] = request["Item"]
+
+    monkeypatch.setattr(classify_batch.dynamodb, "put_item", put_item)
+    return put
+
+
+@pytest.mark.parametrize(("review_table", "audit_rate", "put"), [("", 1, 0), ("reviews", 0, 12), ("reviews", 1, 13)])
+def test_images_go_to_review_only_where_a_table_is_named(aws, run, reviews, review_table, audit_rate, put):
     serve(aws, *[png()] * 13)
     respond(aws, PREDICTIONS, *[DOUBTFUL] * 12)
     store(aws)
-    for entries in (10, 2):
-        aws["sqs"].add_response(
-            "send_message_batch", {"Successful": [], "Failed": []}, {"QueueUrl": "q", "Entries": ANY}
-        )
-        assert entries
-    _, lines = run([key(number) for number in range(13)], review_queue_url="q")
+    _, lines = run([key(number) for number in range(13)], review_table=review_table, audit_rate=audit_rate)
     assert [line["outcome"] for line in lines].count("review") == 12
+    assert len(reviews) == put
+    assert sum(item["reason"]["S"] == "audit" for item in reviews.values()) == put // 13
 
 
-def test_messages_that_the_review_queue_refuses_are_an_exception(aws):
-    refused = {"Id": "0", "Code": "InternalError", "SenderFault": False}
-    aws["sqs"].add_response("send_message_batch", {"Successful": [], "Failed": [refused]})
-    with pytest.raises(ReviewQueueUnavailableError, match="InternalError"):
-        classify_batch.send_to_review("q", [{"outcome": "review", "label": "7"}])
+def test_images_with_errors_are_not_reviewed(aws, run, reviews):
+    serve(aws, b"text")
+    store(aws)
+    run([key(0)], review_table="reviews", audit_rate=1)
+    assert reviews == {}
+
+
+def test_an_existing_review_is_not_replaced(aws):
+    """A batch that is repeated meets its own items, with the claims and decisions that people added to them."""
+    aws["dynamodb"].add_client_error("put_item", "ConditionalCheckFailedException")
+    classify_batch.put_review("reviews", {"image": {"S": "s3://images/a.png"}})
+
+
+@pytest.mark.parametrize(
+    "code", ["ProvisionedThroughputExceededException", "ThrottlingException", "InternalServerError"]
+)
+def test_a_review_table_that_does_not_accept_an_item_is_an_exception(aws, code):
+    aws["dynamodb"].add_client_error("put_item", code)
+    with pytest.raises(ReviewTableUnavailableError, match=code):
+        classify_batch.put_review("reviews", {})
 
 
 def test_a_batch_without_images_writes_an_empty_object(aws, run):

@@ -14,6 +14,7 @@ import classify_image
 import contract
 import prepare_batch
 import record_outcome
+import record_review
 import retrieve_image
 import start_execution
 from documents import CLASSIFY_BATCH, CLASSIFY_IMAGE, ROOT
@@ -31,7 +32,8 @@ PARAMETERS = {
     "ResultsBucket": "results",
     "ResultsDatabase": "image_classification",
     "ResultsTable": "results",
-    "ReviewQueueUrl": "https://sqs/review",
+    "ReviewTable": "reviews",
+    "AuditRate": "0.02",
 }
 CONTEXT = {"Execution": {"Id": EXECUTION, "Name": "name", "StartTime": "2026-11-24T09:00:00.000Z"}}
 
@@ -65,7 +67,8 @@ def test_retrieve_image_outputs_the_event_of_classify_image(event, context):
     expected = event("classify_image")
     data = base64.b64decode(expected["image"]["data"])
     with Stubber(retrieve_image.s3) as s3:
-        s3.add_response("get_object", {"Body": body(data), "ContentLength": len(data)})
+        version = {"VersionId": expected["s3_version_id"], "ETag": '"etag"'}
+        s3.add_response("get_object", {"Body": body(data), "ContentLength": len(data), **version})
         output = retrieve_image.lambda_handler(event("retrieve_image"), context)
     assert payload("ClassifyImage", output) == expected
 
@@ -89,10 +92,39 @@ def test_the_stacks_parameters_reach_the_functions_and_an_execution_can_override
     }
     assert payload("CheckConfidence", request, Threshold="0.9")["threshold"] == 0.9
     assert payload("CheckConfidence", request | {"threshold": 0.5}, Threshold="0.9")["threshold"] == 0.5
+    assert payload("CheckConfidence", request | {"audit_rate": 1}, AuditRate="0.1")["audit_rate"] == 0.1
 
 
 def test_check_confidence_accepts_its_event(event, context):
     assert check_confidence.lambda_handler(event("check_confidence"), context)["accepted"]
+
+
+@pytest.mark.parametrize(
+    ("threshold", "audit_rate", "next_state"),
+    [
+        (0.75, 0, "PublishImageClassified"),
+        (0.75, 1, "SendToAudit"),
+        (0.99, 0, "SendToReview"),
+        (0.99, 1, "SendToReview"),
+    ],
+)
+def test_what_check_confidence_outputs_leads_to_the_table_or_past_it(event, context, threshold, audit_rate, next_state):
+    request = event("check_confidence") | {"threshold": threshold, "audit_rate": audit_rate}
+    returned = {"result": {"Payload": check_confidence.lambda_handler(request, context)}}
+    state = CLASSIFY_IMAGE.states["CheckConfidence"]
+    output = evaluated(state["Output"], None, {"states": returned})
+    assigned = evaluated(state["Assign"], None, {"states": returned})
+    choices = CLASSIFY_IMAGE.states["IsAccepted"]["Choices"]
+    (chosen, *_) = [
+        *(each["Next"] for each in choices if evaluated(each["Condition"], output, assigned)),
+        CLASSIFY_IMAGE.states["IsAccepted"]["Default"],
+    ]
+    assert chosen == next_state
+    assert "review_item" not in output and "audit_rate" not in output
+    if "Item" in CLASSIFY_IMAGE.states[chosen]["Arguments"]:
+        arguments = evaluated(CLASSIFY_IMAGE.states[chosen]["Arguments"], output, assigned)
+        assert arguments["TableName"] == "reviews"
+        assert arguments["Item"]["reason"] == {"S": "audit" if output["accepted"] else "low_confidence"}
 
 
 @pytest.mark.parametrize("name", ["classify_image_execution", "start_execution"])
@@ -126,6 +158,12 @@ def test_record_outcome_accepts_its_event(event, context):
         assert record_outcome.lambda_handler(event("record_outcome"), context)["outcome"] == "accepted"
 
 
+def test_record_review_accepts_its_event(event, context):
+    with Stubber(record_review.events) as events:
+        events.add_response("put_events", {"FailedEntryCount": 0, "Entries": []})
+        assert record_review.lambda_handler(event("record_review"), context) == {"batchItemFailures": []}
+
+
 def test_a_batch_starts_with_the_event_of_prepare_batch(event):
     assert payload("PrepareBatch", event("classify_batch_execution"), CLASSIFY_BATCH) == event("prepare_batch")
 
@@ -150,9 +188,9 @@ def test_the_keys_of_an_inventory_are_marked_as_encoded(event, context):
     assert batch_input(event, context, "ClassifyInventory")["url_encoded"] is True
 
 
-def test_a_batch_names_the_review_queue_only_if_its_input_asks_for_review(event, context):
-    assert batch_input(event, context, review=True)["review_queue_url"] == "https://sqs/review"
-    assert batch_input(event, context, review=False)["review_queue_url"] == ""
+def test_a_batch_names_the_review_table_only_if_its_input_asks_for_review(event, context):
+    assert batch_input(event, context, review=True)["review_table"] == "reviews"
+    assert batch_input(event, context, review=False)["review_table"] == ""
 
 
 def test_a_map_outputs_the_event_of_summarise_batch(event):
@@ -168,6 +206,7 @@ def test_a_batch_without_an_endpoint_fails_before_anything_is_read():
 
 def test_every_event_file_is_tested_here():
     functions = {"retrieve_image", "classify_image", "check_confidence", "record_outcome", "start_execution"}
+    functions |= {"record_review"}
     functions |= {"prepare_batch", "classify_batch", "summarise_batch"}
     names = {path.stem for path in (ROOT / "events").glob("*.json")}
     assert names == functions | {"classify_image_execution", "classify_batch_execution"}

@@ -44,8 +44,16 @@ REASONS = {
         "sqs:SendMessage": "events that could not be recorded go to the failure queue",
         **ENCRYPTED_QUEUE,
     },
-    "ClassifyImageStateMachineRole": {
+    "RecordReviewFunctionRole": {
+        **dict.fromkeys(
+            ["dynamodb:DescribeStream", "dynamodb:GetRecords", "dynamodb:GetShardIterator", "dynamodb:ListStreams"],
+            "Lambda reads the review table's stream",
+        ),
+        "sqs:SendMessage": "decisions that could not be published go to the failure queue",
         **ENCRYPTED_QUEUE,
+    },
+    "ClassifyImageStateMachineRole": {
+        **dict.fromkeys(["kms:Decrypt", "kms:GenerateDataKey"], "with EncryptionKeyArn, the review table is encrypted"),
         **LOG_DELIVERY,
     },
     "ClassifyBatchFunctionRole": {
@@ -182,10 +190,11 @@ def test_the_calls_of_the_code_are_found():
         "ClassifyImage": {"sagemaker:InvokeEndpoint"},
         "CheckConfidence": set(),
         "PrepareBatch": set(),
-        "ClassifyBatch": {"s3:GetObject", "sagemaker:InvokeEndpoint", "s3:PutObject", "sqs:SendMessage"},
+        "ClassifyBatch": {"s3:GetObject", "sagemaker:InvokeEndpoint", "s3:PutObject", "dynamodb:PutItem"},
         "SummariseBatch": {"s3:GetObject", "s3:PutObject", "glue:GetTable", "glue:CreatePartition"},
         "StartExecution": {"states:StartExecution"},
         "RecordOutcome": {"dynamodb:PutItem"},
+        "RecordReview": {"events:PutEvents"},
     }
 
 
@@ -197,7 +206,7 @@ def test_a_state_machine_is_allowed_exactly_what_its_states_call(machine):
 
 def test_the_calls_of_the_states_are_found():
     image, batch = map(calls_of_states, MACHINES)
-    assert image == {"lambda:InvokeFunction", "sqs:SendMessage", "events:PutEvents"}
+    assert image == {"lambda:InvokeFunction", "dynamodb:PutItem", "events:PutEvents"}
     assert batch == {"lambda:InvokeFunction", "events:PutEvents"}
 
 

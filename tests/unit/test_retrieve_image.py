@@ -48,7 +48,8 @@ def decoded(result):
 
 def serve(s3, data, **expected):
     body = StreamingBody(io.BytesIO(data), len(data))
-    s3.add_response("get_object", {"Body": body, "ContentLength": len(data)}, {"Bucket": "images", **expected})
+    response = {"Body": body, "ContentLength": len(data), "ETag": '"abc"', "VersionId": "v1"}
+    s3.add_response("get_object", response, {"Bucket": "images", **expected})
 
 
 def test_a_small_image_passes_byte_for_byte(s3, event, context):
@@ -57,6 +58,7 @@ def test_a_small_image_passes_byte_for_byte(s3, event, context):
     assert retrieve_image.lambda_handler(event("retrieve_image"), context) == {
         "s3_bucket": "images",
         "s3_key": "uploads/seven.png",
+        "s3_version_id": "v1",
         "image": {
             "content_type": "image/png",
             "width": 3,
@@ -73,6 +75,16 @@ def test_threshold_and_version_are_passed_on_and_other_keys_are_dropped(s3, cont
     request = {"s3_bucket": "images", "s3_key": "a", "s3_version_id": "v1", "threshold": 0.5}
     output = retrieve_image.lambda_handler(request | {"image_data": "x" * 300_000}, context)
     assert set(output) == {"s3_bucket", "s3_key", "s3_version_id", "threshold", "image"}
+
+
+@pytest.mark.parametrize("version", [{}, {"VersionId": "null"}])
+def test_without_versions_the_etag_tells_which_object_was_read(s3, event, context, version):
+    data = encoded(Image.new("L", (1, 1)))
+    body = StreamingBody(io.BytesIO(data), len(data))
+    s3.add_response("get_object", {"Body": body, "ContentLength": len(data), "ETag": '"abc"', **version})
+    output = retrieve_image.lambda_handler(event("retrieve_image"), context)
+    assert output["s3_etag"] == "abc"
+    assert "s3_version_id" not in output
 
 
 @pytest.mark.parametrize("key", ["two words.png", "a+b.png", "50%25.png", "größe/猫.png", "a&b=c?.png"])

@@ -27,8 +27,9 @@ LAMBDA_ERRORS = {
     "States.Timeout",
 }
 PROCESS_ERRORS = {"Runtime.ExitError"}  # a function killed half-way; batches retry it
-INTEGRATION_ERRORS = {"States.TaskFailed", "States.Timeout"}  # TaskFailed: any other error of SQS or EventBridge
-NOT_STATES = ("StartExecution", "RecordOutcome")  # EventBridge invokes them before and after an execution
+EXISTS = {"ErrorEquals": ["DynamoDB.ConditionalCheckFailedException"], "MaxAttempts": 0}  # never retried
+INTEGRATION_ERRORS = {"States.TaskFailed", "States.Timeout"}  # TaskFailed: any other error of DynamoDB or EventBridge
+NOT_STATES = ("StartExecution", "RecordOutcome", "RecordReview")  # EventBridge or DynamoDB invokes them
 PERMANENT_ERRORS = {
     "EndpointAccessDeniedError",
     "EndpointNotConfiguredError",
@@ -87,7 +88,11 @@ def imported(module):
 
 def retried(state):
     """The errors that a state retries."""
-    return {error for retrier in state.get("Retry", []) for error in retrier["ErrorEquals"]}
+    return {error for retrier in retriers(state) for error in retrier["ErrorEquals"]}
+
+
+def retriers(state):
+    return [retrier for retrier in state.get("Retry", []) if retrier != EXISTS]
 
 
 def scopes(definition):
@@ -200,17 +205,17 @@ def test_every_task_has_a_timeout_and_tasks_of_a_kind_retry_alike_but_for_their_
     own_errors = set(exception_names())
     invoking = {name for name, state in tasks.items() if ":lambda:invoke" in state["Resource"]}
     for kind, errors in ((invoking, LAMBDA_ERRORS), (tasks.keys() - invoking, INTEGRATION_ERRORS)):
-        retriers = [
+        alike = [
             [
                 retrier | {"ErrorEquals": common}
-                for retrier in tasks[name]["Retry"]
+                for retrier in retriers(tasks[name])
                 if (common := set(retrier["ErrorEquals"]) - own_errors)
             ]
             for name in kind
         ]
-        assert all(other == retriers[0] for other in retriers)
+        assert all(other == alike[0] for other in alike)
         expected = errors | PROCESS_ERRORS if scope["StartAt"].startswith("ClassifyBatchOf") else errors
-        assert all(set().union(*(retrier["ErrorEquals"] for retrier in each)) == expected for each in retriers)
+        assert all(set().union(*(retrier["ErrorEquals"] for retrier in each)) == expected for each in alike)
 
 
 def test_the_maps_differ_only_in_their_source():
@@ -270,10 +275,28 @@ def test_the_errors_that_a_function_can_raise_are_found():
 @each_machine
 def test_retries_back_off_with_jitter(machine):
     for state in machine.states.values():
-        for retry in state.get("Retry", []):
+        for retry in retriers(state):
             assert retry["JitterStrategy"] == "FULL"
             assert retry["BackoffRate"] > 1
             assert retry["MaxDelaySeconds"] >= retry["IntervalSeconds"]
+
+
+@each_machine
+def test_an_item_is_put_only_once_and_an_existing_one_is_no_failure(machine):
+    """Retriers are matched before catchers, so this error needs one that does not retry."""
+    for state in machine.states.values():
+        if state.get("Resource", "").endswith("dynamodb:putItem"):
+            assert "ConditionExpression" in state["Arguments"]
+            assert state["Retry"][0] == EXISTS
+            assert {*EXISTS["ErrorEquals"], "States.ALL"} & set(state["Catch"][0]["ErrorEquals"])
+            assert state["Catch"][0]["Next"] == state["Next"]
+
+
+def test_an_accepted_image_stays_accepted_whatever_becomes_of_its_audit():
+    (caught,) = CLASSIFY_IMAGE.states["SendToAudit"]["Catch"]
+    assert caught["ErrorEquals"] == ["States.ALL"]
+    (caught,) = CLASSIFY_IMAGE.states["SendToReview"]["Catch"]
+    assert caught["ErrorEquals"] == EXISTS["ErrorEquals"]  # any other error fails the execution
 
 
 def test_an_execution_survives_an_outage_of_the_endpoint_of_ten_minutes_and_its_retries_are_bounded():

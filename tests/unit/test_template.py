@@ -52,7 +52,7 @@ def test_the_upload_trigger_matches_only_its_prefix_so_that_no_output_loops():
 
 def test_only_the_endpoint_and_the_vended_logs_have_names():
     named = re.findall(r"^\s+(\w*Name): !?\S", TEXT, re.MULTILINE)
-    references = {"ModelName", "EndpointConfigName", "MetricName", "Name", "DatabaseName"}
+    references = {"ModelName", "EndpointConfigName", "MetricName", "Name", "DatabaseName", "FunctionName"}
     assert set(named) <= {"EndpointName", "LogGroupName", "VariantName", "PolicyName"} | references
 
 
@@ -70,7 +70,7 @@ def test_parameters_have_the_documented_defaults():
 
 
 def test_every_output_that_the_local_stack_uses_exists():
-    used = {"ImageBucketName", "UploadPrefix", "ClassifyImageStateMachineArn", "ReviewQueueUrl", "EndpointName"}
+    used = {"ImageBucketName", "UploadPrefix", "ClassifyImageStateMachineArn", "ReviewTableName", "EndpointName"}
     used |= {"ClassifyBatchStateMachineArn", "ResultsBucketName"}
     assert used | {f"{name}Name" for name in FUNCTIONS} <= set(TEMPLATE["Outputs"])
 
@@ -196,7 +196,7 @@ def test_buckets_queues_topic_and_logs_can_have_a_key_and_buckets_and_queues_are
 def test_every_role_can_have_a_permissions_boundary():
     roles = [row for row in transformed()["Resources"].values() if row["Type"] == "AWS::IAM::Role"]
     boundary = {"Fn::If": ["HasBoundary", {"Ref": "PermissionsBoundaryArn"}, {"Ref": "AWS::NoValue"}]}
-    assert len(roles) == 11
+    assert len(roles) == 12
     assert all(role["Properties"]["PermissionsBoundary"] == boundary for role in roles)
 
 
@@ -231,6 +231,7 @@ def test_the_results_table_has_a_column_for_every_field_of_a_line():
     columns = {column["Name"] for column in table["StorageDescriptor"]["Columns"]}
     event = json.loads((ROOT / "events/check_confidence.json").read_text())
     decision = {"label", "confidence", "threshold", "accepted"}
+    del event["audit_rate"]
     assert columns == set(event) | decision | {"s3_version_id", "execution_arn", "outcome", "error", "cause", "time"}
     assert table["PartitionKeys"] == [{"Name": "execution", "Type": "string"}]
 

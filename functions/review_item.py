@@ -31,7 +31,7 @@ def is_drawn(image: str, version: str, audit_rate: float) -> bool:
     return int.from_bytes(digest[:8]) < audit_rate * 2**64
 
 
-def item(result: dict[str, Any], audit_rate: float) -> Item:
+def item_for(result: dict[str, Any], audit_rate: float) -> Item:
     """The review of CheckConfidence's result; empty for an accepted image that is not audited."""
     image, version = f"s3://{result['s3_bucket']}/{result['s3_key']}", version_of(result)
     if result["accepted"] and not is_drawn(image, version, audit_rate):
