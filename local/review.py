@@ -11,7 +11,6 @@ import json
 import secrets
 import socket
 from collections.abc import Iterator
-from pathlib import Path
 
 from local.command import LOCAL, StackError, UsageError, console, lock, report_errors, step
 from local.deployment import STACK_NAME, existing
@@ -71,10 +70,10 @@ def parse_port(text: str) -> int:
     return int(text)
 
 
-def address(name: str, port: int, path: Path = PAGES) -> tuple[socket.socket, str]:
+def address(name: str, port: int) -> tuple[socket.socket, str]:
     """The socket and the token of a stack's page: those of last time, if the port is given or still free."""
     try:
-        pages = json.loads(path.read_text())
+        pages = json.loads(PAGES.read_text())
     except (OSError, ValueError):
         pages = {}
     last_port, token = pages.get(name, (0, secrets.token_urlsafe(24)))
@@ -87,8 +86,8 @@ def address(name: str, port: int, path: Path = PAGES) -> tuple[socket.socket, st
             ) from None
         bound = bind(0)
     pages[name] = (bound.getsockname()[1], token)
-    path.touch(mode=0o600)
-    path.write_text(json.dumps(pages))
+    PAGES.touch(mode=0o600)
+    PAGES.write_text(json.dumps(pages))
     return bound, token
 
 

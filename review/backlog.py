@@ -19,7 +19,7 @@ from review.table import AlreadyClaimedError, Review, ReviewError, ReviewTable
 
 AUDIT_EVERY = 5
 REFRESH_SECONDS = 30  # at least; reading takes at most a twentieth of the time
-MIN_SECONDS = 5  # between two reads when there is no next image
+MIN_SECONDS = 2  # between two reads when there is no next image
 
 Key = tuple[str, str]  # image, version
 

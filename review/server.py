@@ -321,10 +321,11 @@ def guarded(app: ASGIApp, token: str) -> ASGIApp:
 
 
 def bind(port: int) -> socket.socket:
-    """A socket on 127.0.0.1; port 0 is any free one. Raises OSError."""
+    """A socket that listens on 127.0.0.1; port 0 is any free one. Raises OSError."""
     bound = socket.socket()
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     bound.bind(("127.0.0.1", port))
+    bound.listen(128)
     return bound
 
 
