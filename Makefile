@@ -63,6 +63,9 @@ results: .local/.run $(PACKAGE) $(BUILT) ## List the outcomes of all images: [SI
 review: .local/.run ## Review the images that wait for people, in your browser: [STACK=name PORT=port REVIEWER=name]
 	@$(PROJECT) -m local.review --stack=$(call quoted,STACK) --port=$(call quoted,PORT) --reviewer=$(call quoted,REVIEWER)
 
+accuracy: .local/.run $(if $(STACK),,$(PACKAGE) $(BUILT)) ## Show how accurate the model is in production, by its reviewers: [SINCE=30d STACK=name]
+	@$(PROJECT) -m local.accuracy --since=$(call quoted,SINCE) --stack=$(call quoted,STACK)
+
 dashboard: .local/.notebook ## Draw the stack's dashboard from the local stack's data
 	@$(PROJECT) -m local.report.dashboard
 
@@ -108,7 +111,7 @@ lint: .local/.test .local/.lint ## Check code, types, templates, the state machi
 	$(PROJECT) -m mypy functions
 	$(PROJECT) -m mypy endpoint
 	MYPYPATH=endpoint $(PROJECT) -m mypy training --exclude training/launch
-	$(PROJECT) -m mypy --explicit-package-bases local monitoring tools training/launch
+	$(PROJECT) -m mypy --explicit-package-bases local monitoring review tools training/launch
 	@for file in events/*.json statemachine/*.json; do $(PROJECT) -m json.tool $$file > /dev/null || exit 1; done
 	$(PROJECT) tools/lint_states.py
 	env $(NO_AWS) $(SAM) validate --lint --template template.yaml

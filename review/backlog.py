@@ -1,11 +1,10 @@
 """What is pending, as one `make review` sees it: read from the table now and then, and which image comes next.
 
-The least confident images come first. Every AUDIT_EVERY-th is an audit, in an order that does not depend on its
-confidence: if audits came by confidence, the accuracy estimated from those that were reviewed so far would be biased.
+The least confident images come first. Every AUDIT_EVERY-th is an audit, the oldest first: monitoring/accuracy.py counts
+images up to the oldest pending audit, because audits that came by confidence would bias its estimate.
 """
 
 import dataclasses
-import hashlib
 import itertools
 import re
 import threading
@@ -194,12 +193,8 @@ class Backlog:
 def interleaved(reviews: list[Review]) -> list[Key]:
     """Their keys in the order in which they come: by confidence, and every AUDIT_EVERY-th an audit."""
     by_confidence = [key_of(review) for review in reviews if review.reason != "audit"]
-    audits = sorted((key_of(review) for review in reviews if review.reason == "audit"), key=shuffled)
-    return list(mixed(iter(by_confidence), iter(audits)))
-
-
-def shuffled(key: Key) -> bytes:
-    return hashlib.sha256("\n".join(key).encode()).digest()
+    audits = sorted((review for review in reviews if review.reason == "audit"), key=lambda each: each.created_at)
+    return list(mixed(iter(by_confidence), map(key_of, audits)))
 
 
 def mixed(most: Iterator[Key], every_nth: Iterator[Key]) -> Iterator[Key]:

@@ -218,15 +218,15 @@ def review(name, confidence, reason="low_confidence", **more):
     return review_of(item_for(RESULT | changed, 1) | {each: {"S": value} for each, value in more.items()})
 
 
-def test_audits_are_mixed_in_and_do_not_come_by_confidence():
+def test_audits_are_mixed_in_the_oldest_first():
     unsure = [review(f"unsure-{number}", number / 100) for number in range(20)]
-    audits = [review(f"audit-{number:02}", 0.8 + number / 100, "audit") for number in range(8)]
+    dates = [f"2026-11-{26 - number}T00:00:00.000+00:00" for number in range(8)]
+    audits = [review(date, 0.8 + at / 100, "audit", created_at=date) for at, date in enumerate(dates)]
     order = [image.rpartition("/")[2] for image, _ in interleaved([*unsure, *audits])]
     assert sorted(order) == sorted(each.s3_key for each in [*unsure, *audits])
     assert [name for name in order if name.startswith("unsure")] == [each.s3_key for each in unsure]
-    assert [at for at, name in enumerate(order) if name.startswith("audit")] == [4, 9, 14, 19, 24, 25, 26, 27]
-    shuffled = [name for name in order if name.startswith("audit")]
-    assert shuffled not in (sorted(shuffled), sorted(shuffled, reverse=True))
+    assert [at for at, name in enumerate(order) if name in dates] == [4, 9, 14, 19, 24, 25, 26, 27]
+    assert [name for name in order if name in dates] == sorted(dates)
 
 
 def test_filters_are_by_label_reason_and_age():
