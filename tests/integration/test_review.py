@@ -5,11 +5,8 @@ import io
 import itertools
 import json
 import os
-import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -18,87 +15,15 @@ import pytest
 from PIL import Image
 
 from browser import BROWSERS, Browser
-from local.emulator.processes import clean_environment
-from review.table import AlreadyClaimedError, ReviewTable
-from review_item import item_for
-from workflow import DIGITS, ROOT, wait_for
+from review.table import AlreadyClaimedError
+from reviewing import Desk, ReviewServer
+from workflow import ROOT, wait_for
 
 pytestmark = pytest.mark.skipif(not any(map(shutil.which, BROWSERS)), reason="needs Chromium: apt-get install chromium")
-LABELS = [str(digit) for digit in range(10)]
 SHOWN = "document.querySelector('#frame img') && current.painted && byId('name').textContent.includes('{}')"
 SAVED = "byId('unsaved').hidden"
 SAID = "byId('said').textContent"
 PROBLEMS = "byId('problems').innerText"
-
-
-class ReviewServer:
-    """make review as a process of its own, for the emulated stack as if it were on AWS."""
-
-    def __init__(self, stack, folder):
-        self.environment = clean_environment() | stack.aws_variables
-        self.folder, self.port, self.process = folder, "", None
-
-    def start(self):
-        code = "import pathlib, sys; from local import review; review.PAGES = pathlib.Path(sys.argv.pop(1)); "
-        arguments = [self.folder / "review.json", "--stack=image-classification", "--reviewer=mary"]
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", code + "review.main()", *map(str, arguments), f"--port={self.port}"],
-            cwd=ROOT, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )  # fmt: skip
-        printed = ""
-        for line in self.process.stdout:
-            printed += line
-            if found := re.match("Open (http://127.0.0.1:([0-9]+)/.*/)$", line):
-                self.url, self.port = found[1], found[2]
-                return
-        raise AssertionError(printed)
-
-    def stop(self, how=signal.SIGINT):
-        """End it; returns the exit code and what it has printed."""
-        self.process.send_signal(how)
-        printed, _ = self.process.communicate(timeout=20)
-        return self.process.returncode, printed
-
-
-class Desk:
-    """The review table with images of this test alone."""
-
-    def __init__(self, workflow):
-        self.workflow = workflow
-        self.dynamodb = workflow.stack.client("dynamodb")
-        self.table = ReviewTable(self.dynamodb, workflow.outputs["ReviewTableName"])
-        self.seven = next((DIGITS / "test/7").iterdir()).read_bytes()
-        self.clear()
-
-    def clear(self):
-        for review in [*self.table.pending(), *self.table.reviewed()]:
-            self.dynamodb.delete_item(TableName=self.table.name, Key=review.key)
-
-    def add(self, name, confidence=0.5, label="9", data=b"", bucket="", versioned=True, labels=(), **more):
-        """Put an image up for review, as the workflow does."""
-        bucket, key = bucket or self.workflow.bucket, f"review/{name}"
-        response = self.workflow.s3.put_object(Bucket=bucket, Key=key, Body=data or self.seven)
-        version = {"s3_version_id": response["VersionId"]} if versioned else {"s3_etag": response["ETag"].strip('"')}
-        others = [each for each in labels or LABELS if each != label]
-        predictions = [(label, confidence), *((each, (1 - confidence) / len(others)) for each in others)]
-        result = {
-            **{"s3_bucket": bucket, "s3_key": key, "label": label, "confidence": confidence, "threshold": 0.75},
-            **{"accepted": confidence >= 0.75, "endpoint": {"name": "endpoint"}},
-            "predictions": [{"label": label, "probability": probability} for label, probability in predictions],
-        }
-        item = item_for(result | version | more, 1)
-        self.dynamodb.put_item(TableName=self.table.name, Item=item)
-        return item["image"]["S"], item["version"]["S"]
-
-    def decided(self):
-        """File name -> (decision or label, revision)."""
-        return {
-            review.s3_key.rpartition("/")[2]: (review.reviewed_label or review.decision, review.revision)
-            for review in self.table.reviewed()
-        }
-
-    def claimed(self):
-        return {review.s3_key.rpartition("/")[2]: review.claim_session for review in self.table.pending()}
 
 
 @pytest.fixture(scope="module")
@@ -489,3 +414,18 @@ def test_another_program_on_this_machine_needs_the_token(server):
         with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(url)
         assert refused.value.code == 403 and json.load(refused.value)["error"]["code"] == "WrongTokenError"
+
+
+def test_the_documented_queue_receives_the_event_of_an_image_for_review(workflow):
+    section = (ROOT / "docs/review.md").read_text().partition("### Events, and a queue of your own")[2]
+    resources = section.partition("```yaml\n")[2].partition("```")[0]
+    cloudformation, name = workflow.stack.client("cloudformation"), "documented-review-queue"
+    cloudformation.create_stack(StackName=name, TemplateBody=f"Resources:\n{resources}")
+    cloudformation.get_waiter("stack_create_complete").wait(StackName=name, WaiterConfig={"Delay": 1})
+    queue = cloudformation.describe_stack_resource(StackName=name, LogicalResourceId="ReviewQueue")
+    entry = {"Source": "image-classification", "Detail": json.dumps({"s3_key": "review/queued.png"})}
+    for kind in ("Image Classified", "Image Needs Review"):
+        workflow.stack.client("events").put_events(Entries=[entry | {"DetailType": kind}])
+    url = queue["StackResourceDetail"]["PhysicalResourceId"]
+    assert workflow.message_about(url, "queued.png")["detail-type"] == "Image Needs Review"
+    cloudformation.delete_stack(StackName=name)
