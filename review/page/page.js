@@ -382,7 +382,10 @@ function save(body, name) {
     report(key, `${what}${named(error)} Decisions that are not saved are kept and repeated.`, true);
   }).then(
     (answer) => { entry.revision = answer.revision; },
-    (error) => report(`lost ${body.id}`, `${name}: your decision, ${decided(body)}, was not written. ${named(error)}`),
+    (error) => {
+      const disagree = error.reviewer ? `. If you disagree, ask ${error.reviewer} to undo it.` : "";
+      report(`lost ${body.id}`, `${name}: your decision, ${decided(body)}, was not written. ${named(error)}${disagree}`);
+    },
   ).finally(() => {
     unsaved.delete(entry);
     localStorage.removeItem(place);

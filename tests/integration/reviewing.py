@@ -18,11 +18,19 @@ class ReviewServer:
 
     def __init__(self, stack, folder):
         self.environment = clean_environment() | stack.aws_variables
-        self.folder, self.port, self.process = folder, "", None
+        self.folder, self.port, self.process, self.reviewer = folder, "", None, "mary"
+
+    def use(self, credentials):
+        names = {
+            "ACCESS_KEY_ID": "AccessKeyId",
+            "SECRET_ACCESS_KEY": "SecretAccessKey",
+            "SESSION_TOKEN": "SessionToken",
+        }
+        self.environment |= {f"AWS_{variable}": credentials[name] for variable, name in names.items()}
 
     def start(self):
         code = "import pathlib, sys; from local import review; review.PAGES = pathlib.Path(sys.argv.pop(1)); "
-        arguments = [self.folder / "review.json", "--stack=image-classification", "--reviewer=mary"]
+        arguments = [self.folder / "review.json", "--stack=image-classification", f"--reviewer={self.reviewer}"]
         self.process = subprocess.Popen(
             [sys.executable, "-c", code + "review.main()", *map(str, arguments), f"--port={self.port}"],
             cwd=ROOT, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -33,6 +41,8 @@ class ReviewServer:
             if found := re.match("Open (http://127.0.0.1:([0-9]+)/.*/)$", line):
                 self.url, self.port = found[1], found[2]
                 return
+        self.process.wait()
+        self.process = None
         raise AssertionError(printed)
 
     def stop(self, how=signal.SIGINT):
@@ -52,9 +62,13 @@ class Desk:
         self.seven = next((DIGITS / "test/7").iterdir()).read_bytes()
         self.clear()
 
+    def remove(self, image, version):
+        key = {"image": {"S": image}, "version": {"S": version}}
+        self.dynamodb.delete_item(TableName=self.table.name, Key=key)
+
     def clear(self):
         for review in [*self.table.pending(), *self.table.reviewed()]:
-            self.dynamodb.delete_item(TableName=self.table.name, Key=review.key)
+            self.remove(review.image, review.version)
 
     def add(self, name, confidence=0.5, label="9", data=b"", bucket="", versioned=True, labels=(), **more):
         """Put an image up for review, as the workflow does."""

@@ -416,6 +416,29 @@ def test_another_program_on_this_machine_needs_the_token(server):
         assert refused.value.code == 403 and json.load(refused.value)["error"]["code"] == "WrongTokenError"
 
 
+def test_the_reviewers_policy_is_enough_and_names_them(desk, stack, open_page, server):
+    desk.add("0.png")
+    iam, sts = stack.client("iam"), stack.client("sts")
+    statement = {"Effect": "Allow", "Principal": {"AWS": "*"}, "Action": "sts:AssumeRole"}
+    trust = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
+    role = iam.create_role(RoleName="Reviewers", AssumeRolePolicyDocument=trust)["Role"]["Arn"]
+    denied = sts.assume_role(RoleArn=role, RoleSessionName="mary@example.com")["Credentials"]
+    server.use(denied)
+    with pytest.raises(AssertionError, match="AccessDenied"):
+        server.start()
+    iam.attach_role_policy(RoleName="Reviewers", PolicyArn=desk.workflow.outputs["ReviewerPolicyArn"])
+    server.reviewer = ""
+    page = open_page()
+    page.wait(SHOWN.format("0.png"))
+    page.press("7")
+    page.wait(SAVED)
+    page.press("ArrowLeft")
+    page.wait(SHOWN.format("0.png"))
+    page.press("3")
+    page.wait(SAVED)
+    assert [review.reviewer for review in desk.table.reviewed()] == ["mary@example.com"]
+
+
 def test_the_documented_queue_receives_the_event_of_an_image_for_review(workflow):
     section = (ROOT / "docs/review.md").read_text().partition("### Events, and a queue of your own")[2]
     resources = section.partition("```yaml\n")[2].partition("```")[0]

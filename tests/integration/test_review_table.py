@@ -103,7 +103,7 @@ def test_a_decision_without_a_session_respects_other_reviewers_claims(desk):
 
 def test_what_was_deleted_is_not_found_and_not_made_again(desk):
     review = desk.table.get(*desk.add("0.png"))
-    desk.clear()
+    desk.remove(review.image, review.version)
     for change in (
         lambda: desk.table.get(review.image, review.version),
         lambda: desk.table.claim(review, "mary", "a tab"),
@@ -112,13 +112,12 @@ def test_what_was_deleted_is_not_found_and_not_made_again(desk):
     ):
         with pytest.raises(ReviewNotFoundError, match=r"There is no review of s3://.*/review/0.png"):
             change()
-    assert list(desk.table.pending()) == []
 
 
 def test_times_are_dynamodbs_when_this_clock_is_wrong(desk):
     desk.table.time_ahead = 0.0
     list(desk.table.pending())
-    assert abs(desk.table.time_ahead) < 2  # the emulator's clock is this machine's
+    assert abs(desk.table.time_ahead) < 5  # the emulator's clock is this machine's
     desk.table.time_ahead = 3600.0
     claimed = desk.table.claim(desk.table.get(*desk.add("0.png")), "mary", "a tab")  # get() corrects it
     assert abs(claimed.claim_expires_at - desk.table.now() - 300) < 2
