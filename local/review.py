@@ -6,11 +6,16 @@ the same every time, so that a page that is still open goes on when this command
 
 import argparse
 import contextlib
+import dataclasses
+import functools
 import getpass
 import json
 import secrets
 import socket
 from collections.abc import Iterator
+
+import boto3
+from botocore.config import Config
 
 from local.command import LOCAL, StackError, UsageError, console, lock, report_errors, step
 from local.deployment import STACK_NAME, existing
@@ -20,6 +25,8 @@ from review.server import Reviewing, bind, create_app, serve
 from review.table import ReviewTable
 
 PAGES = LOCAL / "review.json"  # the port and the token of each stack's page
+# The page repeats what fails, so a request must not hold a thread of the server for minutes.
+QUICK = Config(connect_timeout=3, read_timeout=10, retries={"mode": "standard", "total_max_attempts": 2})
 NOT_RUNNING = """The local stack is not running, so no image waits for review. Start it, and classify images:
   make up        starts the local stack and keeps it running
   make run       classifies the digits, a few of which are unsure; or make classify IMAGE=path
@@ -32,7 +39,7 @@ def chosen(stack_name: str) -> Iterator[Target]:
     """The stack on AWS, or the running local one, which other commands can use at the same time."""
     if stack_name:
         with target(stack_name) as found:
-            yield found
+            yield dataclasses.replace(found, client=functools.partial(boto3.Session().client, config=QUICK))
         return
     with lock(shared=True):
         if not (found_here := existing()):

@@ -4,6 +4,7 @@ The least confident images come first. Every AUDIT_EVERY-th is an audit, the old
 images up to the oldest pending audit, because audits that came by confidence would bias its estimate.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import re
@@ -13,6 +14,8 @@ from collections import Counter
 from collections.abc import Collection, Iterator
 from datetime import datetime
 from typing import Any
+
+from botocore.exceptions import BotoCoreError, ClientError
 
 from review.table import AlreadyClaimedError, Review, ReviewError, ReviewTable
 
@@ -84,7 +87,13 @@ class Backlog:
         return True
 
     def read_in_background(self) -> None:
-        threading.Thread(target=self.read_if_old, args=(REFRESH_SECONDS,), daemon=True).start()
+        """Read again if it is time. Errors are left to the requests, which meet them too."""
+
+        def read() -> None:
+            with contextlib.suppress(ClientError, BotoCoreError):
+                self.read_if_old(REFRESH_SECONDS)
+
+        threading.Thread(target=read, daemon=True).start()
 
     def next(self, session: str, wanted: Filter, held: Collection[Key], skipped: list[Key]) -> Review | None:
         """Claim the next image for the session, which has those in `held`; `skipped` come last, in their order."""
