@@ -292,7 +292,9 @@ def test_a_server_that_is_killed_within_a_decision_loses_and_doubles_nothing(des
     page.wait("byId('unsaved').textContent === '1 not saved yet'")
     server.stop(signal.SIGKILL)
     page.wait(f"{PROBLEMS}.includes('ConnectionLostError')")
+    page.wait(SHOWN.format("1.png"))
     page.press("3")
+    page.wait("byId('unsaved').textContent === '2 not saved yet'")
     server.start()
     page.wait(SAVED)
     assert desk.decided() == {"0.png": ("2", 1), "1.png": ("3", 1)}

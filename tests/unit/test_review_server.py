@@ -1,8 +1,10 @@
 """The server of make review: what it refuses, before and after it asks AWS."""
 
 import base64
+import dataclasses
 import json
 import socket
+import sys
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
@@ -14,7 +16,10 @@ from botocore.stub import Stubber
 from starlette.testclient import TestClient
 
 from local import review as command
+from local import run
 from local.command import UsageError
+from local.executions import NOT_ACCEPTED, Outcome
+from local.target import Target
 from review import server
 from review.backlog import Backlog, Filter, interleaved, natural
 from review.table import ReviewTable, review_of
@@ -273,3 +278,48 @@ def test_a_port_that_cannot_be_used_is_named(tmp_path, monkeypatch):
         with pytest.raises(UsageError, match=f"PORT={wrong} is not a port"):
             command.parse_port(wrong)
     assert (command.parse_port(""), command.parse_port("8000")) == (0, 8000)
+
+
+def test_without_a_running_local_stack_the_command_says_what_to_do(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["review"])
+    monkeypatch.setattr("local.command.LOCAL", tmp_path)
+    monkeypatch.setattr("local.deployment.LOCAL", tmp_path)
+    with pytest.raises(SystemExit):
+        command.main()
+    assert capsys.readouterr().out == f"StackError: {command.NOT_RUNNING}\n"
+
+
+@pytest.mark.parametrize(("is_kept", "commands"), [(True, "make review"), (False, "make up, make run, make review")])
+def test_make_run_says_how_to_review_what_it_sent_to_review(capsys, is_kept, commands):
+    outcome = Outcome("uploads/run/test/7/0.png", "FAILED", "9", 0.5, 0.2, NOT_ACCEPTED, None)
+    run.summarise([outcome], is_kept)
+    assert f"\nTo review the 1: {commands}\n" in capsys.readouterr().out
+    run.summarise([dataclasses.replace(outcome, error=None)], is_kept)
+    assert "To review" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arn", "name"),
+    [
+        ("arn:aws:sts::123456789012:assumed-role/Reviewers/mary@example.com", "mary@example.com"),
+        ("arn:aws:iam::123456789012:user/team/mary", "mary"),
+        ("arn:aws:iam::123456789012:root", "root"),
+    ],
+)
+def test_decisions_on_aws_bear_the_callers_name(arn, name):
+    client = boto3.client("sts")
+    on_aws = Target("stack", {}, lambda service: client)
+    with Stubber(client) as sts:
+        sts.add_response("get_caller_identity", {"Arn": arn})
+        assert command.reviewer_of(on_aws, "") == name
+    assert command.reviewer_of(on_aws, "bob") == "bob"
+
+
+@pytest.mark.parametrize(("value", "labels"), [("cat, dog,,", ["cat", "dog"]), ("", [])])
+def test_labels_are_the_stacks_parameter(value, labels):
+    client = boto3.client("cloudformation")
+    described = {"StackName": "stack", "CreationTime": datetime.now(UTC), "StackStatus": "CREATE_COMPLETE"}
+    described["Parameters"] = [{"ParameterKey": "Labels", "ParameterValue": value}]
+    with Stubber(client) as cloudformation:
+        cloudformation.add_response("describe_stacks", {"Stacks": [described]}, {"StackName": "stack"})
+        assert command.labels_of(Target("stack", {}, lambda service: client)) == labels
