@@ -162,7 +162,7 @@ function choice(label, key) {
   const button = element("button", { type: "button", "aria-label": spoken.filter(Boolean).join(", ") });
   if (key) {
     button.setAttribute("aria-keyshortcuts", key);
-    button.append(element("kbd", {}, key));
+    button.append(element("kbd", {}, key === "Enter" ? "↵" : key));
   } else {
     button.append(element("span"));
   }
@@ -182,7 +182,7 @@ function offered() {
   const likely = current.review.predictions.map((each) => each.label).filter((label) => labels.includes(label));
   const found = query ? labels.filter((label) => label.toLowerCase().includes(query)) : likely;
   const starts = (label) => !label.toLowerCase().startsWith(query);
-  return found.sort((a, b) => (query ? starts(a) - starts(b) : 0)).slice(0, query ? 18 : 9).map((label, at) => [label, `${at < 9 ? at + 1 : ""}`]);
+  return found.sort((a, b) => (query ? starts(a) - starts(b) : 0)).slice(0, query ? 18 : 9).map((label, at) => [label, query ? (at ? "" : "Enter") : `${at + 1}`]);
 }
 
 function showChoices() {

@@ -424,9 +424,12 @@ def test_the_reviewers_policy_is_enough_and_names_them(desk, stack, open_page, s
     statement = {"Effect": "Allow", "Principal": {"AWS": "*"}, "Action": "sts:AssumeRole"}
     trust = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
     role = iam.create_role(RoleName="Reviewers", AssumeRolePolicyDocument=trust)["Role"]["Arn"]
-    denied = sts.assume_role(RoleArn=role, RoleSessionName="mary@example.com")["Credentials"]
-    server.use(denied)
-    with pytest.raises(AssertionError, match="AccessDenied"):
+    server.use(sts.assume_role(RoleArn=role, RoleSessionName="mary@example.com")["Credentials"])
+    described = {"Effect": "Allow", "Action": "cloudformation:DescribeStacks", "Resource": "*"}
+    unseen = json.dumps({"Version": "2012-10-17", "Statement": [described]})
+    # The policy has the stack's ARN; the emulator does not see the stack's name in the body of a request.
+    iam.put_role_policy(RoleName="Reviewers", PolicyName="DescribeStacks", PolicyDocument=unseen)
+    with pytest.raises(AssertionError, match=r"(?s)AccessDenied.*Query"):
         server.start()
     iam.attach_role_policy(RoleName="Reviewers", PolicyArn=desk.workflow.outputs["ReviewerPolicyArn"])
     server.reviewer = ""
