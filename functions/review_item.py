@@ -39,7 +39,7 @@ def item_for(result: dict[str, Any], audit_rate: float) -> Item:
     if result["accepted"] and not is_drawn(image, version, audit_rate):
         return {}
     confidence = result["confidence"]
-    texts = {
+    texts: dict[str, str] = {
         "image": image,
         "version": version,
         **{name: result[name] for name in ("s3_bucket", "s3_key", "s3_version_id", "label") if name in result},
@@ -50,7 +50,7 @@ def item_for(result: dict[str, Any], audit_rate: float) -> Item:
         "status": "pending",
         "created_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
     }
-    numbers = {
+    numbers: dict[str, float] = {
         "confidence": confidence if confidence >= SMALLEST else 0,
         "threshold": result["threshold"],
         "selection_probability": audit_rate if result["accepted"] else 1,

@@ -1,9 +1,11 @@
 """The scenarios of tests/integration on AWS, the conformance tests that the emulator's adapter must pass, and what only
 AWS can show."""
 
+import base64
 import json
 import os
 import uuid
+from datetime import UTC, datetime, timedelta
 
 import boto3
 import pytest
@@ -56,6 +58,7 @@ from test_redrive import (  # noqa: F401
     test_an_interrupted_redrive_starts_nothing_twice,
     test_what_fails_again_returns_to_the_queue_under_its_next_name,
 )
+from test_review_metrics import scheduled
 from test_review_table import (  # noqa: F401
     desk,
     test_a_claim_is_a_sessions_and_ends_by_release_decision_or_expiry,
@@ -131,6 +134,29 @@ def test_the_policy_allows_the_endpoint_in_the_case_that_sagemaker_gives_its_arn
     """With a stack of EndpointType existing whose endpoint's name has capitals, invoked by the tests above."""
     arn = boto3.client("sagemaker").describe_endpoint(EndpointName=workflow.outputs["EndpointName"])["EndpointArn"]
     assert arn.rpartition("/")[2] == workflow.outputs["EndpointName"].lower()
+
+
+def test_the_metrics_on_reviews_arrive_and_the_alarm_on_drift_has_a_valid_expression(workflow, stack_name):
+    name = workflow.outputs["PublishReviewMetricsFunctionName"]
+    event = json.dumps(scheduled(workflow))
+    response = boto3.client("lambda").invoke(FunctionName=name, Qualifier="live", LogType="Tail", Payload=event)
+    lines = base64.b64decode(response["LogResult"])
+    assert "FunctionError" not in response and b"training's mix is unknown" not in lines, lines
+    now, service = datetime.now(UTC), [{"Name": "service", "Value": stack_name}]
+
+    def published(*queries):
+        hours = {"StartTime": now - timedelta(hours=2), "EndTime": now + timedelta(minutes=5)}
+        return boto3.client("cloudwatch").get_metric_data(MetricDataQueries=queries, **hours)["MetricDataResults"]
+
+    metric = {"Namespace": "ImageClassification", "MetricName": "PendingReviews", "Dimensions": service}
+    pending = {"Id": "pending", "MetricStat": {"Metric": metric, "Period": 3600, "Stat": "Maximum"}}
+    wait_for(lambda: published(pending)[0]["Values"], 300)
+    if not ON_THE_EMULATOR:  # which has no expressions
+        drifted, *measured = TEMPLATE["Resources"]["LabelDriftAlarm"]["Properties"]["Metrics"]
+        for each in measured:
+            each["MetricStat"]["Metric"]["Dimensions"] = service
+        expression = drifted["Expression"]["Fn::Sub"].replace("${MaxLabelDrift}", "0.25")
+        published(drifted | {"Expression": expression}, *measured)  # or a ValidationError
 
 
 def test_what_the_stack_would_leave_is_listed(stack_name):
