@@ -60,6 +60,9 @@ batch: .local/.run $(PACKAGE) $(BUILT) ## Classify many images: PREFIX=p or MANI
 results: .local/.run $(PACKAGE) $(BUILT) ## List the outcomes of all images: [SINCE=7d OUTCOME=o LABEL=l EXECUTION=e OUTPUT=file.csv|.parquet STACK=name]
 	@$(PROJECT) -m local.results --since=$(call quoted,SINCE) --outcome=$(call quoted,OUTCOME) --label=$(call quoted,LABEL) --execution=$(call quoted,EXECUTION) --output=$(call quoted,OUTPUT) --stack=$(call quoted,STACK)
 
+review: .local/.run ## Review the images that wait for people, in your browser: [STACK=name PORT=port REVIEWER=name]
+	@$(PROJECT) -m local.review --stack=$(call quoted,STACK) --port=$(call quoted,PORT) --reviewer=$(call quoted,REVIEWER)
+
 accuracy: .local/.run $(if $(STACK),,$(PACKAGE) $(BUILT)) ## Show how accurate the model is in production, by its reviewers: [SINCE=30d STACK=name]
 	@$(PROJECT) -m local.accuracy --since=$(call quoted,SINCE) --stack=$(call quoted,STACK)
 

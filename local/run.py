@@ -18,7 +18,7 @@ from rich.table import Table
 
 from local.command import LOCAL, ROOT, StackError, console, lock, report_errors
 from local.deployment import deployed
-from local.emulator.processes import Stack
+from local.emulator.processes import Stack, running
 from local.executions import NOT_ACCEPTED, Outcome, Watch, error_message
 from local.report import record, render
 from training.folders import Classes, DataError, list_images
@@ -165,13 +165,18 @@ def show(outcomes: list[Outcome]) -> None:
     console.print(table)
 
 
-def summarise(outcomes: list[Outcome]) -> None:
-    """Print the totals; StackError if an image failed that should not have."""
+def summarise(outcomes: list[Outcome], is_kept: bool) -> None:
+    """Print the totals; StackError if an image failed that should not have.
+
+    is_kept: the local stack keeps running, and has the images that were sent to review.
+    """
     accepted = [row for row in outcomes if row.error is None]
     review = [row for row in outcomes if row.error == NOT_ACCEPTED]
     failed = [row for row in outcomes if row not in accepted and row not in review]
     correct = sum(row.key.split("/")[-2] == row.label for row in accepted)
     console.print(f"\n{len(accepted)} accepted ({correct} correct), {len(review)} sent to review, {len(failed)} failed")
+    if review:
+        console.print(f"To review the {len(review)}: {'' if is_kept else 'make up, make run, '}make review")
     for row in failed:
         console.print(f"  {row.error}: {error_message(row)}", markup=False, soft_wrap=True)
     console.print(f"Wrote {render.RECORD.relative_to(ROOT)} and {render.REPORT.relative_to(ROOT)}")
@@ -192,7 +197,7 @@ def main() -> None:
             collected = record.collect(stack, outputs, outcomes, images, since)
         show(outcomes)
         render.write(collected)
-        summarise(outcomes)
+        summarise(outcomes, is_kept=running(LOCAL / "stack") is not None)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@
 
 functions/review_item.py documents an item as the workflow writes it. A reviewer adds to it
 
-claimed_by, claim_expires_at    who is looking at the image, and until when (seconds since 1970)
+claimed_by, claim_session, claim_expires_at    who is looking at the image, in which of their open pages, and until when
+                   (seconds since 1970)
 decision           label, none_of_these or not_usable
 reviewed_label     with the decision label
 reviewer, reviewed_at    who decided, and when (ISO 8601, UTC)
@@ -27,10 +28,15 @@ from botocore.client import BaseClient
 INDEX = "ByStatus"
 DECISIONS = ("label", "none_of_these", "not_usable")
 CLAIM_SECONDS = 300
+CLAIM = "claimed_by, claim_session, claim_expires_at"
 
 
 class ReviewError(Exception):
-    """The decision was not written; the message says why."""
+    """The decision was not written; the message says why. `now` is the item as it is, if it exists."""
+
+    def __init__(self, message: str, now: "Review | None" = None) -> None:
+        super().__init__(message)
+        self.now = now
 
 
 class ReviewNotFoundError(ReviewError):
@@ -67,6 +73,7 @@ class Review:
     execution_arn: str | None = None
     trace_id: str | None = None
     claimed_by: str | None = None
+    claim_session: str | None = None
     claim_expires_at: float | None = None
     decision: str | None = None
     reviewed_label: str | None = None
@@ -125,22 +132,29 @@ class ReviewTable:
             raise ReviewNotFoundError(f"There is no review of {image} (version {version})")
         return review_of(response["Item"])
 
-    def claim(self, review: Review, reviewer: str) -> Review:
-        """Keep the image for this reviewer, for CLAIM_SECONDS. Raises AlreadyClaimed or AlreadyReviewedError."""
+    def claim(self, review: Review, reviewer: str, session: str) -> Review:
+        """Keep the image for a session of this reviewer for CLAIM_SECONDS from now.
+
+        Raises ReviewNotFoundError, AlreadyReviewedError or AlreadyClaimedError.
+        """
         return self.update(
             review,
             reviewer,
-            "SET claimed_by = :reviewer, claim_expires_at = :expires",
+            session,
+            "SET claimed_by = :reviewer, claim_session = :session, claim_expires_at = :expires",
             {":expires": {"N": str(round(self.now() + CLAIM_SECONDS))}},
         )
 
-    def release(self, review: Review, reviewer: str) -> Review:
-        """Give up the claim. Raises AlreadyClaimed or AlreadyReviewedError."""
-        return self.update(review, reviewer, "REMOVE claimed_by, claim_expires_at", {})
+    def release(self, review: Review, reviewer: str, session: str) -> Review:
+        """Give up the session's claim. Raises ReviewNotFoundError, AlreadyReviewedError or AlreadyClaimedError."""
+        return self.update(review, reviewer, session, f"REMOVE {CLAIM}", {})
 
-    def decide(self, review: Review, reviewer: str, decision: str, label: str | None = None) -> Review:
+    def decide(
+        self, review: Review, reviewer: str, decision: str, label: str | None = None, session: str | None = None
+    ) -> Review:
         """Write a decision on the revision in `review`. The same call again changes nothing.
 
+        Other sessions' claims are respected; without a session, only those of other reviewers.
         Raises ReviewNotFoundError, AlreadyReviewedError or AlreadyClaimedError.
         """
         if decision not in DECISIONS or (decision == "label") != bool(label):
@@ -157,9 +171,9 @@ class ReviewTable:
         if label:
             change += ", reviewed_label = :label"
             values[":label"] = {"S": label}
-        change += " REMOVE claimed_by, claim_expires_at" + ("" if label else ", reviewed_label")
+        change += f" REMOVE {CLAIM}" + ("" if label else ", reviewed_label")
         try:
-            return self.update(review, reviewer, change, values)
+            return self.update(review, reviewer, session, change, values)
         except AlreadyReviewedError:
             now = self.get(review.image, review.version)
             if (now.revision, now.decision, now.reviewed_label, now.reviewer) == (
@@ -190,29 +204,30 @@ class ReviewTable:
         now = self.get(review.image, review.version)
         if (now.revision, now.status) == (review.revision + 1, "pending"):
             return now
-        raise AlreadyReviewedError(f"{review.image} was decided again: {described(now)}")
+        raise AlreadyReviewedError(f"{review.image} was decided again: {described(now)}", now)
 
-    def update(self, review: Review, reviewer: str, change: str, values: dict[str, Any]) -> Review:
+    def update(self, review: Review, reviewer: str, session: str | None, change: str, values: dict[str, Any]) -> Review:
         """Change a pending item that nobody else has claimed, if it still is what `review` says."""
+        owner = "claimed_by = :reviewer" if session is None else "claim_session = :session"
         response = self.write(
             review,
             change,
             "revision = :revision AND #status = :pending AND "
-            "(attribute_not_exists(claimed_by) OR claimed_by = :reviewer OR claim_expires_at < :time)",
+            f"(attribute_not_exists(claimed_by) OR {owner} OR claim_expires_at < :time)",
             values
             | {
                 ":revision": {"N": str(review.revision)},
                 ":pending": {"S": "pending"},
-                ":reviewer": {"S": reviewer},
                 ":time": {"N": str(round(self.now()))},
-            },
+            }
+            | mentioned({":reviewer": reviewer, ":session": session}, change + owner),
         )
         if response:
             return review_of(response["Attributes"])
         now = self.get(review.image, review.version)
         if now.status == "pending" and now.revision == review.revision:
-            raise AlreadyClaimedError(f"{now.claimed_by} is looking at {review.image}")
-        raise AlreadyReviewedError(f"{review.image} was decided meanwhile: {described(now)}")
+            raise AlreadyClaimedError(f"{now.claimed_by} is looking at {review.image}", now)
+        raise AlreadyReviewedError(f"{review.image} was decided meanwhile: {described(now)}", now)
 
     def write(self, review: Review, change: str, condition: str, values: dict[str, Any]) -> dict[str, Any] | None:
         """The response, or None if the condition was not met."""
@@ -238,6 +253,11 @@ class ReviewTable:
     def read_clock(self, response: dict[str, Any]) -> None:
         if date := response["ResponseMetadata"]["HTTPHeaders"].get("date"):
             self.time_ahead = parsedate_to_datetime(date).timestamp() - datetime.now().timestamp()
+
+
+def mentioned(values: dict[str, str | None], expression: str) -> dict[str, dict[str, str]]:
+    """Those of the values that an expression uses, since DynamoDB rejects others."""
+    return {name: {"S": value} for name, value in values.items() if value is not None and name in expression}
 
 
 def described(review: Review) -> str:

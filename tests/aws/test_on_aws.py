@@ -60,6 +60,17 @@ from test_redrive import (  # noqa: F401
     test_what_fails_again_returns_to_the_queue_under_its_next_name,
 )
 from test_review_metrics import scheduled
+from test_review_table import (  # noqa: F401
+    desk,
+    test_a_claim_is_a_sessions_and_ends_by_release_decision_or_expiry,
+    test_a_decision_without_a_session_respects_other_reviewers_claims,
+    test_of_many_claims_at_once_one_succeeds,
+    test_of_many_decisions_at_once_one_is_written,
+    test_only_the_reviewer_can_undo_and_only_this_decision,
+    test_the_same_decision_again_changes_nothing_and_another_is_refused,
+    test_times_are_dynamodbs_when_this_clock_is_wrong,
+    test_what_was_deleted_is_not_found_and_not_made_again,
+)
 from test_workflow import (  # noqa: F401
     test_a_broken_image_fails_by_name,
     test_a_large_photograph_is_shrunk_and_classified,
