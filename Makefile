@@ -60,6 +60,15 @@ batch: .local/.run $(PACKAGE) $(BUILT) ## Classify many images: PREFIX=p or MANI
 results: .local/.run $(PACKAGE) $(BUILT) ## List the outcomes of all images: [SINCE=7d OUTCOME=o LABEL=l EXECUTION=e OUTPUT=file.csv|.parquet STACK=name]
 	@$(PROJECT) -m local.results --since=$(call quoted,SINCE) --outcome=$(call quoted,OUTCOME) --label=$(call quoted,LABEL) --execution=$(call quoted,EXECUTION) --output=$(call quoted,OUTPUT) --stack=$(call quoted,STACK)
 
+review-export: .local/.run $(if $(STACK),,$(PACKAGE) $(BUILT)) ## Write reviews to a file: FORMAT=labelstudio|csv|folders OUTPUT=o [STATUS=pending|reviewed|all URLS=presigned STACK=name]
+	@$(PROJECT) -m local.review_export --format=$(call quoted,FORMAT) --output=$(call quoted,OUTPUT) --status=$(call quoted,STATUS) --urls=$(call quoted,URLS) --stack=$(call quoted,STACK)
+
+review-import: .local/.run $(if $(STACK),,$(PACKAGE) $(BUILT)) ## Write a file's decisions to the table: FORMAT=labelstudio|csv|folders|queue FILE=f [REVIEWER=name STACK=name]
+	@$(PROJECT) -m local.review_import --format=$(call quoted,FORMAT) --file=$(call quoted,FILE) --reviewer=$(call quoted,REVIEWER) --stack=$(call quoted,STACK)
+
+review-drain: .local/.run ## Save the review queue of an older version before it is updated: FILE=messages.jsonl STACK=name
+	@$(PROJECT) -m local.review_drain --file=$(call quoted,FILE) --stack=$(call quoted,STACK)
+
 dashboard: .local/.notebook ## Draw the stack's dashboard from the local stack's data
 	@$(PROJECT) -m local.report.dashboard
 
@@ -84,6 +93,9 @@ test-containers: .local/.test .local/.containers $(PACKAGE) ## Test the model ar
 
 test-launch: .local/.launch .local/.test ## Test training/launch/ with SageMaker's SDK and an emulated AWS
 	@.local/venvs/sagemaker/bin/python -m pytest tests/launch
+
+test-label-studio: .local/.label-studio ## Test the exchange of reviews with Label Studio's SDK
+	@.local/venvs/label-studio/bin/python -m pytest tests/label_studio
 
 test-notebook: .local/.notebook $(BUILT) ## Run training/starter.ipynb on its own local stack
 	@$(PROJECT) -m pytest tests/notebook
@@ -161,7 +173,7 @@ bench-endpoint: .local/.test .local/.containers .local/.bench $(PACKAGE) ## Comp
 clean: down ## Delete everything that these commands created, except models of your own
 	@$(PYTHON) tools/clean.py
 
-.local/.run .local/.test .local/.lint .local/.launch .local/.sam .local/.notebook .local/.containers .local/.bench .local/.audit .local/.fuzz: .local/.%: requirements/*.txt tools/install.py
+.local/.run .local/.test .local/.lint .local/.launch .local/.label-studio .local/.sam .local/.notebook .local/.containers .local/.bench .local/.audit .local/.fuzz: .local/.%: requirements/*.txt tools/install.py
 	@$(PYTHON) tools/install.py $*
 	@touch $@
 
@@ -192,6 +204,7 @@ lock: ## Pin pyproject.toml's dependency groups again
 	$(LOCK) --python-version 3.11 --group sam -o requirements/sam.txt
 	$(LOCK) --python-version 3.11 --group checkov -o requirements/checkov.txt
 	$(LOCK) --python-version 3.11 --group sagemaker --group test-launch -o requirements/sagemaker.txt
+	$(LOCK) --python-version 3.11 --group label-studio --overrides requirements/label-studio.overrides -o requirements/label-studio.txt
 	$(LOCK) --python-version 3.11 --group audit -o requirements/audit.txt
 	$(LOCK) --python-version 3.11 --group fuzz -o requirements/fuzz.txt
 	$(LOCK) --python-version 3.11 --group uv -o requirements/uv.txt

@@ -14,7 +14,8 @@ MAY_IMPORT = {
     "training/launch": {"endpoint", "training/launch"},
     "monitoring": {"monitoring"},
     "tools": set(),
-    "local": {"local", "monitoring", "training", "endpoint"},
+    "review": {"review", "endpoint", "training"},
+    "local": {"local", "monitoring", "training", "endpoint", "review", "functions"},
 }
 MODULES = {
     room: [path for path in (ROOT / room).rglob("*.py") if room == "training/launch" or "launch" not in path.parts]
