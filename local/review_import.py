@@ -150,7 +150,7 @@ def message_in(line: str) -> dict[str, Any]:
 def version_now(s3: BaseClient, message: dict[str, Any]) -> dict[str, str]:
     """The version of the object, for messages without one. Raises ClientError, MessageError if it was replaced."""
     found = s3.head_object(Bucket=message["s3_bucket"], Key=message["s3_key"])
-    if "sent_at" in message and found["LastModified"] > datetime.fromisoformat(message["sent_at"]):
+    if "sent_at" in message and found["LastModified"] > datetime.fromisoformat(message["sent_at"]).astimezone():
         raise MessageError("another image has replaced it")
     if found.get("VersionId", "null") != "null":
         return {"s3_version_id": found["VersionId"]}
