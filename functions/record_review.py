@@ -57,6 +57,7 @@ def lambda_handler(event: dict[str, Any], context: LambdaContext) -> dict[str, A
     for record in event["Records"]:
         item = plain(record["dynamodb"]["NewImage"])
         detail = detail_of(item)
+        logger.set_correlation_id(item.get("execution_arn"))
         if problem := publish(REVIEWED if item["status"] == "reviewed" else UNDONE, detail):
             logger.error("decision not published", cause=problem, **detail)
             return {"batchItemFailures": [{"itemIdentifier": record["dynamodb"]["SequenceNumber"]}]}

@@ -214,7 +214,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--manifest", default="")
     parser.add_argument("--threshold", default="")
     parser.add_argument("--concurrency", default="")
-    parser.add_argument("--review", default="", help="any text: send low confidence to the review queue")
+    parser.add_argument("--review", default="", help="any text: put low confidence and audits into the review table")
     parser.add_argument("--execution", default="", help="name or ARN of an execution to come back to")
     parser.add_argument("--redrive", default="", help="any text: repeat its failed part")
     parser.add_argument("--stack", default="", help="name of a stack on AWS; by default the local stack")

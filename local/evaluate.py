@@ -52,7 +52,7 @@ def through_the_workflow(stack: Target, folder: Path) -> Classify:
     interval = 0.1 if stack.local else SECONDS_BETWEEN_POLLS
     console.print(
         f"The images stay under s3://{bucket}/{prefix}. Their executions count in the metrics and the prediction log, "
-        "and those below the threshold are put in the review queue; ENDPOINT=1 does none of this.",
+        "and those below the threshold are put up for review; ENDPOINT=1 does none of this.",
         markup=False,
     )
 

@@ -16,7 +16,8 @@ def transitions(state: dict[str, Any]) -> list[tuple[str, str]]:
         found.append((state["Default"], "otherwise"))
     if "Next" in state:
         found.append((state["Next"], ""))
-    return found + [(catch["Next"], " ".join(catch["ErrorEquals"])) for catch in state.get("Catch", [])]
+    caught = [(catch["Next"], " ".join(catch["ErrorEquals"])) for catch in state.get("Catch", [])]
+    return found + [each for each in caught if each[0] != state.get("Next")]  # one arrow to the same state is enough
 
 
 def condition(choice: dict[str, Any]) -> str:

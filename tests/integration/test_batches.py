@@ -144,11 +144,15 @@ def test_low_confidence_is_sent_to_review_only_if_the_input_asks(batches, digits
     (key,) = batches.upload("review/", {"one.png": digits["00.png"]})
     workflow = Workflow(batches.stack, batches.outputs)
     silent = batches.run(s3_prefix="review/", threshold=1)
+    assert key not in {review.s3_key for review in workflow.reviews.pending()}
     asking = batches.run(s3_prefix="review/", threshold=1, review=True)
     assert (silent.output["review"], asking.output["review"]) == (1, 1)
-    message = workflow.message_about(batches.outputs["ReviewQueueUrl"], key)
-    assert message["execution_arn"] == asking.arn
-    assert message == {name: value for name, value in asking.lines[0].items() if name not in ("outcome", "time")}
+    (review,) = [review for review in workflow.reviews.pending() if review.s3_key == key]
+    assert (review.execution_arn, review.reason) == (asking.arn, "low_confidence")
+    assert review.predictions == asking.lines[0]["predictions"]
+    decided = workflow.reviews.decide(review, "ada", "none_of_these")
+    batches.run(s3_prefix="review/", threshold=1, review=True)
+    assert workflow.reviews.get(review.image, review.version) == decided
 
 
 def test_broken_missing_and_overwritten_objects_have_their_lines(batches, digits):

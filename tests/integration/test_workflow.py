@@ -12,6 +12,7 @@ from PIL import Image
 
 from workflow import DIGITS, ROOT, wait_for
 
+SECONDS_UNTIL_DECISIONS_ARE_PUBLISHED = 60
 SECONDS_UNTIL_METRICS = 300  # on AWS; the local stack has them immediately
 STATES = set(json.loads((ROOT / "statemachine/classify_image.asl.json").read_text())["States"])
 ACCEPTED_PATH = ["RetrieveImage", "ClassifyImage", "CheckConfidence", "IsAccepted", "PublishImageClassified"]
@@ -71,12 +72,61 @@ def test_low_confidence_goes_to_review_and_is_no_function_error(workflow, outcom
     assert execution.error == "THRESHOLD_CONFIDENCE_NOT_MET"
     result = json.loads(execution.cause)
     assert (result["label"], result["accepted"], result["threshold"]) == ("7", False, 1)
-    message = workflow.message_about(workflow.outputs["ReviewQueueUrl"], '"rejected.png"')
-    assert message == result
-    assert message["execution_arn"] == execution.arn
+    review = workflow.review_of(execution)
+    assert (review.status, review.reason, review.selection_probability) == ("pending", "low_confidence", 1)
+    shared = ("s3_key", "s3_version_id", "label", "confidence", "threshold", "predictions", "endpoint", "execution_arn")
+    assert {name: getattr(review, name) for name in shared} == {name: result[name] for name in shared}
+    assert review in list(workflow.reviews.pending())
     event = workflow.message_about(outcome_events, '"rejected.png"')
     assert (event["detail-type"], event["detail"]) == ("Image Needs Review", result)
     assert lambda_errors(workflow, "CheckConfidence") == 0
+
+
+def test_an_audited_image_is_accepted_and_put_up_for_review(workflow, outcome_events, seven):
+    execution = workflow.classify("audited.png", seven, audited=True)
+    assert (execution.status, execution.states) == (
+        "SUCCEEDED",
+        [*ACCEPTED_PATH[:-1], "SendToAudit", ACCEPTED_PATH[-1]],
+    )
+    review = workflow.review_of(execution)
+    assert (review.status, review.reason, review.selection_probability) == ("pending", "audit", 0.02)
+    event = workflow.message_about(outcome_events, '"audited.png"')
+    assert (event["detail-type"], event["detail"]) == ("Image Classified", execution.output)
+    assert "review_item" not in execution.output
+
+
+@pytest.mark.parametrize("audited", [True, False])
+def test_another_execution_for_the_same_version_replaces_no_decision(workflow, seven, audited):
+    more = {} if audited else {"threshold": 1}
+    execution = workflow.classify("again.png", seven, audited=audited, **more)
+    first = workflow.reviews.decide(workflow.review_of(execution), "ada", "label", "7")
+    version = first.s3_version_id
+    repeated = workflow.execute({"s3_bucket": workflow.bucket, "s3_key": "again.png", "s3_version_id": version, **more})
+    assert (repeated.status, repeated.error, repeated.states) == (execution.status, execution.error, execution.states)
+    assert "DynamoDB.ConditionalCheckFailedException" in repeated.task_errors
+    assert workflow.review_of(execution) == first
+
+
+def test_a_decision_becomes_an_event_and_a_line_and_so_does_its_undoing(workflow, outcome_events, seven):
+    review = workflow.review_of(workflow.classify("decided.png", seven, threshold=1))
+    claimed = workflow.reviews.claim(review, "grace")
+    decided = workflow.reviews.decide(claimed, "grace", "label", "1")
+    event = workflow.message_about(outcome_events, '"grace"', SECONDS_UNTIL_DECISIONS_ARE_PUBLISHED)
+    assert event["detail-type"] == "Image Reviewed"
+    assert (event["detail"]["s3_key"], event["detail"]["label"], event["detail"]["reviewed_label"]) == (
+        "decided.png", "7", "1",
+    )  # fmt: skip
+    workflow.reviews.undo(decided, "grace")
+    event = workflow.message_about(outcome_events, "Image Review Undone", SECONDS_UNTIL_DECISIONS_ARE_PUBLISHED)
+    assert (event["detail"]["s3_key"], event["detail"]["revision"]) == ("decided.png", 2)
+    lines = wait_for(lambda: len(found := review_lines(workflow, "decided.png")) == 2 and found)
+    assert [line.get("decision") for line in lines] == ["label", None]
+
+
+def review_lines(workflow, key):
+    """The prediction log's lines about decisions on an image."""
+    lines = map(json.loads, log_lines(workflow)[workflow.outputs["PredictionLogGroupName"]])
+    return [line for line in lines if line.get("message") == "review" and line["s3_key"] == key]
 
 
 def test_a_missing_object_fails_by_name_without_a_retry(workflow):

@@ -6,9 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from review.table import Review, ReviewTable
+from review_item import is_drawn
+
 ROOT = Path(__file__).parents[2]
 DIGITS = ROOT / ".local/data/digits"
 SECONDS_TO_END = 60
+AUDIT_RATE = 0.02  # the template's default
 WAIT_SCALE = 0.05  # the real duration, on the local stack, of one second of the state machines' waits
 
 
@@ -49,19 +53,28 @@ class Workflow:
         self.s3, self.states, self.sqs = (stack.client(name) for name in ("s3", "stepfunctions", "sqs"))
         self.bucket = outputs["ImageBucketName"]
         self.machine = outputs["ClassifyImageStateMachineArn"]
+        self.reviews = ReviewTable(stack.client("dynamodb"), outputs["ReviewTableName"])
 
-    def upload(self, key: str, data: bytes) -> str:
-        self.s3.put_object(Bucket=self.bucket, Key=key, Body=data)
-        return key
+    def upload(self, key: str, data: bytes, audited: bool = False) -> str:
+        """Upload as a version that the stack's AuditRate sends to review if accepted, or as one that it does not."""
+        while True:
+            version = self.s3.put_object(Bucket=self.bucket, Key=key, Body=data).get("VersionId", "")
+            if not version or is_drawn(f"s3://{self.bucket}/{key}", version, AUDIT_RATE) == audited:
+                return key
+
+    def review_of(self, execution: Execution) -> Review:
+        """The item of the review table about an execution's image."""
+        result = execution.output or json.loads(execution.cause or "")
+        return self.reviews.get(f"s3://{result['s3_bucket']}/{result['s3_key']}", result["s3_version_id"])
 
     def execute(self, request: dict[str, Any]) -> Execution:
         """Start an execution and wait for its end."""
         started = self.states.start_execution(stateMachineArn=self.machine, input=json.dumps(request))
         return self.ended(started["executionArn"])
 
-    def classify(self, key: str, data: bytes, **more: Any) -> Execution:
+    def classify(self, key: str, data: bytes, audited: bool = False, **more: Any) -> Execution:
         """Upload outside the trigger's prefix, execute, and wait for the end."""
-        return self.execute({"s3_bucket": self.bucket, "s3_key": self.upload(key, data), **more})
+        return self.execute({"s3_bucket": self.bucket, "s3_key": self.upload(key, data, audited), **more})
 
     def ended(self, arn: str) -> Execution:
         described = wait_for(
