@@ -142,7 +142,7 @@ def labelling_config(labels: Labels) -> str:
         [
             "<View>",
             '  <Image name="image" value="$image" zoom="true"/>',
-            '  <Choices name="label" toName="image" choice="single" required="true">',
+            '  <Choices name="decision" toName="image" choice="single" required="true">',
             *(f"    {choice}" for choice in choices),
             "  </Choices>",
             "</View>\n",
@@ -166,8 +166,8 @@ def task(review: Review, url: str) -> dict[str, Any]:
 
 def choice(name: str) -> dict[str, Any]:
     """A region of Label Studio's format."""
-    names = {"from_name": "label", "to_name": "image", "type": "choices"}
-    return {"id": "label", **names, "value": {"choices": [name]}}
+    names = {"from_name": "decision", "to_name": "image", "type": "choices"}
+    return {"id": "decision", **names, "value": {"choices": [name]}}
 
 
 def read_label_studio(path: Path) -> Iterator[Found]:
@@ -194,7 +194,7 @@ def decision_in_task(exported: dict[str, Any], where: str) -> Iterator[Found]:
     for annotation in exported["annotations"]:
         if annotation.get("was_cancelled"):
             continue
-        ((name,),) = [region["value"]["choices"] for region in annotation["result"] if region["from_name"] == "label"]
+        ((name,),) = [region["value"]["choices"] for region in annotation["result"] if region["from_name"] == "decision"]
         chosen[name] = annotator(annotation.get("completed_by"))
     if not all(isinstance(text, str) for text in (image, version, *chosen)):
         raise TypeError
