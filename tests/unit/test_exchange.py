@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from documents import ROOT
 from local import review_drain, review_export, review_import
 from local.command import UsageError
 from review import exchange
@@ -53,6 +55,11 @@ def test_csv_has_the_documented_columns_and_no_formula(tmp_path):
     assert tuple(row) == exchange.COLUMNS
     assert [cell for cell in row.values() if cell[:1] in tuple("=+-@\t\r")] == []
     assert (row["reviewed_label"], row["s3_key"], row["confidence"]) == ("'=1+1", "'@key", "0.5")
+
+
+def test_the_columns_are_documented():
+    section = (ROOT / "docs/review.md").read_text().partition("**CSV** has the columns")[2].partition(";")[0]
+    assert tuple(re.findall(r"`(\w+)`", section)) == exchange.COLUMNS
 
 
 @given(st.text())
