@@ -60,10 +60,10 @@ batch: .local/.run $(PACKAGE) $(BUILT) ## Classify many images: PREFIX=p or MANI
 results: .local/.run $(PACKAGE) $(BUILT) ## List the outcomes of all images: [SINCE=7d OUTCOME=o LABEL=l EXECUTION=e OUTPUT=file.csv|.parquet STACK=name]
 	@$(PROJECT) -m local.results --since=$(call quoted,SINCE) --outcome=$(call quoted,OUTCOME) --label=$(call quoted,LABEL) --execution=$(call quoted,EXECUTION) --output=$(call quoted,OUTPUT) --stack=$(call quoted,STACK)
 
-review-export: .local/.run $(if $(STACK),,$(PACKAGE) $(BUILT)) ## Write reviews to a file: FORMAT=labelstudio|csv|folders OUTPUT=o [STATUS=pending|reviewed|all URLS=presigned STACK=name]
+review-export: .local/.run $(if $(STACK),,$(PACKAGE) $(BUILT)) ## Write reviews to a file: FORMAT=labelstudio, csv or folders, OUTPUT=path [STATUS=reviewed URLS=presigned STACK=name]
 	@$(PROJECT) -m local.review_export --format=$(call quoted,FORMAT) --output=$(call quoted,OUTPUT) --status=$(call quoted,STATUS) --urls=$(call quoted,URLS) --stack=$(call quoted,STACK)
 
-review-import: .local/.run $(if $(STACK),,$(PACKAGE) $(BUILT)) ## Write a file's decisions to the table: FORMAT=labelstudio|csv|folders|queue FILE=f [REVIEWER=name STACK=name]
+review-import: .local/.run $(if $(STACK),,$(PACKAGE) $(BUILT)) ## Write decisions to the review table: FORMAT=labelstudio, csv or folders, FILE=path [REVIEWER=name STACK=name]
 	@$(PROJECT) -m local.review_import --format=$(call quoted,FORMAT) --file=$(call quoted,FILE) --reviewer=$(call quoted,REVIEWER) --stack=$(call quoted,STACK)
 
 review-drain: .local/.run ## Save the review queue of an older version before it is updated: FILE=messages.jsonl STACK=name
@@ -94,7 +94,7 @@ test-containers: .local/.test .local/.containers $(PACKAGE) ## Test the model ar
 test-launch: .local/.launch .local/.test ## Test training/launch/ with SageMaker's SDK and an emulated AWS
 	@.local/venvs/sagemaker/bin/python -m pytest tests/launch
 
-test-label-studio: .local/.label-studio ## Test the exchange of reviews with Label Studio's SDK
+test-exchange: .local/.label-studio ## Test the exchange of reviews with Label Studio's SDK
 	@.local/venvs/label-studio/bin/python -m pytest tests/label_studio
 
 test-notebook: .local/.notebook $(BUILT) ## Run training/starter.ipynb on its own local stack

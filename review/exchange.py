@@ -194,16 +194,17 @@ def decision_in_task(exported: dict[str, Any], where: str) -> Iterator[Found]:
     for annotation in exported["annotations"]:
         if annotation.get("was_cancelled"):
             continue
-        ((name,),) = [region["value"]["choices"] for region in annotation["result"] if region["from_name"] == "decision"]
+        regions = [region for region in annotation["result"] if region["from_name"] == "decision"]
+        ((name,),) = [region["value"]["choices"] for region in regions]
         chosen[name] = annotator(annotation.get("completed_by"))
     if not all(isinstance(text, str) for text in (image, version, *chosen)):
         raise TypeError
     if len(chosen) > 1:
         who = ", ".join(f"{reviewer or 'somebody'}: {name}" for name, reviewer in chosen.items())
         yield Rejected(where, f"the annotators disagree ({who})")
-    for name, reviewer in list(chosen.items())[:1] if len(chosen) == 1 else ():
-        decision = CHOICES.get(name, "label")
-        yield Decision(image, version, decision, None if name in CHOICES else name, reviewer, where)
+    elif chosen:
+        ((name, reviewer),) = chosen.items()
+        yield Decision(image, version, CHOICES.get(name, "label"), None if name in CHOICES else name, reviewer, where)
 
 
 def annotator(completed_by: Any) -> str | None:

@@ -71,7 +71,7 @@ def aws_errors() -> Iterator[None]:
     except ClientError as error:
         raise AwsError(str(error)) from None
     except BotoCoreError as error:
-        raise AwsError(f"{error}. For the local stack: make up, then source .local/env") from None
+        raise AwsError(f"{str(error).rstrip('.')}. For the local stack: make up, then source .local/env") from None
 
 
 def review_table(stack: str) -> str:
