@@ -110,7 +110,7 @@ def write_label_studio(found: Target, reviews: list[Review], labels: list[str], 
         version = {"VersionId": review.s3_version_id} if review.s3_version_id else {}
         object_ = {"Bucket": review.s3_bucket, "Key": review.s3_key, **version}
         url = s3.generate_presigned_url("get_object", object_, URL_SECONDS) if presigned else review.image
-        tasks.append(exchange.task(review, url))
+        tasks.append(exchange.task(review, url, labels))
     output.write_text(json.dumps(tasks, indent=1), encoding="utf-8")
     output.with_suffix(".xml").write_text(config, encoding="utf-8")
     listed("Left out", left_out)

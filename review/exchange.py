@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 from xml.sax.saxutils import quoteattr
@@ -29,7 +29,7 @@ CHOICES = {"(none of these)": "none_of_these", "(not usable)": "not_usable"}  # 
 PENDING = "_pending"  # the folder of images without a decision; those of WITHOUT_LABEL begin with _ too
 MAX_NAME = 255  # bytes of a file's or folder's name
 HASH = 16  # characters at the start of an exported image's name
-Labels = Iterable[str]
+Labels = Collection[str]
 
 
 class ExchangeError(Exception):
@@ -150,17 +150,20 @@ def labelling_config(labels: Labels) -> str:
     )
 
 
-def task(review: Review, url: str) -> dict[str, Any]:
-    """A task with the prediction, and with the decision if there is one. `data` identifies the item."""
+def task(review: Review, url: str, labels: Labels) -> dict[str, Any]:
+    """A task with the prediction, and with the decision if there is one. `data` identifies the item.
+
+    Label Studio refuses choices that are not in the labelling configuration, such as a former model's label.
+    """
     about = {name: getattr(review, name) for name in ("version", "label", "confidence", "threshold", "reason")}
-    prediction = {"score": review.confidence, "result": [choice(review.label)]}
-    if review.endpoint:
-        prediction["model_version"] = review.endpoint["variant"]
-    made = {"data": {"image": url, "s3_uri": review.image, **about}, "predictions": [prediction]}
-    if review.decision:
-        names = {decision: name for name, decision in CHOICES.items()}
-        chosen = review.reviewed_label or names[review.decision]
-        made["annotations"] = [{"result": [choice(chosen)]}]
+    made: dict[str, Any] = {"data": {"image": url, "s3_uri": review.image, **about}}
+    if review.label in labels:
+        variant = {"model_version": review.endpoint["variant"]} if review.endpoint else {}
+        made["predictions"] = [variant | {"score": review.confidence, "result": [choice(review.label)]}]
+    names = {decision: name for name, decision in CHOICES.items()}
+    chosen = names.get(review.decision or "", review.reviewed_label)
+    if chosen in {*labels, *CHOICES}:
+        made["annotations"] = [{"result": [choice(str(chosen))]}]
     return made
 
 

@@ -24,7 +24,7 @@ def tasks():
     """One pending review for each label, and reviewed ones."""
     pending = [review(f"{number}.png", label) for number, label in enumerate(LABELS)]
     reviewed = [decided("motorcycle"), decided(None, "none_of_these"), decided(None, "not_usable")]
-    return [exchange.task(each, each.image) for each in [*pending, *reviewed]]
+    return [exchange.task(each, each.image, LABELS) for each in [*pending, *reviewed]]
 
 
 def test_label_studio_accepts_the_labelling_configuration(interface):

@@ -122,7 +122,7 @@ def exported(each, *names, **more):
         {"result": [exchange.choice(name)], "completed_by": {"id": n, "email": f"{n}@example.com"}, **more}
         for n, name in enumerate(names)
     ]
-    return exchange.task(each, each.image) | {"id": 7, "annotations": annotations}
+    return exchange.task(each, each.image, LABELS) | {"id": 7, "annotations": annotations}
 
 
 def test_the_labelling_configuration_has_every_label_and_what_is_none(tmp_path):
@@ -158,9 +158,16 @@ def test_an_export_of_label_studio_returns_the_choices(tmp_path):
 
 
 def test_a_reviewed_image_comes_back_unchanged_from_label_studio(tmp_path):
-    tasks = [exchange.task(each, each.image) for each in (decided("motorcycle"), decided(None, "none_of_these"))]
+    tasks = [
+        exchange.task(each, each.image, LABELS) for each in (decided("motorcycle"), decided(None, "none_of_these"))
+    ]
     found = of(exchange.read_label_studio(written(tmp_path / "e.json", json.dumps(tasks))))
     assert [row[1:3] for row in found] == [("label", "motorcycle"), ("none_of_these", None)]
+
+
+def test_a_label_that_is_no_longer_known_is_in_no_task():
+    task = exchange.task(decided("cow"), "s3://images/a", ["cat"])
+    assert set(task) == {"data"} and task["data"]["label"] == "bicycle"
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", '{"a": 1}', '[{"id": 1, "label": "cat"}]', "[" * 100_000, "\ud800x"])
