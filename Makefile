@@ -69,6 +69,9 @@ review-import: .local/.run $(if $(STACK),,$(PACKAGE) $(BUILT)) ## Write decision
 review-drain: .local/.run ## Save the review queue of an older version before it is updated: FILE=messages.jsonl STACK=name
 	@$(PROJECT) -m local.review_drain --file=$(call quoted,FILE) --stack=$(call quoted,STACK)
 
+accuracy: .local/.run $(if $(STACK),,$(PACKAGE) $(BUILT)) ## Show how accurate the model is in production, by its reviewers: [SINCE=30d STACK=name]
+	@$(PROJECT) -m local.accuracy --since=$(call quoted,SINCE) --stack=$(call quoted,STACK)
+
 dashboard: .local/.notebook ## Draw the stack's dashboard from the local stack's data
 	@$(PROJECT) -m local.report.dashboard
 
@@ -117,7 +120,7 @@ lint: .local/.test .local/.lint ## Check code, types, templates, the state machi
 	$(PROJECT) -m mypy functions
 	$(PROJECT) -m mypy endpoint
 	MYPYPATH=endpoint $(PROJECT) -m mypy training --exclude training/launch
-	$(PROJECT) -m mypy --explicit-package-bases local monitoring tools training/launch
+	$(PROJECT) -m mypy --explicit-package-bases local monitoring review tools training/launch
 	@for file in events/*.json statemachine/*.json; do $(PROJECT) -m json.tool $$file > /dev/null || exit 1; done
 	$(PROJECT) tools/lint_states.py
 	env $(NO_AWS) $(SAM) validate --lint --template template.yaml

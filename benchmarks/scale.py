@@ -14,6 +14,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 MILLION = 1_000_000
 ENDPOINT_VCPUS = 2  # of ml.c6i.large, and of a serverless endpoint's 2 GB
+FOR_REVIEW, AUDITED = 0.05, 0.02  # of all images, and of those accepted (AuditRate)
 EXPRESS_GB = 64 / 1024  # the smallest billed memory of an Express execution
 # https://docs.aws.amazon.com/step-functions/latest/dg/service-quotas.html and each service's own
 CHILDREN_PER_SECOND = 1000  # Express executions that a Map Run starts
@@ -75,6 +76,17 @@ def serverless(run: dict[str, Any]) -> Counts:
     return used | {"serverless_seconds": used["endpoint_seconds"]}
 
 
+def reviews() -> Counts:
+    """What the reviews of a million images cost in addition to their classification."""
+    made = counted()["reviews"]
+    reviewed = {"low_confidence": FOR_REVIEW * MILLION, "audit": AUDITED * (1 - FOR_REVIEW) * MILLION}
+    used = {
+        name: sum(made[reason]["counts"][name] / made[reason]["images"] * images for reason, images in reviewed.items())
+        for name in made["audit"]["counts"]
+    }
+    return used | {"log_gb": used["log_bytes"] / 1e9}
+
+
 def transform() -> Counts:
     """SageMaker Batch Transform, which accepts one image per request and writes an object for each."""
     return {
@@ -110,6 +122,7 @@ def cost_table() -> str:
         "batches of 500, serverless endpoint of 2 GB": serverless(batches_of(500)),
         "one execution per image, realtime": realtime(counted()["single"]),
         "SageMaker Batch Transform": transform(),
+        "in addition: reviews of 5 %, audits of 2 %": reviews(),
     }
     rows = [
         [name, *(f"{usd:.2f}" for usd in cost(used).values()), f"**{sum(cost(used).values()):.2f}**"]

@@ -5,32 +5,41 @@
 Classifies photographs of 50 kB as uploads, one execution per image, and in batches of 300 and of 500, and counts what
 AWS bills: state transitions in the histories, Lambda's requests and duration by its own metrics, the endpoint's CPU
 time and the bytes to and from it, requests to S3, bytes of logs. `fixed` is the share of a batch's execution that does
-not grow with its images. One function runs at a time, on a core of its own, as on Lambda; the emulator's share of a
+not grow with its images. `reviews` is what an image costs in addition if it is sent to review, or drawn for an audit,
+and decided by a reviewer: writes to DynamoDB are computed from the items, the table's indexes and AWS's rules for
+capacity. One function runs at a time, on a core of its own, as on Lambda; the emulator's share of a
 duration is in it. benchmarks/scale.py computes costs from the file.
 """
 
 import json
 import time
-from collections.abc import Iterable
+import uuid
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from benchmarks.batch import cpu_seconds, delete, photographs, run, upload
+from functions.review_item import is_drawn
 from local.command import console, report_errors
-from local.executions import Watch
+from local.executions import Watch, finished
 from local.target import Target, target
+from review.table import Review, ReviewTable
 
 FILE = Path(__file__).with_suffix(".json")
 EXECUTIONS, IMAGES = 100, 3000
 WARM_UP = 20
 THRESHOLD = 0.75
+AUDIT_RATE = 0.02  # the default
+REVIEWS = 20  # of each reason
 SIZES = (300, 500)
 KEYS_PER_LIST = 1000
 EVENT_BYTES = 26  # that CloudWatch Logs adds to each event
 RECORDED = "prediction"  # RecordOutcome's message, the last thing that an execution causes
 
 Counts = dict[str, float]
+Item = dict[str, dict[str, str]]  # in DynamoDB's JSON
 
 
 def functions(found: Target) -> dict[str, Counts]:
@@ -138,11 +147,11 @@ def uploads(found: Target, prefix: str, images: list[bytes], count: int) -> list
     return arns
 
 
-def wait_for_the_log(found: Target, arn: str) -> None:
-    """Wait until the execution's outcome is recorded."""
+def wait_for_the_log(found: Target, arn: str, text: str = RECORDED) -> None:
+    """Wait until the execution's outcome, or the decision on its review, is recorded."""
     logs, group = found.client("logs"), found.outputs["PredictionLogGroupName"]
     while not any(
-        arn in event["message"] and RECORDED in event["message"]
+        arn in event["message"] and text in event["message"]
         for page in logs.get_paginator("filter_log_events").paginate(logGroupName=group)
         for event in page["events"]
     ):
@@ -190,6 +199,114 @@ def in_batches(found: Target, prefix: str, size: int) -> dict[str, Any]:
     return {"images": summary["images"], "batch_size": size, "counts": rounded(counts), "fixed": rounded(fixed)}
 
 
+def reviewed(found: Target, images: list[bytes]) -> dict[str, Any]:
+    """What images cost in addition that are sent to review, or audited, and decided one after the other."""
+    prefix, accepted_images = f"benchmark/reviews/{uuid.uuid4()}/", accepted(found, images)
+    table = ReviewTable(found.client("dynamodb"), found.outputs["ReviewTableName"])
+    requests = {
+        "low_confidence": [not_drawn(found, prefix, image) | {"threshold": 1} for image in accepted_images[:REVIEWS]],
+        "audit": [drawn(found, prefix, accepted_images[number % len(accepted_images)]) for number in range(REVIEWS)],
+    }
+    plain = entered_states(found, execute(found, not_drawn(found, prefix, accepted_images[0])))
+    made = {reason: decided(found, table, requests[reason], plain) for reason in requests}
+    delete(found, prefix)
+    return made
+
+
+def not_drawn(found: Target, prefix: str, image: bytes) -> dict[str, Any]:
+    """A request for a new object that is not drawn for an audit."""
+    return next(request for request in objects(found, prefix, image) if not is_audited(request))
+
+
+def drawn(found: Target, prefix: str, image: bytes) -> dict[str, Any]:
+    """A request for a new object that is drawn for an audit: its version decides."""
+    return next(request for request in objects(found, prefix, image) if is_audited(request))
+
+
+def objects(found: Target, prefix: str, image: bytes) -> Iterator[dict[str, Any]]:
+    """Requests for one new object after the other."""
+    bucket = found.outputs["ImageBucketName"]
+    while True:
+        key = f"{prefix}{uuid.uuid4()}.jpg"
+        version = found.client("s3").put_object(Bucket=bucket, Key=key, Body=image)["VersionId"]
+        yield {"s3_bucket": bucket, "s3_key": key, "s3_version_id": version}
+
+
+def is_audited(request: dict[str, Any]) -> bool:
+    return is_drawn(f"s3://{request['s3_bucket']}/{request['s3_key']}", request["s3_version_id"], AUDIT_RATE)
+
+
+def execute(found: Target, request: dict[str, Any]) -> str:
+    """Classify the image; returns the ARN of the execution that has ended."""
+    states, machine = found.client("stepfunctions"), found.outputs["ClassifyImageStateMachineArn"]
+    arn: str = states.start_execution(stateMachineArn=machine, input=json.dumps(request))["executionArn"]
+    finished(states, arn, time.monotonic() + 60, 0.1)
+    wait_for_the_log(found, arn)
+    return arn
+
+
+def decided(found: Target, table: ReviewTable, requests: list[dict[str, Any]], plain: int) -> dict[str, Any]:
+    """The counts of these images' reviews. plain: the states of an execution whose image is not reviewed."""
+    arns = [execute(found, request) for request in requests]
+    reviews = [
+        table.get(f"s3://{request['s3_bucket']}/{request['s3_key']}", request["s3_version_id"]) for request in requests
+    ]
+    indexes = table.client.describe_table(TableName=table.name)["Table"]["GlobalSecondaryIndexes"]
+    meter, writes = Meter(found), 0
+    for review in reviews:
+        states = [raw_item(table, review)]
+        claimed = table.claim(review, "reviewer@example.com")
+        states.append(raw_item(table, review))
+        table.decide(claimed, "reviewer@example.com", "label", review.label)
+        states.append(raw_item(table, review))
+        writes += sum(write_units(*change, indexes) for change in pairwise([{}, *states]))
+        wait_for_the_log(found, review.execution_arn or "", "reviewed_at")
+        table.client.delete_item(TableName=table.name, Key=review.key)
+    counts, _ = meter.read()
+    counts |= {"transitions": sum(entered_states(found, arn) - plain for arn in arns), "dynamodb_writes": writes}
+    counts |= dict.fromkeys(("s3_get", "events"), len(reviews))
+    size = item_bytes(states[-1])
+    return {"images": len(reviews), "item_bytes": size, "counts": rounded(counts)}
+
+
+def raw_item(table: ReviewTable, review: Review) -> Item:
+    return table.client.get_item(TableName=table.name, Key=review.key, ConsistentRead=True)["Item"]
+
+
+def write_units(before: Item, after: Item, indexes: list[dict[str, Any]]) -> int:
+    """Write request units of a put or an update, in the table and in its indexes.
+
+    An index is written if an attribute that it has changes, twice if one of its key does.
+    https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/GSI.html#GSI.ThroughputConsiderations.Writes
+    """
+    total = units(before, after)
+    for index in indexes:
+        keys = {key["AttributeName"] for key in index["KeySchema"]}
+        projection = index["Projection"]
+        names = {*after, *before}
+        if projection["ProjectionType"] != "ALL":
+            names = keys | {"image", "version"} | {*projection.get("NonKeyAttributes", [])}
+        old, new = ({name: item[name] for name in names if name in item} for item in (before, after))
+        if any(old.get(name) != new.get(name) for name in keys):
+            total += units(old) + units(new)
+        elif old != new:
+            total += units(old, new)
+    return total
+
+
+def units(*items: Item) -> int:
+    """Write request units for the largest of the items: one per kilobyte."""
+    return max(-(-item_bytes(item) // 1024) for item in items)
+
+
+def item_bytes(item: Item) -> int:
+    """https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/CapacityUnitCalculations.html"""
+    return sum(
+        len(name) + (len(value["S"].encode()) if "S" in value else -(-len(value["N"].strip("-0.")) // 2) + 1)
+        for name, value in item.items()
+    )
+
+
 def batch_outputs(found: Target, summary: dict[str, Any]) -> list[dict[str, Any]]:
     """ClassifyBatch's outputs, from the Map Run's results."""
     s3, bucket = found.client("s3"), found.outputs["ResultsBucketName"]
@@ -218,11 +335,12 @@ def main() -> None:
     images = photographs()
     prefix = "benchmark/usage/"
     with report_errors(), target() as found:
+        reviews = reviewed(found, images)
         single = one_by_one(found, images)
         stored = upload(found, prefix, IMAGES, images)
         batches = [in_batches(found, prefix, size) for size in SIZES]
         delete(found, prefix)
-    usage = {"image_bytes": stored // IMAGES, "single": single, "batches": batches}
+    usage = {"image_bytes": stored // IMAGES, "single": single, "batches": batches, "reviews": reviews}
     FILE.write_text(json.dumps(usage, indent=2) + "\n")
     console.print(f"Written to {FILE.name}")
 

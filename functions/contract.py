@@ -40,15 +40,12 @@ CLASSIFY_IMAGE = _schema(
     | {"endpoint": _ENDPOINT},
     ["s3_bucket", "s3_key", "image", "endpoint"],
 )
-CHECK_CONFIDENCE = {
-    **_schema(
-        _OBJECT
-        | {"image": _schema(_IMAGE, [*_IMAGE]), "predictions": _PREDICTIONS, "endpoint": _INVOKED_ENDPOINT}
-        | {"audit_rate": _AUDIT_RATE},
-        ["s3_bucket", "s3_key", "threshold", "image", "predictions", "endpoint", "audit_rate"],
-    ),
-    "anyOf": [{"required": ["s3_version_id"]}, {"required": ["s3_etag"]}],
-}
+CHECK_CONFIDENCE = _schema(
+    _OBJECT
+    | {"image": _schema(_IMAGE, [*_IMAGE]), "predictions": _PREDICTIONS, "endpoint": _INVOKED_ENDPOINT}
+    | {"audit_rate": _AUDIT_RATE},
+    ["s3_bucket", "s3_key", "threshold", "image", "predictions", "endpoint", "audit_rate"],
+)
 _COUNT = {"type": "integer", "minimum": 1}
 PREPARE_BATCH = {
     **_schema(

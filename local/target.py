@@ -9,7 +9,7 @@ from botocore.client import BaseClient
 from botocore.exceptions import BotoCoreError, ClientError
 
 from local.command import StackError, lock
-from local.deployment import STACK_NAME, deployed
+from local.deployment import STACK_NAME, deployed, shared
 from local.emulator.processes import Stack
 
 
@@ -28,14 +28,18 @@ class Target:
 
 
 @contextlib.contextmanager
-def target(stack_name: str = "") -> Iterator[Target]:
+def target(stack_name: str = "", share: bool = False) -> Iterator[Target]:
     """The stack on AWS with this name; without one the local stack, which is started for the command if necessary.
 
+    share: other commands can use the local stack at the same time, such as make review.
     Errors of AWS and of its credentials are raised as StackError.
     """
     try:
         if stack_name:
             yield Target(stack_name, stack_outputs(stack_name), boto3.Session().client)
+        elif share:
+            with shared() as (stack, outputs):
+                yield Target(STACK_NAME, outputs, stack.client, stack)
         else:
             with lock(), deployed() as (stack, outputs):
                 yield Target(STACK_NAME, outputs, stack.client, stack)

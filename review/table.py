@@ -81,7 +81,9 @@ class Review:
 def review_of(item: dict[str, Any]) -> Review:
     """An item in DynamoDB's JSON. Attributes that this version does not know are ignored."""
     known = {field.name for field in dataclasses.fields(Review)}
-    values = {name: float(Decimal(value["N"])) if "N" in value else value.get("S") for name, value in item.items()}
+    values: dict[str, Any] = {
+        name: float(Decimal(value["N"])) if "N" in value else value.get("S") for name, value in item.items()
+    }
     values |= {name: json.loads(values[name]) for name in ("predictions", "endpoint") if values.get(name)}
     values["revision"] = int(values.get("revision") or 0)
     return Review(**{name: value for name, value in values.items() if name in known})

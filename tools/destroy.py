@@ -44,9 +44,8 @@ def leftovers(clients: Clients, stack_name: str) -> list[str]:
     template = clients("cloudformation").get_template(StackName=stack_name, TemplateStage="Processed")["TemplateBody"]
     for name, row in resources(clients, stack_name).items():
         policy = template["Resources"].get(name, {}).get("DeletionPolicy") if isinstance(template, dict) else None
-        if policy in ("Retain", "RetainExceptOnCreate") and row["ResourceType"] != "AWS::Lambda::Version":
-            # SAM retains the versions of functions in updates; they are deleted with their function.
-            found.append(f"{row['ResourceType']} {row['PhysicalResourceId']}, which the template retains")
+        if policy in ("Retain", "RetainExceptOnCreate") and row["ResourceType"] == "AWS::DynamoDB::Table":
+            found.append(f"the table {name}: aws dynamodb delete-table --table-name {row['PhysicalResourceId']}")
         if row["ResourceType"] == "AWS::SageMaker::Endpoint":
             endpoint = row["PhysicalResourceId"].split("/")[-1]
             group = f"/aws/sagemaker/Endpoints/{endpoint}"

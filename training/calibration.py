@@ -1,4 +1,4 @@
-"""Calibration of probabilities and choice of a threshold, from the model's predictions for labelled images. numpy only.
+"""Calibration of probabilities, and what thresholds accept, from predictions for labelled images. numpy only.
 
 logits and probabilities are [N, classes], targets int64 [N]; confidences (the highest probability of each image)
 and right (whether that class is the true one) are [N].
@@ -71,6 +71,24 @@ def expected_calibration_error(confidences: np.ndarray, right: np.ndarray) -> fl
     return sum(bin["count"] * abs(bin["accuracy"] - bin["confidence"]) for bin in bins) / len(right)
 
 
+def area_under_roc(confidences: np.ndarray, right: np.ndarray) -> float | None:
+    """AUROC of confidence against correctness: the probability that a right prediction has the higher confidence.
+
+    That is, of a right and a wrong prediction; equal confidences count half. None if all are right, or none is.
+    """
+    rights, wrongs = int(right.sum()), int((~right).sum())
+    if not rights or not wrongs:
+        return None
+    _, places, counts = np.unique(confidences, return_inverse=True, return_counts=True)
+    ranks = (counts.cumsum() - (counts - 1) / 2)[places]  # from 1; equal confidences share their mean rank
+    return float((ranks[right].sum() - rights * (rights + 1) / 2) / (rights * wrongs))
+
+
+def brier_score(confidences: np.ndarray, right: np.ndarray) -> float:
+    """Mean squared difference between confidence and correctness, 1 or 0 (Brier, 1950): 0 is perfect."""
+    return float(((confidences - right) ** 2).mean())
+
+
 def accepted(confidences: np.ndarray, right: np.ndarray, threshold: float) -> dict[str, Any]:
     """Coverage (accepted fraction of all images), count and accuracy of the images that a threshold accepts.
 
@@ -87,7 +105,10 @@ def accepted(confidences: np.ndarray, right: np.ndarray, threshold: float) -> di
 
 
 def summary(logits: np.ndarray, targets: np.ndarray, temperature: float) -> dict[str, Any]:
-    """Accuracy, loss, calibration error before and after the temperature, and coverage and accuracy at THRESHOLDS."""
+    """Accuracy, loss, calibration error before and after the temperature, and coverage and accuracy at THRESHOLDS.
+
+    Also, after the temperature, AUROC and Brier score of confidence against correctness.
+    """
     before, after = softmax(logits), softmax(logits / temperature)
     confidences, right = confidence(after, targets)
     return {
@@ -97,34 +118,10 @@ def summary(logits: np.ndarray, targets: np.ndarray, temperature: float) -> dict
             "before": expected_calibration_error(*confidence(before, targets)),
             "after": expected_calibration_error(confidences, right),
         },
+        "area_under_roc": area_under_roc(confidences, right),
+        "brier_score": brier_score(confidences, right),
         "thresholds": [accepted(confidences, right, each) for each in THRESHOLDS],
     }
-
-
-def lowest_threshold(confidences: np.ndarray, right: np.ndarray, accuracy: float) -> float | None:
-    """The lowest threshold with at least this accuracy on the images it accepts; None if there is none."""
-    order = np.argsort(-confidences, kind="stable")
-    ranked = confidences[order]
-    accuracies = np.cumsum(right[order]) / np.arange(1, len(right) + 1)
-    last_of_equals = np.append(ranked[1:] != ranked[:-1], True)  # a threshold accepts all equal confidences or none
-    reached = np.flatnonzero((accuracies >= accuracy) & last_of_equals)
-    return float(ranked[reached[-1]]) if len(reached) else None
-
-
-def bootstrap_thresholds(
-    confidences: np.ndarray, right: np.ndarray, accuracy: float, repeats: int = 1000, seed: int = 0
-) -> list[float | None]:
-    """The `lowest_threshold` of each of `repeats` resamples of N images, drawn with replacement."""
-    random = np.random.default_rng(seed)
-    samples = (random.integers(0, len(right), len(right)) for _ in range(repeats))
-    return [lowest_threshold(confidences[sample], right[sample], accuracy) for sample in samples]
-
-
-def lower_bound(right: int, count: int, z: float = 1.645) -> float:
-    """One-sided 95 % lower bound of the accuracy, given `right` of `count` correct: Wilson's score interval."""
-    share = right / count
-    middle = share + z * z / (2 * count)
-    return (middle - z * np.sqrt(share * (1 - share) / count + z * z / (4 * count * count))) / (1 + z * z / count)
 
 
 def exact_interval(right: int, count: int, confidence: float = 0.95) -> tuple[float, float]:

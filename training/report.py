@@ -53,6 +53,8 @@ th { font-weight: 600 } .scroll { overflow-x: auto } .marked td { font-weight: 6
 <h1>Training report</h1>
 <p>$summary</p>
 <div class="scroll">$figures</div>
+<p>Brier score and AUROC compare confidence with correctness. AUROC is the probability that a right prediction is more
+confident than a wrong one.</p>
 <h2>Learning curve</h2>
 <p>Epoch kept for each network: $kept.</p>
 <div class="charts">$learning</div>
@@ -109,17 +111,19 @@ def summary(metadata: dict[str, Any], data: Path) -> str:
 
 
 def figures_table(figures: dict[str, Any], images: dict[str, Any]) -> str:
+    """One column for each part of the data, so that the table fits on a phone."""
+    errors = [figure["expected_calibration_error"] for figure in figures.values()]
+    areas = [figure["area_under_roc"] for figure in figures.values()]
     rows = [
-        [
-            part,
-            f"{sum(images[part].values()):,}",
-            f"{figure['accuracy']:.4f}",
-            f"{figure['loss']:.4f}",
-            *(f"{figure['expected_calibration_error'][when]:.4f}" for when in ("before", "after")),
-        ]
-        for part, figure in figures.items()
+        ["images", *(f"{sum(images[part].values()):,}" for part in figures)],
+        ["accuracy", *(f"{figure['accuracy']:.4f}" for figure in figures.values())],
+        ["loss", *(f"{figure['loss']:.4f}" for figure in figures.values())],
+        ["calibration error before scaling", *(f"{error['before']:.4f}" for error in errors)],
+        ["calibration error", *(f"{error['after']:.4f}" for error in errors)],
+        ["Brier score", *(f"{figure['brier_score']:.4f}" for figure in figures.values())],
+        ["AUROC", *("undefined" if area is None else f"{area:.4f}" for area in areas)],
     ]
-    return table(["", "images", "accuracy", "loss", "calibration error", "after scaling"], rows)
+    return table(["", *figures], rows)
 
 
 def thresholds_table(lines: list[dict[str, Any]]) -> str:

@@ -356,10 +356,11 @@ def main(argv: list[str] | None = None) -> None:
     folders = {name: str(path.resolve()) for name, path in parts.items() if path}
     (options.model_dir / "data.json").write_text(json.dumps(folders, indent=2) + "\n", encoding="utf-8")
     for name, figure in figures.items():
-        error = figure["expected_calibration_error"]
+        error, area = figure["expected_calibration_error"], figure["area_under_roc"]
         print(
             f"{name}: accuracy={figure['accuracy']:.4f} loss={figure['loss']:.4f} "
-            f"calibration_error={error['after']:.4f} (before temperature {temperature:.2f}: {error['before']:.4f})"
+            f"calibration_error={error['after']:.4f} (before temperature {temperature:.2f}: {error['before']:.4f}) "
+            f"brier={figure['brier_score']:.4f} auroc={'undefined' if area is None else f'{area:.4f}'}"
         )
     write_report(options.output_data_dir / "report.html", metadata, history, sets, probabilities, options.train)
     print(f"{options.model_dir}: model.onnx, metadata.json ({metadata['seconds']:.0f} s)")

@@ -221,7 +221,7 @@ session.create_client("ec2")
         "200",
         "000000000000",
         "['InvokeEndpoint']",
-        "['dynamodb', 'glue', 's3', 'sagemaker-runtime', 'sqs', 'stepfunctions', 'sts', 'xray']",
+        "['dynamodb', 'events', 'glue', 's3', 'sagemaker-runtime', 'stepfunctions', 'sts', 'xray']",
     ]
     assert "UnknownServiceError: Unknown service: 'ec2'" in result.stderr
 

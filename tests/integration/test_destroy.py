@@ -31,12 +31,15 @@ def test_destroying_a_stack_says_what_is_in_the_way_and_what_remains(stack, seve
     assert f"make empty-bucket BUCKET={bucket}" in obstacle
     empty(s3, bucket)
     left = destroy.leftovers(stack.client, "destroyed")
-    assert left[:2] == [
+    table = outputs["ReviewTableName"]
+    assert left[:3] == [
         "the endpoint's log: aws logs delete-log-group --log-group-name /aws/sagemaker/Endpoints/destroyed",
+        f"the table ReviewTable: aws dynamodb delete-table --table-name {table}",
         f"the model: aws s3 rm {model}",
     ]
     assert "aws-sam-cli-managed-default" in left[-1]
     cloudformation = stack.client("cloudformation")
     cloudformation.delete_stack(StackName="destroyed")
     cloudformation.get_waiter("stack_delete_complete").wait(StackName="destroyed", WaiterConfig={"Delay": 1})
+    assert stack.client("dynamodb").describe_table(TableName=table)["Table"]["TableStatus"] == "ACTIVE"
     s3.head_object(**dict(zip(("Bucket", "Key"), model.removeprefix("s3://").split("/", 1), strict=True)))

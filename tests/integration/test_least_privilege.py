@@ -6,7 +6,7 @@ import json
 import pytest
 
 from test_permissions import REASONS, ROLES, actions, granted, policies, statements
-from test_workflow import log_lines, prediction_lines
+from test_workflow import log_lines, prediction_lines, review_lines
 from workflow import wait_for
 
 # The emulator does not check these, or nothing in the workflow uses them:
@@ -21,6 +21,11 @@ NOT_SHOWN = {
         "RecordOutcomeFunctionRole",
         "sqs:SendMessage",
     ): "the emulator does not deliver to dead-letter queues of a version",
+    ("RecordReviewFunctionRole", "sqs:SendMessage"): "the emulated Lambda checks no permission to read a stream",
+    **{
+        ("RecordReviewFunctionRole", f"dynamodb:{action}"): "as above"
+        for action in ("DescribeStream", "GetRecords", "GetShardIterator", "ListStreams")
+    },
 }
 NOT_SHOWN_ROLES = {
     "ClassifyImageStateMachineRole": "the emulator does not check a state machine's role",
@@ -86,11 +91,19 @@ def outcome_is_not_recorded(workflow, seven):
     assert execution.arn not in [line["execution_arn"] for line in prediction_lines(workflow)]
 
 
+def decision_is_not_published(workflow, seven):
+    review = workflow.review_of(workflow.classify("denied.png", seven, threshold=1))
+    workflow.reviews.decide(review, "ada", "label", "7")
+    wait_for(lambda: denials(workflow, "PutEvents"))
+    assert review_lines(workflow, "denied.png") == []
+
+
 SHOWN = {
     ("RetrieveImageFunctionRole", "s3:GetObject"): retrieve_fails,
     ("RetrieveImageFunctionRole", "s3:GetObjectVersion"): retrieve_of_a_version_fails,
     ("StartExecutionFunctionRole", "states:StartExecution"): upload_starts_nothing,
     ("RecordOutcomeFunctionRole", "dynamodb:PutItem"): outcome_is_not_recorded,
+    ("RecordReviewFunctionRole", "events:PutEvents"): decision_is_not_published,
 }
 
 

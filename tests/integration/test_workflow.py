@@ -125,7 +125,8 @@ def test_a_decision_becomes_an_event_and_a_line_and_so_does_its_undoing(workflow
 
 def review_lines(workflow, key):
     """The prediction log's lines about decisions on an image."""
-    lines = map(json.loads, log_lines(workflow)[workflow.outputs["PredictionLogGroupName"]])
+    messages = log_lines(workflow)[workflow.outputs["PredictionLogGroupName"]]
+    lines = [json.loads(message) for message in messages if message.startswith("{")]
     return [line for line in lines if line.get("message") == "review" and line["s3_key"] == key]
 
 

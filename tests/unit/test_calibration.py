@@ -1,10 +1,8 @@
-import csv
-
 import numpy as np
 import pytest
+from sklearn.metrics import brier_score_loss, roc_auc_score
 
 import calibration
-import threshold
 
 
 def overconfident(count, temperature, classes=3, seed=0):
@@ -60,66 +58,28 @@ def test_a_threshold_accepts_equal_and_higher_confidences_or_none():
     }
 
 
-def test_the_lowest_threshold_accepts_equal_confidences_together():
-    confidences = np.array([0.9, 0.8, 0.8, 0.7, 0.6])
-    right = np.array([True, True, False, True, True])
-    assert calibration.lowest_threshold(confidences, right, 1) == 0.9
-    assert calibration.lowest_threshold(confidences, right, 0.75) == 0.6
-    assert calibration.lowest_threshold(confidences[1:3], right[1:3], 0.9) is None
-
-
-def test_the_lower_bound_depends_on_the_number_of_images():
-    assert calibration.lower_bound(20, 20) == pytest.approx(20 / (20 + 1.645**2))
-    assert calibration.lower_bound(990, 1000) == pytest.approx(0.9833, abs=1e-4)
-
-
-def write_predictions(path, confidences, right):
-    with open(path, "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["part", "truth", "label", "confidence"])
-        writer.writerows(
-            ["test", "cat", "cat" if each else "dog", c] for c, each in zip(confidences, right, strict=True)
-        )
-    return ["--part", "test", "--predictions", str(path)]
-
-
-def test_the_threshold_for_an_accuracy_is_printed_with_its_uncertainty(tmp_path, capsys):
+def test_auroc_and_brier_score_are_scikit_learns_with_equal_confidences_too():
     random = np.random.default_rng(0)
-    confidences = random.uniform(0.5, 1, 2_000)
-    options = write_predictions(tmp_path / "p.csv", confidences, random.random(2_000) < confidences)
-    assert threshold.main([*options, "--accuracy", "0.9"]) == 0
-    first, second, third = capsys.readouterr().out.splitlines()
-    assert float(first.removeprefix("threshold ").partition(":")[0]) == pytest.approx(0.8, abs=0.05)
-    assert "of 2,000 images" in first
-    assert second.startswith("other samples of 2,000 images: a threshold between 0.7")
-    assert third.endswith(" with 95% confidence; too few images to guarantee 90.0%")
+    for digits in (1, 2, 16):
+        confidences = random.uniform(0.3, 1, 500).round(digits)
+        right = random.random(500) < confidences
+        assert calibration.area_under_roc(confidences, right) == pytest.approx(roc_auc_score(right, confidences))
+        assert calibration.brier_score(confidences, right) == pytest.approx(brier_score_loss(right, confidences))
 
 
-@pytest.mark.parametrize(
-    "confidences, lowest, expected",
-    [
-        ([0.9, 0.8, 0.6], 0.8, 0.7999),
-        ([0.99997, 0.99996], 0.99997, 0.999965),
-        ([1.0, 0.5], 1.0, 0.9999),
-        ([0.6], 0.6, 0.5999),
-    ],
-)
-def test_the_rounded_threshold_accepts_the_same_images(confidences, lowest, expected):
-    confidences = np.array(confidences)
-    number = threshold.just_below(confidences, lowest)
-    assert number == pytest.approx(expected, abs=1e-6)
-    assert ((confidences >= number) == (confidences >= lowest)).all()
+def test_equal_confidences_say_nothing_about_correctness():
+    assert calibration.area_under_roc(np.array([0.9, 0.9, 0.9]), np.array([True, False, True])) == 0.5
 
 
-def test_an_accuracy_that_no_threshold_gives_is_reported(tmp_path, capsys):
-    options = write_predictions(tmp_path / "p.csv", [0.99, 0.9, 0.8, 0.7], [False, True, True, True])
-    assert threshold.main([*options, "--accuracy", "0.99"]) == 1
-    assert capsys.readouterr().out.startswith("No threshold gives an accuracy of 99.0% on these 4 images")
+@pytest.mark.parametrize("right", [True, False])
+def test_auroc_is_undefined_if_all_predictions_are_right_or_all_are_wrong(right):
+    assert calibration.area_under_roc(np.array([0.9, 0.8]), np.array([right, right])) is None
 
 
-def test_missing_predictions_are_reported(tmp_path):
-    with pytest.raises(threshold.PredictionsError, match="train a model first"):
-        threshold.main(["--predictions", str(tmp_path / "none.csv")])
-    options = write_predictions(tmp_path / "p.csv", [0.9], [True])
-    with pytest.raises(threshold.PredictionsError, match="has no validation images"):
-        threshold.main([*options, "--part", "validation"])
+def test_the_summary_has_both_after_the_temperature():
+    logits, targets = overconfident(2_000, 3)
+    confidences, right = calibration.confidence(calibration.softmax(logits / 3), targets)
+    figures = calibration.summary(logits, targets, 3)
+    assert figures["area_under_roc"] == pytest.approx(roc_auc_score(right, confidences))
+    assert figures["brier_score"] == pytest.approx(brier_score_loss(right, confidences))
+    assert figures["brier_score"] < calibration.summary(logits, targets, 1)["brier_score"]

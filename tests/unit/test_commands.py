@@ -16,6 +16,7 @@ from documents import ROOT
 from local import classify, command, deployment, run
 from local.command import StackError, UsageError, lock, report_errors
 from local.emulator import processes
+from local.target import target
 from tiny_model import write_tiny_model
 from tools import install
 
@@ -56,6 +57,16 @@ def test_commands_share_the_lock_and_a_change_excludes_them(monkeypatch, tmp_pat
     with lock(shared=True), lock(shared=True), pytest.raises(StackError, match="wait until it has finished"), lock():
         pass
     with lock(), pytest.raises(StackError, match="wait until it has finished"), lock(shared=True):
+        pass
+
+
+def test_make_accuracy_shares_a_running_stack_with_make_review(monkeypatch, tmp_path):
+    monkeypatch.setattr(command, "LOCAL", tmp_path)
+    stack = processes.Stack(tmp_path, {"emulator": 1, "sagemaker": 2})
+    monkeypatch.setattr(deployment, "existing", lambda: (stack, {"ReviewTableName": "table"}))
+    with lock(shared=True), target(share=True) as found:
+        assert (found.local, found.outputs) == (stack, {"ReviewTableName": "table"})
+    with lock(shared=True), pytest.raises(StackError, match="wait until it has finished"), target():
         pass
 
 

@@ -352,7 +352,14 @@ def test_training_needs_only_one_channel_and_a_model_folder(trained):
     assert metadata["figures"].keys() == {"train", "validation"}
     assert metadata["temperature"] > 0
     validation = metadata["figures"]["validation"]
-    assert validation.keys() == {"accuracy", "loss", "expected_calibration_error", "thresholds"}
+    assert validation.keys() == {
+        "accuracy",
+        "loss",
+        "expected_calibration_error",
+        "area_under_roc",
+        "brier_score",
+        "thresholds",
+    }
     assert [line["threshold"] for line in validation["thresholds"]] == calibration.THRESHOLDS
     assert validation["thresholds"][0] == {
         "threshold": 0.5,
