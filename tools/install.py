@@ -32,8 +32,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-COMMANDS = ("run", "test", "lint", "notebook", "launch", "label-studio", "sam", "containers", "bench", "audit")
-COMMANDS += ("fuzz", "uv")
+COMMANDS = (
+    "run", "test", "lint", "notebook", "launch", "label-studio", "sam", "containers", "bench", "audit", "fuzz", "uv",
+)  # fmt: skip
 ROOT = Path(__file__).resolve().parent.parent
 LOCAL = ROOT / ".local"
 OLDEST, NEWEST = (3, 11), (3, 14)  # the pinned PyTorch and ONNX Runtime have wheels for these

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import threshold
 from documents import ROOT
 from local import review_drain, review_export, review_import
 from local.command import UsageError
@@ -55,6 +56,13 @@ def test_csv_has_the_documented_columns_and_no_formula(tmp_path):
     assert tuple(row) == exchange.COLUMNS
     assert [cell for cell in row.values() if cell[:1] in tuple("=+-@\t\r")] == []
     assert (row["reviewed_label"], row["s3_key"], row["confidence"]) == ("'=1+1", "'@key", "0.5")
+
+
+def test_a_threshold_is_chosen_from_the_csv(tmp_path):
+    audit = decided("bicycle", reason="audit", selection_probability=1.0, confidence=0.9, version="v2")
+    exchange.write_csv([audit, decided(None, "none_of_these"), decided(None, "not_usable")], tmp_path / "r.csv")
+    confidences, right, _ = threshold.read_reviews(tmp_path / "r.csv")
+    assert (confidences.tolist(), right.tolist()) == ([0.9, 0.5], [True, False])
 
 
 def test_the_columns_are_documented():
