@@ -37,7 +37,7 @@ def item_for(result: dict[str, Any], audit_rate: float) -> Item:
     if result["accepted"] and not is_drawn(image, version, audit_rate):
         return {}
     confidence = result["confidence"]
-    texts = {
+    texts: dict[str, str] = {
         "image": image,
         "version": version,
         **{name: result[name] for name in ("s3_bucket", "s3_key", "s3_version_id", "label") if name in result},
