@@ -32,10 +32,11 @@ class Reviews:
         self.prefix = f"exchange/{uuid.uuid4()}/"
         self.table = workflow.reviews
         self.added = []
+        self.credentials = {}
 
     def run(self, *command, status=0):
         """A command with variables that point at the local stack or, in tests/aws, at AWS; its output."""
-        environment = getattr(self.workflow.stack, "aws_variables", dict(os.environ))
+        environment = getattr(self.workflow.stack, "aws_variables", dict(os.environ)) | self.credentials
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
         assert done.returncode == status, done.stdout + done.stderr
         return done.stdout + done.stderr
@@ -198,6 +199,35 @@ def test_images_that_are_moved_into_folders_are_decided(reviews, seven, tmp_path
     assert reviews.now(added["waits"]).status == "pending"
     assert "2 unchanged" in reviews.make(*importing)
     assert "exists already" in reviews.make("review_export", "--format=folders", f"--output={folder}", status=1)
+
+
+@pytest.fixture
+def reviewer(workflow):
+    """Credentials of a user who has the stack's policy for reviewers and nothing else."""
+    iam, name = workflow.stack.client("iam"), f"reviewer-{uuid.uuid4().hex[:8]}"
+    iam.create_user(UserName=name)
+    iam.attach_user_policy(UserName=name, PolicyArn=workflow.outputs["ReviewerPolicyArn"])
+    key = iam.create_access_key(UserName=name)["AccessKey"]
+    yield {"AWS_ACCESS_KEY_ID": key["AccessKeyId"], "AWS_SECRET_ACCESS_KEY": key["SecretAccessKey"]}
+    iam.delete_access_key(UserName=name, AccessKeyId=key["AccessKeyId"])
+    iam.detach_user_policy(UserName=name, PolicyArn=workflow.outputs["ReviewerPolicyArn"])
+    iam.delete_user(UserName=name)
+
+
+def test_the_reviewers_policy_is_enough(reviews, reviewer, seven, tmp_path):
+    added = reviews.add(a=seven)["a"]
+    reviews.credentials = reviewer
+    for name, output in (("csv", "r.csv"), ("folders", "images"), ("labelstudio", "tasks.json")):
+        reviews.make("review_export", f"--format={name}", f"--output={tmp_path}/{output}")
+    pending = tmp_path / "images/_pending/0" / exchange.file_name(added)
+    pending.rename(tmp_path / "images/7" / pending.name)
+    importing = ["review_import", "--format=folders", f"--file={tmp_path}/images", "--reviewer=ada"]
+    assert "1 decided" in reviews.make(*importing)
+    prepare(reviews, "--output", tmp_path / "data")
+    line = json.dumps(reviews.message("x", seven))
+    (tmp_path / "m.jsonl").write_text(line)
+    said = reviews.make("review_import", "--format=queue", f"--file={tmp_path}/m.jsonl", status=1)
+    assert "AccessDenied" in said  # so the policy is what allowed the rest
 
 
 OLD_STACK = {
