@@ -11,7 +11,9 @@
 
 Packaging is reproducible: the same model gives the same bytes. The archive's path below --output,
 models/<hash of its bytes>/model.tar.gz, is also its key in the bucket, because SageMaker does not notice new bytes
-under an existing key. The last line printed is the archive's s3:// URL or, without --bucket, its path.
+under an existing key. A copy of metadata.json lies beside it: PublishReviewMetrics compares the labels that the model
+predicts with those that it was trained on. The last line printed is the archive's s3:// URL or, without --bucket, its
+path.
 """
 
 import argparse
@@ -115,22 +117,38 @@ def write(archive: bytes, path: Path) -> None:
     partial.replace(path)
 
 
-def upload(path: Path, bucket: str, key: str) -> str:
-    """Upload and return the s3:// URL. boto3's variables apply: AWS_ENDPOINT_URL, AWS_PROFILE, ...
+def build(model_dir: Path, wheels: list[Path], output: Path) -> Path:
+    """Write the archive, and metadata.json beside it, below `output`. Returns the archive's path.
 
     Raises PackageError.
+    """
+    files = collect(model_dir, wheels)
+    archive = pack(files)
+    path = output / key_of(archive)
+    write(archive, path)
+    write(files["metadata.json"], path.with_name("metadata.json"))
+    return path
+
+
+def upload(path: Path, bucket: str, prefix: str = "") -> str:
+    """Upload what `build` wrote, under the same keys, after `prefix`. Returns the archive's s3:// URL.
+
+    boto3's variables apply: AWS_ENDPOINT_URL, AWS_PROFILE, ... Raises PackageError.
     """
     import boto3  # not needed without --bucket
     from boto3.exceptions import S3UploadFailedError
     from botocore.exceptions import BotoCoreError, ParamValidationError
 
+    folder = "/".join(filter(None, [prefix.strip("/"), "models", path.parent.name]))
     try:
-        boto3.client("s3").upload_file(str(path), bucket, key)
+        s3 = boto3.client("s3")
+        for each in (path.with_name("metadata.json"), path):
+            s3.upload_file(str(each), bucket, f"{folder}/{each.name}")
     except ParamValidationError:
         raise PackageError(f"--bucket {bucket} is not the name of a bucket") from None
     except (BotoCoreError, S3UploadFailedError) as error:
         raise PackageError(f"{path} was packaged, but not uploaded to s3://{bucket}: {error}") from None
-    return f"s3://{bucket}/{key}"
+    return f"s3://{bucket}/{folder}/{path.name}"
 
 
 def _has(path: Path, digest: str) -> bool:
@@ -171,15 +189,9 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     wheels = fetch_wheels(CACHE) if args.lib == "container" else []
-    archive = pack(collect(args.model_dir, wheels))
-    path = args.output / key_of(archive)
-    write(archive, path)
-    print(f"{path}: {len(archive) / 1e6:.1f} MB")
-    if args.bucket:
-        key = "/".join(filter(None, [args.prefix.strip("/"), key_of(archive)]))
-        print(upload(path, args.bucket, key))
-    else:
-        print(path)
+    path = build(args.model_dir, wheels, args.output)
+    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
+    print(upload(path, args.bucket, args.prefix) if args.bucket else path)
 
 
 if __name__ == "__main__":

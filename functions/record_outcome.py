@@ -19,9 +19,9 @@ from botocore.config import Config
 from botocore.session import get_session
 
 import prediction_log
+from label_metric import MAX_LABELS, is_dimension
 
 NOT_ACCEPTED = "THRESHOLD_CONFIDENCE_NOT_MET"
-MAX_LABELS = 10  # each label costs a custom metric: none for models with more labels
 COMPLETE = 0.99  # a smaller sum means the list was truncated: the model has more labels
 REDRIVE = re.compile(r"-redrive-(\d+)$")  # ends the name of an execution that make redrive started
 CLAIM_SECONDS = 7 * 24 * 3600  # EventBridge and Lambda together deliver an event for at most 30 hours
@@ -108,10 +108,9 @@ def count_decision(result: dict[str, Any]) -> None:
     metrics.add_metric("Confidence", MetricUnit.NoUnit, result["confidence"])
     predictions = result["predictions"]
     has_few_labels = len(predictions) <= MAX_LABELS and sum(each["probability"] for each in predictions) > COMPLETE
-    label = result["label"]  # CloudWatch requires dimensions of visible ASCII characters, and not of spaces alone
-    if has_few_labels and label.isascii() and label.isprintable() and label.strip() and not label.startswith(":"):
+    if has_few_labels and is_dimension(result["label"]):
         with single_metric("LabelConfidence", MetricUnit.NoUnit, result["confidence"]) as metric:
-            metric.add_dimension("label", label)
+            metric.add_dimension("label", result["label"])
 
 
 @logger.inject_lambda_context(correlation_id_path="detail.executionArn")

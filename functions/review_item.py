@@ -48,7 +48,7 @@ def item_for(result: dict[str, Any], audit_rate: float) -> Item:
         "status": "pending",
         "created_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
     }
-    numbers = {
+    numbers: dict[str, float] = {
         "confidence": confidence if confidence >= SMALLEST else 0,
         "threshold": result["threshold"],
         "selection_probability": audit_rate if result["accepted"] else 1,

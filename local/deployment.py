@@ -69,12 +69,13 @@ def build() -> None:
 
 
 def upload_model(stack: Stack, archive: Path) -> str:
-    """Upload model.tar.gz to the emulated S3, under its folder named after the content hash; return its s3:// URL."""
+    """Upload what endpoint/package.py wrote to the emulated S3, under the same keys; return the archive's s3:// URL."""
     s3 = stack.client("s3")
     s3.create_bucket(Bucket=MODEL_BUCKET)
-    key = f"models/{archive.parent.name}/{archive.name}"
-    s3.upload_file(str(archive), MODEL_BUCKET, key)
-    return f"s3://{MODEL_BUCKET}/{key}"
+    folder = f"models/{archive.parent.name}"
+    for path in (archive.with_name("metadata.json"), archive):
+        s3.upload_file(str(path), MODEL_BUCKET, f"{folder}/{path.name}")
+    return f"s3://{MODEL_BUCKET}/{folder}/{archive.name}"
 
 
 def deploy(stack: Stack, stack_name: str = STACK_NAME, template: Path = BUILT, **parameters: str) -> dict[str, str]:

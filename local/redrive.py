@@ -4,6 +4,7 @@
   "-redrive-1", "-redrive-2" ... A new execution uses the current definition, which AWS's RedriveExecution does not.
 - An upload that started no execution is passed to StartExecution.
 - An outcome that was not recorded is passed to RecordOutcome.
+- The hourly metrics that were not published are published now.
 - A batch is left, with the command that redrives it: `make batch` repeats only its failed part, and shows its progress.
 
 A message is deleted only after this succeeded. Each name is derived from the message, so a command that is
@@ -56,7 +57,7 @@ class Redrive:
         self.started: set[str] = set()  # by this command, which starts nothing twice
 
     def run(self) -> tuple[Counter[str], list[str]]:
-        """How many executions, uploads and outcomes were redriven, and why other messages stay in the queue."""
+        """How many messages of each kind were redriven, and why others stay in the queue."""
         done: Counter[str] = Counter()
         left: dict[str, str] = {}
         queue = self.outputs["FailureQueueUrl"]
@@ -81,11 +82,14 @@ class Redrive:
         # Only what a function or a target rejected has attributes: the reason and the target.
         undelivered = event is not body or bool(message.get("MessageAttributes"))
         if source == "aws.s3":
-            self.invoke("StartExecution", event)
+            self.invoke("StartExecution", event, detail["object"]["key"])
             return "uploads"
+        if source == "aws.events":
+            self.invoke("PublishReviewMetrics", event, "the schedule's event")
+            return "metrics"
         if source == "aws.states" and detail["stateMachineArn"] == self.outputs["ClassifyImageStateMachineArn"]:
             if undelivered:
-                self.invoke("RecordOutcome", event)
+                self.invoke("RecordOutcome", event, detail["executionArn"])
                 return "outcomes"
             self.restart(detail)
             return "executions"
@@ -107,12 +111,11 @@ class Redrive:
             return  # by an interrupted command, or for a second event of the same failure
         console.print(f"started {name} ({detail.get('error') or detail['status']})", markup=False)
 
-    def invoke(self, function: str, event: dict[str, Any]) -> None:
+    def invoke(self, function: str, event: dict[str, Any], subject: str) -> None:
         name = self.outputs[f"{function}FunctionName"]
         response = self.functions.invoke(FunctionName=name, Qualifier="live", Payload=json.dumps(event))
         if "FunctionError" in response:
             raise RedriveError(f"{function}: {json.load(response['Payload']).get('errorMessage')}")
-        subject = event["detail"].get("executionArn") or event["detail"]["object"]["key"]
         console.print(f"passed {subject} to {function}", markup=False)
 
 
@@ -127,7 +130,7 @@ def report(done: Counter[str], left: list[str]) -> None:
     """Print what was redriven; StackError if messages are left."""
     for reason, number in Counter(left).items():
         console.print(f"left in the queue: {number} x {reason}", markup=False)
-    counts = [f"{done[kind]} {kind}" for kind in ("executions", "uploads", "outcomes")]
+    counts = [f"{number} {kind}" for kind, number in done.items()]
     console.print(f"Redriven: {', '.join(counts)}." if done else "Nothing was redriven.")
     if left:
         raise StackError(f"{len(left)} messages could not be redriven and are still in the failure queue.")

@@ -1,9 +1,11 @@
 """The scenarios of tests/integration on AWS, the conformance tests that the emulator's adapter must pass, and what only
 AWS can show."""
 
+import base64
 import json
 import os
 import uuid
+from datetime import UTC, datetime, timedelta
 
 import boto3
 import pytest
@@ -61,6 +63,7 @@ from test_review_exchange import (  # noqa: F401
     test_a_presigned_url_shows_the_version_that_was_classified,
     test_decisions_in_a_csv_are_imported,
 )
+from test_review_metrics import scheduled
 from test_workflow import (  # noqa: F401
     test_a_broken_image_fails_by_name,
     test_a_large_photograph_is_shrunk_and_classified,
@@ -125,6 +128,29 @@ def test_the_policy_allows_the_endpoint_in_the_case_that_sagemaker_gives_its_arn
     """With a stack of EndpointType existing whose endpoint's name has capitals, invoked by the tests above."""
     arn = boto3.client("sagemaker").describe_endpoint(EndpointName=workflow.outputs["EndpointName"])["EndpointArn"]
     assert arn.rpartition("/")[2] == workflow.outputs["EndpointName"].lower()
+
+
+def test_the_metrics_on_reviews_arrive_and_the_alarm_on_drift_has_a_valid_expression(workflow, stack_name):
+    name = workflow.outputs["PublishReviewMetricsFunctionName"]
+    event = json.dumps(scheduled(workflow))
+    response = boto3.client("lambda").invoke(FunctionName=name, Qualifier="live", LogType="Tail", Payload=event)
+    lines = base64.b64decode(response["LogResult"])
+    assert "FunctionError" not in response and b"training's mix is unknown" not in lines, lines
+    now, service = datetime.now(UTC), [{"Name": "service", "Value": stack_name}]
+
+    def published(*queries):
+        hours = {"StartTime": now - timedelta(hours=2), "EndTime": now + timedelta(minutes=5)}
+        return boto3.client("cloudwatch").get_metric_data(MetricDataQueries=queries, **hours)["MetricDataResults"]
+
+    metric = {"Namespace": "ImageClassification", "MetricName": "PendingReviews", "Dimensions": service}
+    pending = {"Id": "pending", "MetricStat": {"Metric": metric, "Period": 3600, "Stat": "Maximum"}}
+    wait_for(lambda: published(pending)[0]["Values"], 300)
+    if not ON_THE_EMULATOR:  # which has no expressions
+        drifted, *measured = TEMPLATE["Resources"]["LabelDriftAlarm"]["Properties"]["Metrics"]
+        for each in measured:
+            each["MetricStat"]["Metric"]["Dimensions"] = service
+        expression = drifted["Expression"]["Fn::Sub"].replace("${MaxLabelDrift}", "0.25")
+        published(drifted | {"Expression": expression}, *measured)  # or a ValidationError
 
 
 def test_what_the_stack_would_leave_is_listed(stack_name):

@@ -137,9 +137,7 @@ def test_a_stack_is_updated_step_by_step(stack, packaged, model, seven, build_fo
     metadata = json.loads((renamed / "metadata.json").read_text())
     metadata["labels"] = [f"digit {label}" for label in metadata["labels"]]
     (renamed / "metadata.json").write_text(json.dumps(metadata))
-    archive = package.pack(package.collect(renamed, []))
-    package.write(archive, tmp_path / package.key_of(archive))
-    new_model = upload_model(stack, tmp_path / package.key_of(archive))
+    new_model = upload_model(stack, package.build(renamed, [], tmp_path))
     assert update(ModelDataUrl=new_model).classify("seven.png", seven).output["label"] == "digit 7"
 
     realtime = update(EndpointType="realtime")
@@ -221,7 +219,7 @@ session.create_client("ec2")
         "200",
         "000000000000",
         "['InvokeEndpoint']",
-        "['dynamodb', 'events', 'glue', 's3', 'sagemaker-runtime', 'stepfunctions', 'sts', 'xray']",
+        "['cloudwatch', 'dynamodb', 'events', 'glue', 's3', 'sagemaker-runtime', 'stepfunctions', 'sts', 'xray']",
     ]
     assert "UnknownServiceError: Unknown service: 'ec2'" in result.stderr
 

@@ -1,11 +1,13 @@
 """With the emulator's IAM on, each permission taken away breaks exactly its step, or is listed with a reason."""
 
+import base64
 import contextlib
 import json
 
 import pytest
 
 from test_permissions import REASONS, ROLES, actions, granted, policies, statements
+from test_review_metrics import scheduled
 from test_workflow import log_lines, prediction_lines, review_lines
 from workflow import wait_for
 
@@ -19,6 +21,10 @@ NOT_SHOWN = {
     ): "the emulator does not deliver to dead-letter queues of a version",
     (
         "RecordOutcomeFunctionRole",
+        "sqs:SendMessage",
+    ): "the emulator does not deliver to dead-letter queues of a version",
+    (
+        "PublishReviewMetricsFunctionRole",
         "sqs:SendMessage",
     ): "the emulator does not deliver to dead-letter queues of a version",
     ("RecordReviewFunctionRole", "sqs:SendMessage"): "the emulated Lambda checks no permission to read a stream",
@@ -91,6 +97,28 @@ def outcome_is_not_recorded(workflow, seven):
     assert execution.arn not in [line["execution_arn"] for line in prediction_lines(workflow)]
 
 
+def published(workflow):
+    """Invoke PublishReviewMetrics with its schedule's event; the error, the response and the lines that it logged."""
+    response = workflow.stack.client("lambda").invoke(
+        FunctionName=workflow.outputs["PublishReviewMetricsFunctionName"],
+        Qualifier="live",
+        LogType="Tail",
+        Payload=json.dumps(scheduled(workflow)),
+    )
+    return response.get("FunctionError"), json.load(response["Payload"]), base64.b64decode(response["LogResult"])
+
+
+def publishing_fails(workflow, _seven):
+    error, payload, _ = published(workflow)
+    assert error and "AccessDenied" in payload["errorMessage"]
+
+
+def drift_is_unknown(workflow, _seven):
+    error, _, lines = published(workflow)
+    assert not error
+    assert b"training's mix is unknown" in lines and b"AccessDenied" in lines
+
+
 def decision_is_not_published(workflow, seven):
     review = workflow.review_of(workflow.classify("denied.png", seven, threshold=1))
     workflow.reviews.decide(review, "ada", "label", "7")
@@ -103,6 +131,9 @@ SHOWN = {
     ("RetrieveImageFunctionRole", "s3:GetObjectVersion"): retrieve_of_a_version_fails,
     ("StartExecutionFunctionRole", "states:StartExecution"): upload_starts_nothing,
     ("RecordOutcomeFunctionRole", "dynamodb:PutItem"): outcome_is_not_recorded,
+    ("PublishReviewMetricsFunctionRole", "dynamodb:Query"): publishing_fails,
+    ("PublishReviewMetricsFunctionRole", "cloudwatch:GetMetricData"): publishing_fails,
+    ("PublishReviewMetricsFunctionRole", "s3:GetObject"): drift_is_unknown,
     ("RecordReviewFunctionRole", "events:PutEvents"): decision_is_not_published,
 }
 

@@ -234,7 +234,8 @@ def test_the_sdks_start_script_trains_and_the_model_is_packaged_for_the_endpoint
     job.main([*NEEDED, "--resume", name, "--lib", "none"])
     archive = package.pack(package.collect(tmp_path / "ml/model", []))
     key = package.key_of(archive)
-    assert objects(aws, "models/") == {key: archive}
+    beside = key.replace("model.tar.gz", "metadata.json")
+    assert objects(aws, "models/") == {key: archive, beside: model["metadata.json"]}
     assert capsys.readouterr().out == (
         "make build && .local/venvs/sam/bin/sam deploy --region us-east-1 "
         f"--parameter-overrides EndpointType=serverless ModelDataUrl=s3://models/{key}\n"

@@ -25,6 +25,7 @@ os.environ.update(
     POWERTOOLS_TRACE_DISABLED="true",
     STATE_MACHINE_ARN="arn:aws:states:us-east-1:123456789012:stateMachine:image-classification-ClassifyImageStateMachine",
     OUTCOME_TABLE="image-classification-OutcomeTable",
+    REVIEW_TABLE="image-classification-ReviewTable",
 )
 
 SLOWEST = ("test_planted_faults.py", "test_training.py")

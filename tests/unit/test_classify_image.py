@@ -50,6 +50,7 @@ def test_the_endpoint_receives_the_image_and_the_output_drops_its_data(runtime, 
     assert output == {
         "s3_bucket": "images",
         "s3_key": "uploads/seven.png",
+        "s3_version_id": request["s3_version_id"],
         "image": {key: value for key, value in request["image"].items() if key != "data"},
         "predictions": [{"label": "7", "probability": 0.97}],
         "endpoint": {"name": "image-classification", "variant": "AllTraffic"},

@@ -100,3 +100,11 @@ def test_both_axes_are_in_the_legend_start_at_0(points):
         "age of the oldest (s) (right)",
     ]
     assert axes.get_ylim()[0] == right.get_ylim()[0] == 0
+
+
+def test_the_accuracy_is_drawn_with_its_bound_and_the_alarms_limit(points):
+    for name, value in (("AcceptedAccuracy", 0.98), ("AcceptedAccuracyLowerBound", 0.94)):
+        points.add("ImageClassification", name, DIMENSIONS, 60, value)
+    axes = draw("Accuracy of accepted images", points)
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["estimate", "lower bound", "alarm"]
+    assert axes.get_ylim() == (0, 1)

@@ -122,7 +122,7 @@ def test_the_documented_price_of_snapstart_follows_from_the_functions_memory():
     text = " ".join(OPERATIONS.split())
     assert f"${month:.2f} a month per GB" in text
     assert (
-        f"${month * sum(memory.values()):.0f} a month for all nine functions, ${month * uploads:.0f} for the five"
+        f"${month * sum(memory.values()):.0f} a month for all ten functions, ${month * uploads:.0f} for the five"
         in text
     )
-    assert len(memory) == 9
+    assert len(memory) == 10

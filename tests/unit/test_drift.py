@@ -1,7 +1,9 @@
 import math
+import random
 
 import pytest
 
+from documents import ROOT
 from monitoring.drift import by_chance, contributions
 
 TRAINING = {"bicycle": 500, "motorcycle": 500}
@@ -26,3 +28,35 @@ def test_fewer_images_differ_more_by_chance():
     few, many = by_chance(TRAINING, 20), by_chance(TRAINING, 2000)
     assert many < 0.01 < few
     assert few == by_chance(TRAINING, 20)
+
+
+@pytest.mark.parametrize(("reference", "images"), [
+    (dict.fromkeys("0123456789", 108), 300),
+    (dict.fromkeys("0123456789", 108), 100_000),
+    ({"a": 500, "b": 300, "c": 200}, 20_000),
+    ({str(number): 50 for number in range(100)}, 20_000),
+])  # fmt: skip
+def test_with_many_images_the_index_by_chance_is_that_of_a_chi_square_test(reference, images):
+    """The 95 % quantile, by Wilson and Hilferty's approximation (PNAS 17, 1931)."""
+    freedom = len(reference) - 1
+    quantile = freedom * (1 - 2 / (9 * freedom) + 1.645 * math.sqrt(2 / (9 * freedom))) ** 3
+    assert by_chance(reference, images) == pytest.approx(quantile / images, rel=0.1)
+
+
+@pytest.mark.parametrize(("reference", "images"), [
+    (dict.fromkeys("0123456789", 108), 24),
+    ({"a": 950, "b": 50}, 50),
+    ({str(number): 50 for number in range(100)}, 24),
+])  # fmt: skip
+def test_with_few_images_one_sample_in_twenty_exceeds_it(reference, images):
+    generator = random.Random(7)
+    limit, above = by_chance(reference, images), 0
+    for _ in range(1000):
+        sample = generator.choices(list(reference), list(reference.values()), k=images)
+        observed = {label: sample.count(label) for label in set(sample)}
+        above += sum(contributions(reference, observed).values()) > limit
+    assert 20 <= above <= 80
+
+
+def test_the_functions_link_to_the_file():
+    assert (ROOT / "functions/drift.py").resolve() == ROOT / "monitoring/drift.py"

@@ -17,7 +17,9 @@ import record_outcome
 import record_review
 import retrieve_image
 import start_execution
-from documents import CLASSIFY_BATCH, CLASSIFY_IMAGE, ROOT
+from documents import CLASSIFY_BATCH, CLASSIFY_IMAGE, ROOT, transformed
+from test_permissions import evaluated as cloudformation_value
+from test_permissions import policies, statements
 
 EXECUTION = "arn:aws:states:us-east-1:123456789012:execution:machine:name"
 PARAMETERS = {
@@ -164,6 +166,23 @@ def test_record_review_accepts_its_event(event, context):
         assert record_review.lambda_handler(event("record_review"), context) == {"batchItemFailures": []}
 
 
+def test_the_schedule_sends_the_event_of_publish_review_metrics_which_can_read_what_it_names(event):
+    expected = event("publish_review_metrics")
+    folder = expected["detail"]["metadata_url"].removesuffix("metadata.json")
+    values = {"CreatesEndpoint": True, "ModelDataUrl": f"{folder}model.tar.gz", "AWS::Partition": "aws"}
+    rule = transformed()["Resources"]["PublishReviewMetricsFunctionEveryHour"]["Properties"]
+    sent = rule["Targets"][0]["Input"]
+    assert json.loads(cloudformation_value(sent, values)) == expected
+    (readable,) = [
+        cloudformation_value(each["Resource"], values)
+        for each in statements(policies("PublishReviewMetricsFunctionRole"))
+        if "s3:GetObject" in each["Action"]
+    ]
+    assert readable == expected["detail"]["metadata_url"].replace("s3://", "arn:aws:s3:::")
+    expected["detail"]["metadata_url"] = ""
+    assert json.loads(cloudformation_value(sent, values | {"CreatesEndpoint": False})) == expected
+
+
 def test_a_batch_starts_with_the_event_of_prepare_batch(event):
     assert payload("PrepareBatch", event("classify_batch_execution"), CLASSIFY_BATCH) == event("prepare_batch")
 
@@ -206,7 +225,7 @@ def test_a_batch_without_an_endpoint_fails_before_anything_is_read():
 
 def test_every_event_file_is_tested_here():
     functions = {"retrieve_image", "classify_image", "check_confidence", "record_outcome", "start_execution"}
-    functions |= {"record_review"}
+    functions |= {"record_review", "publish_review_metrics"}
     functions |= {"prepare_batch", "classify_batch", "summarise_batch"}
     names = {path.stem for path in (ROOT / "events").glob("*.json")}
     assert names == functions | {"classify_image_execution", "classify_batch_execution"}

@@ -58,6 +58,7 @@ QUERY_WORDS = {"and", "as", "asc", "avg", "bin", "by", "count", "desc", "fields"
 QUERY_WORDS |= {"limit", "max", "pct", "sort", "stats", "sum"}
 ALARMS = {name: row["Properties"] for name, row in RESOURCES.items() if row["Type"] == "AWS::CloudWatch::Alarm"}
 DEPLOYMENT_ALARMS = {"RetrieveImageErrorsAlarm", "ClassifyImageErrorsAlarm", "CheckConfidenceErrorsAlarm"}
+LIMITS = ("Threshold", "MinAcceptanceRate", "MinAcceptedAccuracy", "MaxLabelDrift")  # parameters on the dashboard
 UPDATE_ALARMS = {"EndpointUpdateErrorsAlarm", "EndpointUpdateLatencyAlarm"}
 QUERIES = {name: row["Properties"] for name, row in RESOURCES.items() if row["Type"] == "AWS::Logs::QueryDefinition"}
 
@@ -80,9 +81,9 @@ def dashboard():
     body, variables = RESOURCES["Dashboard"]["Properties"]["DashboardBody"]["Fn::Sub"]
     names = set(re.findall(r"\$\{([\w:.]+)\}", body))
     known = {name.partition(".")[0] for name in names} <= {*RESOURCES, *variables, "AWS::Region", "AWS::StackName",
-                                                          "Threshold", "MinAcceptanceRate"}  # fmt: skip
+                                                          *LIMITS}  # fmt: skip
     assert known
-    parsed = json.loads(re.sub(r"\$\{(Threshold|MinAcceptanceRate)\}", "0.5", body))
+    parsed = json.loads(re.sub(rf"\$\{{({'|'.join(LIMITS)})\}}", "0.5", body))
     for widget in parsed["widgets"]:
         widget["properties"]["metrics"] = expanded(widget["properties"].get("metrics", []))
     return parsed
@@ -116,7 +117,7 @@ def test_every_metric_of_the_code_is_on_the_dashboard_and_documented():
     ours = emitted()
     assert {name for namespace, name, _ in shown() if namespace == NAMESPACE} == set(ours)
     documented = {name.strip("`"): (unit, kind) for name, unit, kind, _ in rows(MONITORING, "## Metrics")}
-    units = {"Count": "Count", "NoUnit": "None", "Bytes": "Bytes", "Milliseconds": "Milliseconds"}
+    units = {"NoUnit": "None"} | {name: name for name in ("Count", "Bytes", "Milliseconds", "Seconds")}
     assert documented == {
         name: (units[unit], ", ".join(f"`{dimension}`" for dimension in sorted(dimensions)))
         for name, (unit, dimensions) in ours.items()
@@ -242,6 +243,8 @@ def test_every_saved_query_is_documented():
 def test_the_documented_price_of_idle_monitoring_follows_from_the_template():
     """$0.10 for each metric of an alarm, $0.50 for a composite one; $3 for a dashboard with more than 50 metrics.
 
+    A custom metric is $0.30; two of them are published without any images.
+
     https://aws.amazon.com/cloudwatch/pricing/
     """
     operations = (ROOT / "docs/operations.md").read_text()
@@ -258,4 +261,4 @@ def test_the_documented_price_of_idle_monitoring_follows_from_the_template():
     assert len(list(shown())) > 50
     readme = (ROOT / "README.md").read_text()
     for alarms in (always, created):
-        assert f"${3 + float(price(alarms)[1:]):.2f} a month: monitoring" in readme
+        assert f"${3 + 2 * 0.3 + float(price(alarms)[1:]):.2f} a month: monitoring" in readme

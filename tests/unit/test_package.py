@@ -61,6 +61,7 @@ def test_the_last_line_printed_is_the_path_of_the_archive(model_dir, tmp_path, c
     path = tmp_path / "out" / package.key_of(archive)
     assert capsys.readouterr().out.splitlines()[-1] == str(path)
     assert path.read_bytes() == archive
+    assert path.with_name("metadata.json").read_bytes() == (model_dir / "metadata.json").read_bytes()
     names = ["code/inference.py", "code/pixels.py", "metadata.json", "model.onnx"]
     assert [name for name, *_ in entries_of(archive)] == names
 

@@ -52,6 +52,10 @@ REASONS = {
         "sqs:SendMessage": "decisions that could not be published go to the failure queue",
         **ENCRYPTED_QUEUE,
     },
+    "PublishReviewMetricsFunctionRole": {
+        "sqs:SendMessage": "hours that could not be published go to the failure queue",
+        **ENCRYPTED_QUEUE,
+    },
     "ClassifyImageStateMachineRole": {
         **dict.fromkeys(["kms:Decrypt", "kms:GenerateDataKey"], "with EncryptionKeyArn, the review table is encrypted"),
         **LOG_DELIVERY,
@@ -101,12 +105,16 @@ MANAGED = {  # SAM adds these
     "AWSXRayDaemonWriteAccess": "a function's traces",
     "AWSXrayWriteOnlyAccess": "Tracing: Active",
 }
-WITHOUT_RESOURCE = {"ecr:GetAuthorizationToken", "cloudwatch:PutMetricData", *LOG_DELIVERY}
+WITHOUT_RESOURCE = {"ecr:GetAuthorizationToken", "cloudwatch:GetMetricData", "cloudwatch:PutMetricData", *LOG_DELIVERY}
 GENERATED = transformed()["Resources"]
 ROLES = {name: role for name, role in GENERATED.items() if role["Type"] == "AWS::IAM::Role"}
 POLICIES = [resource["Properties"] for resource in GENERATED.values() if resource["Type"] == "AWS::IAM::Policy"]
-# Actions of an API under another action's permission
-PERMISSIONS = {"sqs:SendMessageBatch": "sqs:SendMessage", "lambda:Invoke": "lambda:InvokeFunction"}
+# Actions of an API under another action's permission, or of a service that signs under another name
+PERMISSIONS = {
+    "sqs:SendMessageBatch": "sqs:SendMessage",
+    "lambda:Invoke": "lambda:InvokeFunction",
+    "monitoring:GetMetricData": "cloudwatch:GetMetricData",
+}
 
 
 def statements(node):
@@ -195,6 +203,7 @@ def test_the_calls_of_the_code_are_found():
         "StartExecution": {"states:StartExecution"},
         "RecordOutcome": {"dynamodb:PutItem"},
         "RecordReview": {"events:PutEvents"},
+        "PublishReviewMetrics": {"dynamodb:Query", "s3:GetObject", "cloudwatch:GetMetricData"},
     }
 
 
@@ -248,7 +257,7 @@ def test_a_role_has_no_managed_policies_but_sams_and_no_wildcards(role):
 
 
 def evaluated(node, values):
-    """CloudFormation's value of an expression of these functions; `values` has parameters and pseudo parameters."""
+    """CloudFormation's value of an expression of these functions; `values` has parameters and conditions."""
     match node:
         case {"Ref": name}:
             return values[name]
@@ -258,6 +267,8 @@ def evaluated(node, values):
             return evaluated(text, values).split(delimiter)
         case {"Fn::Join": [delimiter, items]}:
             return delimiter.join(evaluated(item, values) for item in items)
+        case {"Fn::If": [condition, then, otherwise]}:
+            return evaluated(then if values[condition] else otherwise, values)
         case {"Fn::Sub": [text, variables]}:
             known = values | {name: evaluated(value, values) for name, value in variables.items()}
             return re.sub(r"\$\{([\w:]+)\}", lambda match: known[match[1]], text)

@@ -29,7 +29,8 @@ LAMBDA_ERRORS = {
 PROCESS_ERRORS = {"Runtime.ExitError"}  # a function killed half-way; batches retry it
 EXISTS = {"ErrorEquals": ["DynamoDB.ConditionalCheckFailedException"], "MaxAttempts": 0}  # never retried
 INTEGRATION_ERRORS = {"States.TaskFailed", "States.Timeout"}  # TaskFailed: any other error of DynamoDB or EventBridge
-NOT_STATES = ("StartExecution", "RecordOutcome", "RecordReview")  # EventBridge or DynamoDB invokes them
+# EventBridge or DynamoDB invokes them
+NOT_STATES = ("StartExecution", "RecordOutcome", "RecordReview", "PublishReviewMetrics")
 PERMANENT_ERRORS = {
     "EndpointAccessDeniedError",
     "EndpointNotConfiguredError",

@@ -125,7 +125,7 @@ def test_a_parameter_in_the_dashboards_json_is_a_json_number(name):
 def test_parameters_are_substituted_into_the_dashboard_only_where_a_json_value_stands():
     body, _ = RESOURCES["Dashboard"]["Properties"]["DashboardBody"]["Fn::Sub"]
     used = set(re.findall(r"\$\{(\w+)\}", body)) & set(TEMPLATE["Parameters"])
-    assert used == {"Threshold", "MinAcceptanceRate"}
+    assert used == {"Threshold", "MinAcceptanceRate", "MinAcceptedAccuracy", "MaxLabelDrift"}
 
 
 def test_every_parameter_is_in_one_group_of_the_console():
@@ -196,7 +196,7 @@ def test_buckets_queues_topic_and_logs_can_have_a_key_and_buckets_and_queues_are
 def test_every_role_can_have_a_permissions_boundary():
     roles = [row for row in transformed()["Resources"].values() if row["Type"] == "AWS::IAM::Role"]
     boundary = {"Fn::If": ["HasBoundary", {"Ref": "PermissionsBoundaryArn"}, {"Ref": "AWS::NoValue"}]}
-    assert len(roles) == 12
+    assert len(roles) == 13
     assert all(role["Properties"]["PermissionsBoundary"] == boundary for role in roles)
 
 

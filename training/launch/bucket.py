@@ -83,7 +83,4 @@ def pack_model(s3: BaseClient, uri: str, bucket: str, with_lib: bool = True) -> 
     wheels = package.fetch_wheels(package.CACHE) if with_lib else []
     with tempfile.TemporaryDirectory() as folder:
         fetch_model(s3, uri, folder)
-        archive = package.pack(package.collect(Path(folder), wheels))
-        path = Path(folder, "packed.tar.gz")
-        package.write(archive, path)
-        return package.upload(path, bucket, package.key_of(archive))
+        return package.upload(package.build(Path(folder), wheels, Path(folder)), bucket)

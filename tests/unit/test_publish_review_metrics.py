@@ -1,0 +1,196 @@
+"""PublishReviewMetrics: what it publishes, and above all when it publishes nothing."""
+
+import io
+import json
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from botocore.response import StreamingBody
+from botocore.stub import ANY, Stubber
+
+import publish_review_metrics as module
+from accuracy import MIN_REVIEWED
+
+TRAINING = {"cat": 500, "dog": 500}
+ACCURACY = {"AcceptedAccuracy", "AcceptedAccuracyLowerBound"}
+DRIFT = {"LabelDrift", "LabelDriftByChance"}
+
+
+def ago(**time):
+    return (datetime.now(UTC) - timedelta(**time)).isoformat(timespec="milliseconds")
+
+
+def item(created_at, **more):
+    """An item of the index, in DynamoDB's JSON."""
+    values = {"status": "pending", "created_at": created_at, "label": "cat", "reason": "audit", **more}
+    return {name: {"S": value} for name, value in values.items()} | {"selection_probability": {"N": "0.02"}}
+
+
+def reviewed(created_at, right=True):
+    return item(created_at, status="reviewed", decision="label", reviewed_label="cat" if right else "dog")
+
+
+def page(*items, scanned=None, last=None):
+    found = {"Items": list(items), "Count": len(items), "ScannedCount": len(items) if scanned is None else scanned}
+    return found | ({"LastEvaluatedKey": last} if last else {})
+
+
+@pytest.fixture
+def published(event, context, capsys):
+    """Invoke the function with these responses of AWS; returns its metrics."""
+
+    def invoke(pages, metadata=None, counts=None):
+        event_ = event("publish_review_metrics")
+        with Stubber(module.dynamodb) as table, Stubber(module.s3) as s3, Stubber(module.cloudwatch) as cloudwatch:
+            for each in pages:
+                table.add_response("query", each)
+            if metadata is None:
+                event_["detail"]["metadata_url"] = ""
+            elif isinstance(metadata, str):
+                s3.add_client_error("get_object", metadata)
+            else:
+                data = metadata if isinstance(metadata, bytes) else json.dumps(metadata).encode()
+                expected = {"Bucket": "models", "Key": "models/0123456789abcdef/metadata.json"}
+                s3.add_response("get_object", {"Body": StreamingBody(io.BytesIO(data), len(data))}, expected)
+            if counts is not None:
+                results = [{"Id": f"label{number}", "Values": values} for number, values in enumerate(counts)]
+                expected = {"MetricDataQueries": ANY, "StartTime": ANY, "EndTime": ANY}
+                cloudwatch.add_response("get_metric_data", {"MetricDataResults": results}, expected)
+            module.lambda_handler(event_, context)
+            for stubber in (table, s3, cloudwatch):
+                stubber.assert_no_pending_responses()
+        (line,) = [json.loads(text) for text in capsys.readouterr().out.splitlines() if "_aws" in text]
+        (group,) = line["_aws"]["CloudWatchMetrics"]
+        assert (group["Namespace"], group["Dimensions"]) == ("ImageClassification", [["service"]])
+        return {metric["Name"]: line[metric["Name"]][0] for metric in group["Metrics"]}
+
+    return invoke
+
+
+NOTHING = [page(), page(), page()]  # the oldest, all pending, the reviewed audits
+
+
+def test_an_empty_table_has_nothing_pending_and_no_accuracy(published):
+    assert published(NOTHING) == {"PendingReviews": 0, "OldestPendingReviewAge": 0}
+
+
+def test_all_pages_of_pending_items_count_and_the_oldest_has_an_age(published):
+    oldest = item(ago(hours=5), reason="low_confidence")
+    key = {"image": {"S": "a"}, "version": {"S": "1"}, "status": {"S": "pending"}, "created_at": {"S": "2026"}}
+    found = published(
+        [page(oldest, last=key), page(scanned=3500, last=key), page(item(ago(hours=1)), scanned=7), page()]
+    )
+    assert found["PendingReviews"] == 3507
+    assert found["OldestPendingReviewAge"] == pytest.approx(5 * 3600, abs=60)
+
+
+def test_a_clock_that_is_behind_gives_no_negative_age(published):
+    assert published([page(item(ago(minutes=-5))), page(scanned=1), page()])["OldestPendingReviewAge"] == 0
+
+
+def test_the_accuracy_and_its_bound_come_from_the_audits_of_the_last_month(published):
+    audits = [reviewed(ago(days=1), right=number > 0) for number in range(100)]
+    found = published([page(), page(), page(*audits)])
+    assert set(found) == {"PendingReviews", "OldestPendingReviewAge"} | ACCURACY
+    assert found["AcceptedAccuracy"] == pytest.approx(0.99)
+    assert found["AcceptedAccuracyLowerBound"] == pytest.approx(0.9534, abs=1e-4)  # of Clopper and Pearson
+
+
+def test_audits_are_read_by_the_time_of_their_image_and_only_they_are_sent(event, context, capsys):
+    with Stubber(module.dynamodb) as table:
+        for each in NOTHING:
+            table.add_response("query", each)
+        sent, query = [], "provide-client-params.dynamodb.Query"
+        module.dynamodb.meta.events.register(query, lambda params, **_: sent.append(params), "test")
+        module.lambda_handler(event("publish_review_metrics") | {"detail": {"metadata_url": ""}}, context)
+        module.dynamodb.meta.events.unregister(query, unique_id="test")
+    oldest, pending, audits = sent
+    assert all(each["IndexName"] == "ByAge" for each in sent)
+    assert oldest["Limit"] == 1
+    for each in (pending, audits):
+        assert each["FilterExpression"] == "reason = :audit"
+    since = datetime.fromisoformat(audits["ExpressionAttributeValues"][":since"]["S"])
+    assert datetime.now(UTC) - since == pytest.approx(timedelta(days=30), abs=timedelta(minutes=1))
+
+
+@pytest.mark.parametrize("number", [MIN_REVIEWED - 1, MIN_REVIEWED])
+def test_too_few_audits_publish_no_accuracy(published, number):
+    found = published([page(), page(), page(*[reviewed(ago(days=1))] * number)])
+    assert bool(ACCURACY & set(found)) == (number == MIN_REVIEWED)
+
+
+def test_audits_that_are_newer_than_a_pending_one_do_not_count_yet(published):
+    """Reviewers begin with the least confident, so what they have reviewed so far is wrong more often than all."""
+    audits = [reviewed(ago(hours=hours), right=hours > 24) for hours in range(1, 101)]
+    found = published([page(), page(item(ago(hours=24.5)), scanned=1), page(*audits)])
+    assert found["AcceptedAccuracy"] == 1
+
+
+def test_a_query_ends_after_its_maximum_of_pages(monkeypatch):
+    monkeypatch.setattr(module, "MAX_PAGES", 2)
+    key = {"image": {"S": "a"}, "version": {"S": "1"}}
+    with Stubber(module.dynamodb) as table:
+        for _ in range(2):
+            table.add_response("query", page(scanned=10, last=key))
+        assert module.pending() == (20, [])
+
+
+def test_drift_is_published_with_its_chance_level(published):
+    metadata = {"images": {"train": TRAINING}}
+    same, other = (published(NOTHING, metadata, counts) for counts in ([[30, 20], [50]], [[90], [5, 5]]))
+    assert set(same) == {"PendingReviews", "OldestPendingReviewAge"} | DRIFT
+    assert same["LabelDrift"] < same["LabelDriftByChance"] == other["LabelDriftByChance"] < 0.1
+    assert other["LabelDrift"] > 0.5
+
+
+@pytest.mark.parametrize("number", [49, 50])
+def test_too_few_predictions_publish_no_drift(published, number):
+    found = published(NOTHING, {"images": {"train": TRAINING}}, [[number], [50]])
+    assert bool(DRIFT & set(found)) == (number == 50)
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        "NoSuchKey",
+        "AccessDenied",
+        "NoSuchBucket",
+        b"no JSON",
+        b"\xff\xfe",
+        {},
+        [],
+        {"images": {"train": 7}},
+        {"images": {"train": {str(number): 50 for number in range(11)}}},
+        {"images": {"train": {"caf\u00e9": 50, "tea": 50}}},
+        {"images": {"train": {"cat": 50}}},
+    ],
+)
+def test_without_training_s_mix_or_metrics_of_all_its_labels_there_is_no_drift_and_no_error(published, metadata):
+    """Models of more than ten labels, or with labels that CloudWatch does not accept, have no LabelConfidence."""
+    assert set(published(NOTHING, metadata)) == {"PendingReviews", "OldestPendingReviewAge"}
+
+
+def test_the_reason_for_missing_drift_is_logged(published, log):
+    written = log(module)
+    published(NOTHING, "AccessDenied")
+    line = json.loads(written.getvalue().splitlines()[-1])
+    assert line["message"] == "training's mix is unknown"
+    assert "AccessDenied" in line["reason"]
+
+
+@pytest.mark.parametrize("service", ["dynamodb", "s3", "cloudwatch"])
+def test_an_error_of_aws_fails_the_invocation_which_lambda_repeats(event, context, service):
+    with Stubber(module.dynamodb) as table, Stubber(module.s3) as s3, Stubber(module.cloudwatch) as cloudwatch:
+        if service == "dynamodb":
+            table.add_client_error("query", "ProvisionedThroughputExceededException")
+        else:
+            for each in NOTHING:
+                table.add_response("query", each)
+        if service == "s3":
+            s3.add_client_error("get_object", "SlowDown")
+        else:
+            data = json.dumps({"images": {"train": TRAINING}}).encode()
+            s3.add_response("get_object", {"Body": StreamingBody(io.BytesIO(data), len(data))})
+        cloudwatch.add_client_error("get_metric_data", "Throttling")
+        with pytest.raises(module.ClientError):
+            module.lambda_handler(event("publish_review_metrics"), context)
