@@ -63,6 +63,15 @@ results: .local/.run $(PACKAGE) $(BUILT) ## List the outcomes of all images: [SI
 review: .local/.run ## Review the images that wait for people, in your browser: [STACK=name PORT=port REVIEWER=name]
 	@$(PROJECT) -m local.review --stack=$(call quoted,STACK) --port=$(call quoted,PORT) --reviewer=$(call quoted,REVIEWER)
 
+review-export: .local/.run $(if $(STACK),,$(PACKAGE) $(BUILT)) ## Write reviews to a file: FORMAT=labelstudio, csv or folders, OUTPUT=path [STATUS=reviewed URLS=presigned STACK=name]
+	@$(PROJECT) -m local.review_export --format=$(call quoted,FORMAT) --output=$(call quoted,OUTPUT) --status=$(call quoted,STATUS) --urls=$(call quoted,URLS) --stack=$(call quoted,STACK)
+
+review-import: .local/.run $(if $(STACK),,$(PACKAGE) $(BUILT)) ## Write decisions to the review table: FORMAT=labelstudio, csv or folders, FILE=path [REVIEWER=name STACK=name]
+	@$(PROJECT) -m local.review_import --format=$(call quoted,FORMAT) --file=$(call quoted,FILE) --reviewer=$(call quoted,REVIEWER) --stack=$(call quoted,STACK)
+
+review-drain: .local/.run ## Save the review queue of an older version before it is updated: FILE=messages.jsonl STACK=name
+	@$(PROJECT) -m local.review_drain --file=$(call quoted,FILE) --stack=$(call quoted,STACK)
+
 accuracy: .local/.run $(if $(STACK),,$(PACKAGE) $(BUILT)) ## Show how accurate the model is in production, by its reviewers: [SINCE=30d STACK=name]
 	@$(PROJECT) -m local.accuracy --since=$(call quoted,SINCE) --stack=$(call quoted,STACK)
 
@@ -90,6 +99,9 @@ test-containers: .local/.test .local/.containers $(PACKAGE) ## Test the model ar
 
 test-launch: .local/.launch .local/.test ## Test training/launch/ with SageMaker's SDK and an emulated AWS
 	@.local/venvs/sagemaker/bin/python -m pytest tests/launch
+
+test-exchange: .local/.label-studio ## Test the exchange of reviews with Label Studio's SDK
+	@.local/venvs/label-studio/bin/python -m pytest tests/label_studio
 
 test-notebook: .local/.notebook $(BUILT) ## Run training/starter.ipynb on its own local stack
 	@$(PROJECT) -m pytest tests/notebook
@@ -167,7 +179,7 @@ bench-endpoint: .local/.test .local/.containers .local/.bench $(PACKAGE) ## Comp
 clean: down ## Delete everything that these commands created, except models of your own
 	@$(PYTHON) tools/clean.py
 
-.local/.run .local/.test .local/.lint .local/.launch .local/.sam .local/.notebook .local/.containers .local/.bench .local/.audit .local/.fuzz: .local/.%: requirements/*.txt tools/install.py
+.local/.run .local/.test .local/.lint .local/.launch .local/.label-studio .local/.sam .local/.notebook .local/.containers .local/.bench .local/.audit .local/.fuzz: .local/.%: requirements/*.txt tools/install.py
 	@$(PYTHON) tools/install.py $*
 	@touch $@
 
@@ -198,6 +210,7 @@ lock: ## Pin pyproject.toml's dependency groups again
 	$(LOCK) --python-version 3.11 --group sam -o requirements/sam.txt
 	$(LOCK) --python-version 3.11 --group checkov -o requirements/checkov.txt
 	$(LOCK) --python-version 3.11 --group sagemaker --group test-launch -o requirements/sagemaker.txt
+	$(LOCK) --python-version 3.11 --group label-studio --overrides requirements/label-studio.overrides -o requirements/label-studio.txt
 	$(LOCK) --python-version 3.11 --group audit -o requirements/audit.txt
 	$(LOCK) --python-version 3.11 --group fuzz -o requirements/fuzz.txt
 	$(LOCK) --python-version 3.11 --group uv -o requirements/uv.txt

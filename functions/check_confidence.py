@@ -10,13 +10,19 @@ from typing import Any
 from aws_lambda_powertools import Logger, Tracer
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
-from contract import CHECK_CONFIDENCE, validator
+from contract import CHECK_CONFIDENCE, InvalidInputError, validator
 from predictions import check_predictions
 from review_item import item_for
 
 logger = Logger()
 tracer = Tracer(auto_patch=False)  # there are no clients to trace, and patching would import botocore
 validated = validator(CHECK_CONFIDENCE)
+
+
+def check_version(request: dict[str, Any]) -> None:
+    """Raise InvalidInputError if the request names no version of the image; RetrieveImage adds it."""
+    if not request.keys() & {"s3_version_id", "s3_etag"}:
+        raise InvalidInputError("The input is not valid: it must contain s3_version_id or s3_etag")
 
 
 def decide(predictions: list[dict[str, Any]], threshold: float) -> dict[str, Any]:
@@ -40,6 +46,7 @@ def trace_id() -> dict[str, str]:
 @tracer.capture_lambda_handler(capture_response=False)
 def lambda_handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     request = validated(event)
+    check_version(request)
     audit_rate = request.pop("audit_rate")
     check_predictions(request["predictions"])
     decision = decide(request["predictions"], request["threshold"])

@@ -19,8 +19,6 @@ import json
 from datetime import UTC, datetime
 from typing import Any
 
-from contract import InvalidInputError
-
 MAX_PREDICTIONS = 100  # an item has at most 400 KB
 SMALLEST = 1e-130  # of DynamoDB's positive numbers
 
@@ -63,7 +61,5 @@ def item_for(result: dict[str, Any], audit_rate: float) -> Item:
 
 
 def version_of(result: dict[str, Any]) -> str:
-    """The version of the object that was classified. Raises InvalidInputError."""
-    if version := result.get("s3_version_id") or result.get("s3_etag"):
-        return version
-    raise InvalidInputError("The input is not valid: it must contain s3_version_id or s3_etag")
+    """The version of the object that was classified."""
+    return result.get("s3_version_id") or result["s3_etag"]

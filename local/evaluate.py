@@ -6,7 +6,6 @@ own, or with ENDPOINT=1 to the endpoint alone. Prints the accuracy and what the 
 """
 
 import argparse
-import concurrent.futures
 import csv
 import json
 import os
@@ -17,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from botocore.exceptions import ClientError
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from local.command import LOCAL, StackError, console, report_errors
 from local.executions import Outcome, error_message, finished
+from local.progress import in_parallel
 from local.report import evaluation
 from local.report.evaluation import Row
 from local.target import Target, target
@@ -30,7 +29,6 @@ from training.folders import DataError, list_images
 CONCURRENT_LOCALLY, CONCURRENT = 4, 10
 SECONDS_BETWEEN_POLLS = 1.0  # on AWS
 SECONDS_FOR_AN_IMAGE = 600  # throttled executions wait and retry
-PROGRESS_LINES = 20  # where the output is not a terminal
 
 Classify = Callable[[Path], dict[str, Any]]
 
@@ -106,24 +104,12 @@ def model_error(error: ClientError) -> str:
 
 def evaluate(images: list[tuple[Path, str]], classify: Classify, workers: int) -> list[Row]:
     """Classify the images, a few at a time, with progress and the time left."""
-    rows: dict[Path, Row] = {}
-    columns = [TextColumn("Classifying"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()]
-    started = time.monotonic()
-    with Progress(*columns, console=console) as progress, concurrent.futures.ThreadPoolExecutor(workers) as pool:
-        bar = progress.add_task("", total=len(images))
-        tasks = {pool.submit(classify, path): (path, label) for path, label in images}
-        try:
-            for task in concurrent.futures.as_completed(tasks):
-                path, label = tasks[task]
-                rows[path] = Row(path, label, **task.result())
-                progress.advance(bar)
-                if not console.is_terminal and len(rows) % max(1, len(images) // PROGRESS_LINES) == 0:
-                    left = (time.monotonic() - started) / len(rows) * (len(images) - len(rows))
-                    console.print(f"classified {len(rows)} of {len(images)}, about {left:.0f} s left")
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-    return [rows[path] for path, _ in images]
+
+    def row(image: tuple[Path, str]) -> Row:
+        path, label = image
+        return Row(path, label, **classify(path))
+
+    return list(in_parallel("Classifying", row, images, len(images), workers))
 
 
 def stack_threshold(stack: Target) -> float:

@@ -19,7 +19,7 @@ class Target:
 
     name: str
     outputs: dict[str, str]
-    client: Callable[[str], BaseClient]
+    client: Callable[..., BaseClient]  # of a service's name and boto3's options
     local: Stack | None = None  # None on AWS
 
     @property

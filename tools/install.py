@@ -8,6 +8,7 @@ Runs on Python 3.11 or later with only the standard library, and creates
   .local/venvs/sam             the SAM CLI
   .local/venvs/lambda          Python 3.13, found or downloaded with uv, with AWS's Lambda runtime client
   .local/venvs/sagemaker       SageMaker's SDK, to start training jobs: about 1 GB, only for `launch`
+  .local/venvs/label-studio    Label Studio's SDK, only for `label-studio`
   .local/venvs/sklearn-serving Python 3.12, with the server of SageMaker's scikit-learn image, only for `containers`
   .local/venvs/checkov         only for `lint`
   .local/venvs/bench-serving   the servers for `make bench-endpoint` to compare, only for `bench`
@@ -31,7 +32,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-COMMANDS = ("run", "test", "lint", "notebook", "launch", "sam", "containers", "bench", "audit", "fuzz", "uv")
+COMMANDS = (
+    "run", "test", "lint", "notebook", "launch", "label-studio", "sam", "containers", "bench", "audit", "fuzz", "uv",
+)  # fmt: skip
 ROOT = Path(__file__).resolve().parent.parent
 LOCAL = ROOT / ".local"
 OLDEST, NEWEST = (3, 11), (3, 14)  # the pinned PyTorch and ONNX Runtime have wheels for these
@@ -208,6 +211,8 @@ def main(command: str) -> None:
         return install_all([("checkov", sys.executable, LOCAL / "venvs/checkov", "checkov.txt")])
     if command == "launch":
         return install_all([("sagemaker", sys.executable, LOCAL / "venvs/sagemaker", "sagemaker.txt")])
+    if command == "label-studio":
+        return install_all([(command, sys.executable, LOCAL / "venvs/label-studio", "label-studio.txt")])
     if command == "containers":
         python = find_python(SKLEARN_PYTHON) or download_python(SKLEARN_PYTHON, "SageMaker's scikit-learn image runs")
         venv = LOCAL / "venvs/sklearn-serving"

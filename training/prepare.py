@@ -3,6 +3,7 @@
     python training/prepare.py digits
     python training/prepare.py cifar100 --classes bicycle motorcycle
     python training/prepare.py folder images --output .local/data/images
+    python training/prepare.py reviewed --stack image-classification --add .local/data/images
 
 `digits`: the 1,797 scans of handwritten digits, 8 x 8 pixels, that come with scikit-learn (from UCI's "Optical
 Recognition of Handwritten Digits"). They are written dark on light, as on paper, so that a user's own image of a digit
@@ -15,6 +16,12 @@ test part.
 `folder`: your own images, images/<label>/<image>, of any size and in any format that the endpoint reads. Files are
 copied unchanged. Unreadable files and duplicates, which could end up in two parts at once, are listed and skipped. If
 more than one file in ten is unreadable, the command fails.
+
+`reviewed`: the images of a stack that people labelled with make review, as training images. They are added to the data
+of --add, a folder that this script wrote; its validation and test parts stay as they are, and copies and
+near-duplicates of their images, and of those in --test, are left out and listed. OUTPUT/manifest.jsonl says which
+version of which object each image is, who labelled it and when, and with what probability it was chosen for review.
+--manifest makes the same data again. For the local stack: make up, source .local/env.
 
 The same seed gives the same bytes. An existing folder is replaced only after the new one is complete.
 """
@@ -31,6 +38,7 @@ import numpy as np
 from PIL import Image
 
 import cifar100
+import reviewed
 from data import ClassTooSmallError, Skipped, print_skipped, read, stratified_split
 from folders import AlreadySplitError, Classes, DataError, list_images
 
@@ -88,6 +96,27 @@ def prepare_folder(folder: Path, args: argparse.Namespace) -> None:
                 target = target.with_stem(f"{target.stem}-{index}")
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(paths[index], target)
+
+
+def prepare_reviewed(folder: Path, args: argparse.Namespace) -> None:
+    """Write the labelled images of a stack, or of a manifest, and the data of --add. Raises the errors of reviewed."""
+    for part in PARTS if args.add else ():
+        if (args.add / part).is_dir():
+            shutil.copytree(args.add / part, folder / part)
+    if args.manifest:
+        entries = reviewed.read_manifest(args.manifest)
+        reviewed.check_labels(entries)
+        manifest = reviewed.write_again(entries, folder)
+    else:
+        entries = reviewed.decided(reviewed.review_table(args.stack))
+        reviewed.check_labels(entries)
+        parts = [args.add / part for part in PARTS[1:] if args.add and (args.add / part).is_dir()]
+        held_out = reviewed.HeldOut([*parts, *args.test])
+        manifest, left_out = reviewed.write_new(entries, folder, reviewed.hashes(folder / "train"), held_out)
+        if left_out:
+            print("\n  ".join([f"Left out: {len(left_out):,}", *left_out]))
+    (folder / "train").mkdir(parents=True, exist_ok=True)
+    reviewed.write_manifest(manifest, folder / reviewed.MANIFEST)
 
 
 def drop_duplicates(classes: Classes) -> tuple[Classes, Skipped]:
@@ -154,6 +183,14 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
     folder = commands.add_parser("folder", help="your own images in class folders")
     folder.add_argument("folder", type=Path, help="folder of class folders")
     folder.set_defaults(prepare=prepare_folder)
+    review = commands.add_parser("reviewed", help="the images of a stack that people labelled")
+    source = review.add_mutually_exclusive_group()
+    source.add_argument("--stack", default="image-classification", help="name of a deployed stack [%(default)s]")
+    source.add_argument("--manifest", type=Path, help="manifest.jsonl of an earlier run, to make its data again")
+    review.add_argument("--add", type=Path, help="a folder that this script wrote, to which the images are added")
+    review.add_argument("--test", type=Path, nargs="+", default=[], help="class folders of further test images")
+    review.add_argument("--output", type=Path, default=ROOT / ".local/data/reviewed")
+    review.set_defaults(prepare=prepare_reviewed)
     for command, name in ((digits, "digits"), (cifar, "cifar100"), (folder, "folder")):
         command.add_argument("--output", type=Path, default=ROOT / ".local/data" / name)
         command.add_argument("--seed", type=seed, default=0)

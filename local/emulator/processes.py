@@ -70,10 +70,10 @@ class Stack:
             **NO_PROXY,
         }
 
-    def client(self, service: str) -> BaseClient:
+    def client(self, service: str, **options: Any) -> BaseClient:
         """A boto3 client for this stack, unaffected by the user's AWS variables and files."""
         with ENVIRONMENT, replaced_environment(clean_environment() | self.aws_variables):
-            return boto3.Session().client(service)
+            return boto3.Session().client(service, **options)
 
     def save(self) -> None:
         (self.directory / "stack.json").write_text(json.dumps({"ports": self.ports, "pids": self.pids}))

@@ -59,6 +59,11 @@ from test_redrive import (  # noqa: F401
     test_an_interrupted_redrive_starts_nothing_twice,
     test_what_fails_again_returns_to_the_queue_under_its_next_name,
 )
+from test_review_exchange import (  # noqa: F401
+    reviews,
+    test_a_presigned_url_shows_the_version_that_was_classified,
+    test_decisions_in_a_csv_are_imported,
+)
 from test_review_metrics import scheduled
 from test_review_table import (  # noqa: F401
     desk,

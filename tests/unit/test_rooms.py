@@ -15,7 +15,7 @@ MAY_IMPORT = {
     "monitoring": {"monitoring"},
     "tools": set(),
     "review": {"review", "endpoint", "training"},
-    "local": {"local", "monitoring", "review", "training", "endpoint"},
+    "local": {"local", "monitoring", "review", "training", "endpoint", "functions"},
 }
 MODULES = {
     room: [path for path in (ROOT / room).rglob("*.py") if room == "training/launch" or "launch" not in path.parts]
