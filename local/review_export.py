@@ -212,7 +212,7 @@ def main() -> None:
     options = parse()
     with report_errors():
         check_options(options)
-        with target(options.stack) as found:
+        with target(options.stack, share=True) as found:
             export(found, options)
 
 

@@ -232,7 +232,7 @@ def main() -> None:
         path = Path(options.file)
         if not options.file or not (path.is_dir() if options.format == "folders" else path.is_file()):
             raise UsageError(f"FILE={options.file} is not a {'folder' if options.format == 'folders' else 'file'}")
-        with target(options.stack) as found:
+        with target(options.stack, share=True) as found:
             try:
                 outcomes = (import_queue if options.format == "queue" else import_decisions)(found, options)
             except ExchangeError as error:
