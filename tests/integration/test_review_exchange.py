@@ -171,7 +171,7 @@ def test_decisions_in_a_csv_are_imported(reviews, seven, tmp_path):
 
 def test_an_image_that_somebody_is_looking_at_is_left_to_them(reviews, seven, tmp_path):
     added = reviews.add(a=seven)["a"]
-    reviews.table.claim(added, "grace")
+    reviews.table.claim(added, "grace", "a page")
     path = tmp_path / "r.csv"
     path.write_text(
         f"s3_bucket,s3_key,version,decision,reviewed_label\n{added.s3_bucket},{added.s3_key},{added.version},label,7\n"
@@ -336,7 +336,7 @@ def test_decisions_become_training_data_and_their_manifest_makes_it_again(review
     copied = tmp_path / "copy.bmp"
     Image.open(digit("7", 5)).convert("RGB").save(copied)
     added = reviews.add(
-        new=digit("7").read_bytes(),
+        new=digit("7", 9).read_bytes(),
         replaced=digit("1").read_bytes(),
         trained=digit("7", 2).read_bytes(),
         tested=digit("1", 6).read_bytes(),

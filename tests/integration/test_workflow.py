@@ -109,7 +109,7 @@ def test_another_execution_for_the_same_version_replaces_no_decision(workflow, s
 
 def test_a_decision_becomes_an_event_and_a_line_and_so_does_its_undoing(workflow, outcome_events, seven):
     review = workflow.review_of(workflow.classify("decided.png", seven, threshold=1))
-    claimed = workflow.reviews.claim(review, "grace")
+    claimed = workflow.reviews.claim(review, "grace", "a page")
     decided = workflow.reviews.decide(claimed, "grace", "label", "1")
     event = workflow.message_about(outcome_events, '"grace"', SECONDS_UNTIL_DECISIONS_ARE_PUBLISHED)
     assert event["detail-type"] == "Image Reviewed"
@@ -306,7 +306,7 @@ def test_every_log_line_names_its_execution_and_its_trace_is_annotated(workflow,
     wait_for(lambda: execution.arn in [line["execution_arn"] for line in prediction_lines(workflow)])
     text = log_text(workflow)
     lines = [json.loads(line) for line in text.splitlines() if line.startswith('{"level"')]
-    ours = [line for line in lines if line["correlation_id"] == execution.arn]
+    ours = [line for line in lines if line.get("correlation_id") == execution.arn]
     assert [line["message"] for line in sorted(ours, key=lambda line: line["timestamp"])] == [
         "image retrieved",
         "image classified",
