@@ -175,11 +175,11 @@ def summarise(outcomes: list[Outcome], is_kept: bool) -> None:
     failed = [row for row in outcomes if row not in accepted and row not in review]
     correct = sum(row.key.split("/")[-2] == row.label for row in accepted)
     console.print(f"\n{len(accepted)} accepted ({correct} correct), {len(review)} sent to review, {len(failed)} failed")
-    if review:
-        console.print(f"To review the {len(review)}: {'' if is_kept else 'make up, make run, '}make review")
     for row in failed:
         console.print(f"  {row.error}: {error_message(row)}", markup=False, soft_wrap=True)
     console.print(f"Wrote {render.RECORD.relative_to(ROOT)} and {render.REPORT.relative_to(ROOT)}")
+    if review:
+        console.print(f"To review the {len(review)}: {'' if is_kept else 'make up, make run, '}make review")
     if unexpected := [row for row in failed if row.error != "UnsupportedImageError"]:
         raise StackError(f"{len(unexpected)} images failed for technical reasons: see the errors above")
 
