@@ -17,7 +17,7 @@ def test_every_transition_of_the_definition_has_an_arrow():
         ("RetrieveImage", "ClassifyImage", ""),
         ("ClassifyImage", "CheckConfidence", ""),
         ("CheckConfidence", "IsAccepted", ""),
-        ("IsAccepted", "PublishImageClassified", "accepted and $not($exists($review_item.image))"),
+        ("IsAccepted", "PublishImageClassified", "accepted and $not($audited)"),
         ("IsAccepted", "SendToAudit", "accepted"),
         ("IsAccepted", "SendToReview", "otherwise"),
         ("SendToAudit", "PublishImageClassified", ""),
