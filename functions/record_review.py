@@ -38,7 +38,7 @@ def plain(item: dict[str, dict[str, str]]) -> dict[str, Any]:
 def detail_of(item: dict[str, Any]) -> dict[str, Any]:
     """What the line and the event say. After an undo there is no decision."""
     detail = {name: item[name] for name in OBJECT + CLASSIFIED + DECIDED if name in item}
-    return detail | {"revision": int(item["revision"])}
+    return detail | {"revision": int(item.get("revision", 0))}
 
 
 def publish(detail_type: str, detail: dict[str, Any]) -> str:

@@ -75,6 +75,8 @@ class Redrive:
     def redrive(self, message: dict[str, Any]) -> str:
         try:
             body = json.loads(message["Body"])
+            if "DDBStreamBatchInfo" in body:
+                raise RedriveError("decisions not published within a day: the review table has them")
             event = body.get("requestPayload", body)  # an event that a function rejected, in the emulator's envelope
             source, detail = event["source"], event["detail"]
         except (ValueError, KeyError, AttributeError, TypeError):

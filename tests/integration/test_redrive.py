@@ -134,12 +134,15 @@ def test_an_upload_that_started_no_execution_is_passed_on_and_what_is_no_event_s
     queue = workflow.outputs["FailureQueueUrl"]
     key = workflow.upload("rejected/seven.png", seven)
     workflow.sqs.send_message(QueueUrl=queue, MessageBody=json.dumps(event_of_upload(key)))
-    workflow.sqs.send_message(QueueUrl=queue, MessageBody="no event")
+    unpublished = {"DDBStreamBatchInfo": {"shardId": "1", "batchSize": 1}}  # from RecordReview's event source mapping
+    for body in ("no event", json.dumps(unpublished)):
+        workflow.sqs.send_message(QueueUrl=queue, MessageBody=body)
     done, left = redrive().run()
     assert dict(done) == {"uploads": 1}
-    assert len(left) == 1 and left[0].endswith("is no event")
+    assert {reason.endswith("is no event") for reason in left} == {True, False}
+    assert {reason.endswith("the review table has them") for reason in left} == {True, False}
     assert workflow.started_by_upload(key).status == "SUCCEEDED"
-    assert waiting(workflow) == 1  # what could not be redriven
+    assert waiting(workflow) == 2  # what could not be redriven
 
 
 def test_a_failed_batch_is_left_with_the_command_that_redrives_it(workflow, redrive):
