@@ -1,10 +1,9 @@
-"""RecordReview: decisions on reviews -> a line in the prediction log and an event for each.
+"""RecordReview: a decision on a review -> an event, and a line in the prediction log.
 
 Not a state: DynamoDB's stream of the review table invokes it, so no decision goes unrecorded, whoever wrote it. Streams
 deliver at least once: `revision` tells a repetition from a new decision.
 
-in   DynamoDB's stream records, of items that were decided or undone
-out  {batchItemFailures}: where to continue after an error
+in   DynamoDB's stream record of an item that was decided or undone; the event source mapping passes one at a time
 """
 
 import json
@@ -30,6 +29,10 @@ events = get_session().create_client(
 )
 
 
+class DecisionNotPublishedError(Exception):
+    """EventBridge did not accept the event: Lambda tries again for a day, before the decisions after it."""
+
+
 def plain(item: dict[str, dict[str, str]]) -> dict[str, Any]:
     """The item's texts and numbers, from DynamoDB's JSON."""
     return {name: float(Decimal(value["N"])) if "N" in value else value.get("S") for name, value in item.items()}
@@ -41,25 +44,23 @@ def detail_of(item: dict[str, Any]) -> dict[str, Any]:
     return detail | {"revision": int(item.get("revision", 0))}
 
 
-def publish(detail_type: str, detail: dict[str, Any]) -> str:
-    """Publish the event. Returns why EventBridge did not accept it, or an empty text."""
+def publish(detail_type: str, detail: dict[str, Any]) -> None:
+    """Publish the event. Raises DecisionNotPublishedError."""
     entry = {"Source": "image-classification", "DetailType": detail_type, "Detail": json.dumps(detail)}
     try:
         response = events.put_events(Entries=[entry])
     except (ClientError, BotoCoreError) as error:
-        return str(error)
-    return response["Entries"][0]["ErrorMessage"] if response["FailedEntryCount"] else ""
+        raise DecisionNotPublishedError(str(error)) from None
+    if response["FailedEntryCount"]:
+        raise DecisionNotPublishedError(response["Entries"][0]["ErrorMessage"])
 
 
 @logger.inject_lambda_context
 @tracer.capture_lambda_handler(capture_response=False)
-def lambda_handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
-    for record in event["Records"]:
-        item = plain(record["dynamodb"]["NewImage"])
-        detail = detail_of(item)
-        logger.set_correlation_id(item.get("execution_arn"))
-        if problem := publish(REVIEWED if item["status"] == "reviewed" else UNDONE, detail):
-            logger.error("decision not published", cause=problem, **detail)
-            return {"batchItemFailures": [{"itemIdentifier": record["dynamodb"]["SequenceNumber"]}]}
-        logger.info(MESSAGE, **detail)
-    return {"batchItemFailures": []}
+def lambda_handler(event: dict[str, Any], context: LambdaContext) -> None:
+    (record,) = event["Records"]
+    item = plain(record["dynamodb"]["NewImage"])
+    detail = detail_of(item)
+    logger.set_correlation_id(item.get("execution_arn"))
+    publish(REVIEWED if item["status"] == "reviewed" else UNDONE, detail)
+    logger.info(MESSAGE, **detail)

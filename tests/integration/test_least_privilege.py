@@ -13,6 +13,7 @@ from workflow import wait_for
 
 # The emulator does not check these, or nothing in the workflow uses them:
 NOT_SHOWN = {
+    ("RecordReviewFunctionRole", "events:PutEvents"): "test_a_decision_is_published_once_the_permission_is_back",
     ("RetrieveImageFunctionRole", "s3:ListBucket"): "the emulated S3 returns 404 for a missing object without it too",
     ("ClassifyImageFunctionRole", "sagemaker:InvokeEndpoint"): "the emulated SageMaker checks no permission",
     (
@@ -124,7 +125,6 @@ SHOWN = {
     ("PublishReviewMetricsFunctionRole", "dynamodb:Query"): publishing_fails,
     ("PublishReviewMetricsFunctionRole", "cloudwatch:GetMetricData"): publishing_fails,
     ("PublishReviewMetricsFunctionRole", "s3:GetObject"): drift_is_unknown,
-    ("RecordReviewFunctionRole", "events:PutEvents"): decision_is_not_published,
 }
 
 
@@ -144,3 +144,9 @@ def test_without_a_permission_exactly_its_step_fails(workflow, seven, role, acti
     execution = workflow.started_by_upload(key)
     assert execution.status == "SUCCEEDED"
     wait_for(lambda: execution.arn in [line["execution_arn"] for line in prediction_lines(workflow)])
+
+
+def test_a_decision_is_published_once_the_permission_is_back(workflow, seven):
+    with without(workflow, "RecordReviewFunctionRole", "events:PutEvents"):
+        decision_is_not_published(workflow, seven)
+    wait_for(lambda: review_lines(workflow, "denied.png"))

@@ -4,6 +4,7 @@ import pytest
 from botocore.stub import Stubber
 
 import record_review
+from record_review import DecisionNotPublishedError
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def test_a_decision_is_published_and_logged(bus, event, context, log):
     expected = {"Source": "image-classification", "DetailType": "Image Reviewed"}
     sent = []
     accept(bus, sent)
-    assert record_review.lambda_handler(event("record_review"), context) == {"batchItemFailures": []}
+    record_review.lambda_handler(event("record_review"), context)
     (entry,) = sent[0]["Entries"]
     detail = json.loads(entry.pop("Detail"))
     assert entry == expected
@@ -62,13 +63,13 @@ def test_an_undone_decision_is_published_as_one(bus, event, context):
 
 
 @pytest.mark.parametrize("failure", ["refused", "unavailable"])
-def test_a_decision_that_is_not_published_is_returned_for_a_retry_and_not_logged(bus, event, context, log, failure):
+def test_a_decision_that_is_not_published_fails_for_a_retry_and_is_not_logged(bus, event, context, log, failure):
     written = log(record_review)
     if failure == "refused":
         entries = [{"ErrorCode": "InternalFailure", "ErrorMessage": "try again"}]
         bus.add_response("put_events", {"FailedEntryCount": 1, "Entries": entries})
     else:
-        bus.add_client_error("put_events", "ServiceUnavailable", http_status_code=503)
-    (failed,) = record_review.lambda_handler(event("record_review"), context)["batchItemFailures"]
-    assert failed == {"itemIdentifier": event("record_review")["Records"][0]["dynamodb"]["SequenceNumber"]}
-    assert [json.loads(line)["message"] for line in written.getvalue().splitlines()] == ["decision not published"]
+        bus.add_client_error("put_events", "ServiceUnavailable", "try again", http_status_code=503)
+    with pytest.raises(DecisionNotPublishedError, match="try again"):
+        record_review.lambda_handler(event("record_review"), context)
+    assert '"message":"review"' not in written.getvalue()
