@@ -37,8 +37,6 @@ import argparse
 import hashlib
 import io
 import json
-import math
-import os
 import sys
 import tarfile
 import tempfile
@@ -58,7 +56,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as errors
 
 import calibration
 import paired
-from comparison_report import write_report
+from comparison_report import NAMES, lines, write_report
 from data import Skipped, print_skipped
 from folders import DataError, MissingFolderError, list_images
 from inference import THREADS, Model, classify, input_fn, model_fn, output_fn, predict_fn
@@ -67,12 +65,14 @@ from pixels import UnsupportedImageError
 
 ROOT = Path(__file__).parents[1]
 THRESHOLD = 0.75  # the default of template.yaml
-NAMES = ("champion", "challenger")
 FILES = ("model.onnx", "metadata.json")
 CODE = ("inference.py", "pixels.py")
-LOAD_ERRORS = (errors.Fail, errors.InvalidArgument, errors.InvalidGraph, errors.InvalidProtobuf)
-LOAD_ERRORS += (errors.NotImplemented, errors.RuntimeException, errors.NoSuchFile, errors.NoModel)
+LOAD_ERRORS = (  # of ONNX Runtime, which have no base class
+    *(errors.Fail, errors.InvalidArgument, errors.InvalidGraph, errors.InvalidProtobuf, errors.NoModel),
+    *(errors.NotImplemented, errors.RuntimeException),
+)
 SECONDS_BETWEEN_LINES = 2.0
+LISTED = 20  # files left out for one reason; comparison.json has all of them
 HOLDS, NOT_WORSE, WORSE, UNDECIDED = 0, 3, 4, 5  # exit statuses; argparse uses 2, an error 1
 
 
@@ -96,7 +96,10 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Images:
-    """The images of a folder that both models can answer, with their labels. skipped: {reason: files}."""
+    """The images of a folder that are compared, with their labels. skipped: {reason: files}.
+
+    sha256: of the hashes and labels of all images, once each: the same for any two models.
+    """
 
     folder: Path
     paths: list[Path]
@@ -117,8 +120,9 @@ class Answers:
 
 def load(name: str, path: Path) -> Candidate:
     """Load a model from a folder or an archive. Raises ModelFileError."""
+    about: dict[str, Any] = {}
     if path.is_dir():
-        files, about = read_folder(path), {}
+        files = read_folder(path)
     elif path.is_file():
         files, about = read_archive(path)
     else:
@@ -182,13 +186,14 @@ def find_images(folder: Path, candidates: list[Candidate]) -> Images:
 
     Raises DataError.
     """
-    labels, digests = {}, {}
+    labels: dict[Path, str] = {}
+    digests: dict[Path, str] = {}
     skipped: dict[str, Skipped] = {"unreadable": [], "duplicate": [], "training": []}
     first: dict[str, Path] = {}
     for label, paths in list_images(folder, min_classes=1).items():
         for path in paths:
             try:
-                digest = sha256(path)
+                digest = digest_of(path)
             except OSError as error:
                 skipped["unreadable"].append((path, error.strerror or str(error)))
                 continue
@@ -197,16 +202,15 @@ def find_images(folder: Path, candidates: list[Candidate]) -> Images:
                 skipped["duplicate"].append((path, f"same as {original}{elsewhere}"))
                 continue
             labels[path], digests[path] = label, digest
+    content = "".join(sorted(f"{digest} {labels[path]}\n" for path, digest in digests.items()))
+    sha256 = hashlib.sha256(content.encode()).hexdigest()
     for candidate in candidates:
         trained = digests_of(candidate.trained_on or [], {path.stat().st_size for path in digests})
         for path in [path for path in digests if digests[path] in trained]:
-            skipped["training"].append((path, f"the {candidate.name} was trained on it"))
+            skipped["training"].append((path, f"in the {candidate.name}'s training or validation data"))
             del digests[path]
-    content = "".join(sorted(f"{digest} {labels[path]}\n" for path, digest in digests.items()))
     paths = list(digests)
-    return Images(
-        folder, paths, [labels[path] for path in paths], hashlib.sha256(content.encode()).hexdigest(), skipped
-    )
+    return Images(folder, paths, [labels[path] for path in paths], sha256, skipped)
 
 
 def digests_of(folders: list[Path], sizes: set[int]) -> set[str]:
@@ -217,11 +221,11 @@ def digests_of(folders: list[Path], sizes: set[int]) -> set[str]:
             paths = [path for paths in list_images(folder, min_classes=1).values() for path in paths]
         except MissingFolderError:
             continue
-        digests |= {sha256(path) for path in paths if path.is_file() and path.stat().st_size in sizes}
+        digests |= {digest_of(path) for path in paths if path.is_file() and path.stat().st_size in sizes}
     return digests
 
 
-def sha256(path: Path) -> str:
+def digest_of(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -264,8 +268,8 @@ def ask(images: Images, candidates: list[Candidate]) -> tuple[Images, list[Answe
     readable = [(path, label, row) for path, label, row in rows if not isinstance(row, str)]
     known = {label for model in models for label in model.labels}
     if not any(label in known for _, label, _ in readable):
-        print_all_skipped(images)
-        what = "labels that a model knows" if readable else "images that can be compared"
+        print_left_out(images)
+        what = "label that a model knows" if readable else "image left that can be compared"
         raise NoImagesError(f"{images.folder} has no {what}")
     paths, labels = [path for path, _, _ in readable], [label for _, label, _ in readable]
     answers = []
@@ -290,7 +294,11 @@ def show_progress(results: Iterable[Any], total: int, folder: Path) -> Iterator[
 
 
 def compare(
-    images: Images, candidates: list[Candidate], answers: list[Answers], requirement: str | None, options: Any
+    images: Images,
+    candidates: list[Candidate],
+    answers: list[Answers],
+    requirement: str | None,
+    options: argparse.Namespace,
 ) -> dict[str, Any]:
     """What comparison.json says of a folder."""
     champion, challenger = answers
@@ -341,7 +349,9 @@ def intervals(answers: list[Answers], threshold: float, seed: int) -> dict[str, 
         columns += [each.right, (each.confidences - each.right) ** 2, accepted, accepted & each.right]
     champion, challenger = np.split(paired.bootstrap(np.column_stack(columns).astype(float), seed), 2, axis=1)
     difference = (challenger - champion) / len(answers[0].right)
-    found = {name: paired.interval(difference[:, at]) for at, name in enumerate(("accuracy", "brier_score", "coverage"))}
+    found = {
+        name: paired.interval(difference[:, at]) for at, name in enumerate(("accuracy", "brier_score", "coverage"))
+    }
     with_accepted = (champion[:, 2] > 0) & (challenger[:, 2] > 0)
     champion, challenger = champion[with_accepted], challenger[with_accepted]
     accuracy = challenger[:, 3] / challenger[:, 2] - champion[:, 3] / champion[:, 2]
@@ -351,7 +361,8 @@ def intervals(answers: list[Answers], threshold: float, seed: int) -> dict[str, 
 def by_label(labels: list[str], answers: list[Answers]) -> list[dict[str, Any]]:
     """The images of each label. p: of McNemar's two-sided test that the models differ, adjusted for all labels."""
     champion, challenger = answers
-    truth, rows = np.array(labels, dtype=object), []
+    truth = np.array(labels, dtype=object)
+    rows: list[dict[str, Any]] = []
     for label in sorted(set(labels)):
         of_label = truth == label
         right = [int(each.right[of_label].sum()) for each in answers]
@@ -397,22 +408,21 @@ def changed(images: Images, answers: list[Answers]) -> list[dict[str, Any]]:
 
 
 def decide(sets: list[dict[str, Any]]) -> tuple[str, int]:
-    """The verdict on all folders, and the exit status."""
+    """The verdict on all folders with a requirement, and the exit status."""
     required = [each for each in sets if each["requirement"]]
     if all(each["holds"] for each in required):
-        names = ["better" if each["requirement"] == "better" else "not worse" for each in required]
-        return " and ".join(dict.fromkeys(names)) + ", as required", HOLDS
+        return "better" if any(each["requirement"] == "better" for each in required) else "not worse", HOLDS
     verdicts = {each["verdict"] for each in required}
     if "worse" in verdicts:
         return "worse", WORSE
-    if "undecided" in verdicts:
-        return "undecided", UNDECIDED
-    return "not worse by more than the margin, but not better as required", NOT_WORSE
+    return ("undecided", UNDECIDED) if "undecided" in verdicts else ("not worse", NOT_WORSE)
 
 
-def print_all_skipped(images: Images) -> None:
+def print_left_out(images: Images) -> None:
     for why, files in images.skipped.items():
-        print_skipped(why, files)
+        print_skipped(why, files[:LISTED])
+        if len(files) > LISTED:
+            print(f"  and {len(files) - LISTED:,} more")
 
 
 def write_json(path: Path, comparison: dict[str, Any]) -> None:
@@ -462,23 +472,21 @@ def main(argv: list[str] | None = None) -> int:
     sets, details = [], []
     for folder, requirement in requirements(options).items():
         images, answers = ask(find_images(folder, candidates), candidates)
-        print_all_skipped(images)
+        print_left_out(images)
         sets.append(compare(images, candidates, answers, requirement, options))
         details.append(answers)
     verdict, status = decide(sets)
     comparison = {
         "created": datetime.now().astimezone().isoformat(timespec="seconds"),
         "verdict": verdict,
+        "holds": status == HOLDS,
         "exit_status": status,
         "threshold": options.threshold,
         "margin": options.margin,
         "level": paired.LEVEL,
         "seed": options.seed,
         "onnxruntime": onnxruntime.__version__,
-        **{
-            each.name: {**each.about, "training_data_known": each.trained_on is not None}
-            for each in candidates
-        },
+        **{each.name: {**each.about, "training_data_known": each.trained_on is not None} for each in candidates},
         "sets": sets,
     }
     print("\n".join(lines(comparison)))
