@@ -58,7 +58,7 @@ import calibration
 import paired
 from comparison_report import NAMES, lines, write_report
 from data import Skipped, print_skipped
-from folders import DataError, MissingFolderError, list_images
+from folders import DataError, list_images
 from inference import THREADS, Model, classify, input_fn, model_fn, output_fn, predict_fn
 from package import PackageError, check_unpacked_size
 from pixels import UnsupportedImageError
@@ -173,12 +173,13 @@ def read_archive(path: Path) -> tuple[dict[str, bytes], dict[str, Any]]:
 
 
 def trained_on(path: Path) -> list[Path] | None:
-    """The training and validation folders that train.py wrote to data.json; None if it is not there."""
+    """The training and validation folders that train.py wrote to data.json; None if it or one of them is not there."""
     try:
-        folders = json.loads((path / "data.json").read_text(encoding="utf-8"))
-        return [Path(folders[part]) for part in ("train", "validation") if part in folders]
+        parts = json.loads((path / "data.json").read_text(encoding="utf-8"))
+        folders = [Path(parts[part]) for part in ("train", "validation") if part in parts]
     except (OSError, ValueError, TypeError):
         return None
+    return folders if all(folder.is_dir() for folder in folders) else None
 
 
 def find_images(folder: Path, candidates: list[Candidate]) -> Images:
@@ -214,15 +215,10 @@ def find_images(folder: Path, candidates: list[Candidate]) -> Images:
 
 
 def digests_of(folders: list[Path], sizes: set[int]) -> set[str]:
-    """The hashes of the images in these folders that have one of these sizes in bytes; none if a folder is gone."""
-    digests = set()
-    for folder in folders:
-        try:
-            paths = [path for paths in list_images(folder, min_classes=1).values() for path in paths]
-        except MissingFolderError:
-            continue
-        digests |= {digest_of(path) for path in paths if path.is_file() and path.stat().st_size in sizes}
-    return digests
+    """The hashes of the images in these folders that have one of these sizes in bytes. Raises DataError."""
+    classes = [list_images(folder, min_classes=1) for folder in folders]
+    paths = [path for each in classes for of_label in each.values() for path in of_label]
+    return {digest_of(path) for path in paths if path.is_file() and path.stat().st_size in sizes}
 
 
 def digest_of(path: Path) -> str:
@@ -317,6 +313,7 @@ def compare(
         "requirement": requirement,
         "holds": holds,
         **asdict(result),
+        "at_least": paired.lower_bound(result.gained, result.lost, result.images),
         "images_needed": None if holds else paired.images_needed(result, margin),
         **{name: {**each, "unknown": names} for name, each, names in zip(NAMES, figures, unknown, strict=True)},
         "intervals": intervals(answers, options.threshold, options.seed),
@@ -432,7 +429,7 @@ def write_json(path: Path, comparison: dict[str, Any]) -> None:
 def requirements(options: argparse.Namespace) -> dict[Path, str | None]:
     """The folders, each once, with the strictest requirement given for it."""
     default = None if options.better or options.not_worse else "better"
-    folders: dict[Path, str | None] = dict.fromkeys(options.data, default)
+    folders: dict[Path, str | None] = dict.fromkeys([*options.better, *options.not_worse, *options.data], default)
     return folders | dict.fromkeys(options.not_worse, "not worse") | dict.fromkeys(options.better, "better")
 
 

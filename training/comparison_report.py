@@ -29,11 +29,7 @@ FIGURES = {
 SHARES = {"accuracy", "coverage", "accepted_accuracy"}  # shown in percent
 FATES = ["accepted, right", "accepted, wrong", "for review"]
 KINDS = {"lost": "Lost: the champion is right", "gained": "Gained: the challenger is right", "other": "Both wrong"}
-SKIPPED = {
-    "unreadable": "unreadable",
-    "duplicate": "duplicates",
-    "training": "used for training",
-}
+SKIPPED = {"unreadable": "unreadable", "duplicate": "duplicates", "training": "used for training"}
 
 PAGE = Template("""<!doctype html>
 <html lang="en">
@@ -42,8 +38,8 @@ PAGE = Template("""<!doctype html>
 <title>Comparison of two models</title>
 <style>$style
 circle.b { fill: var(--b); stroke: none } .verdict { font-size: 1.15rem; font-weight: 600 }
-.left td { text-align: left } details { margin: .3rem 0 } .images figcaption { overflow-wrap: anywhere }
-td, p, li, summary { overflow-wrap: anywhere }
+h3 { font-size: 1rem; margin: 1.2rem 0 .3rem } details { margin: .3rem 0 }
+.name { paint-order: stroke; stroke: var(--page); stroke-width: 4px } figcaption, h2, p, li { overflow-wrap: anywhere }
 </style>
 <h1>Comparison of two models</h1>
 <p class="verdict">Verdict: $verdict</p>
@@ -126,8 +122,10 @@ def notes(comparison: dict[str, Any]) -> list[str]:
     if all(champion[key] == challenger[key] for key in ("model_sha256", "metadata_sha256")):
         found.append("Both are the same model.")
     if unknown := [name for name in NAMES if not comparison[name]["training_data_known"]]:
-        models = " and ".join(f"the {name}" for name in unknown)
-        found.append(f"No data.json beside {models}: whether these images were used for training was not checked.")
+        models = " or ".join(f"the {name}" for name in unknown)
+        found.append(
+            f"Not checked whether {models} was trained on these images: no data.json, or its folders are gone."
+        )
     for name in [name for name in NAMES if comparison[name].get("other_code")]:
         found.append(f"The {name}'s archive has another version of the inference code, which was not used here.")
     return found
@@ -212,11 +210,10 @@ def models_table(comparison: dict[str, Any]) -> str:
         ["SHA-256", *(f"{each['model_sha256'][:12]}…" for each in both)],
         ["labels", *(f"{len(each['labels'])}" for each in both)],
         ["model.onnx, MB", *(f"{each['model_bytes'] / 1e6:.2f}" for each in both)],
-        [
-            "archive, MB",
-            *(f"{each['archive_bytes'] / 1e6:.1f}" if "archive_bytes" in each else "" for each in both),
-        ],
     ]
+    if any("archive_bytes" in each for each in both):
+        sizes = [f"{each['archive_bytes'] / 1e6:.1f}" if "archive_bytes" in each else "" for each in both]
+        rows.append(["archive, MB", *sizes])
     return report.table(["", *NAMES], rows)
 
 
@@ -293,8 +290,8 @@ def difference_chart(sets: list[dict[str, Any]], margin: float) -> str:
     bottom = report.MARGIN + ROW * len(sets)
     grid = "".join(
         f'<path class="grid" d="M{report.across(value, low, high):.1f} {report.MARGIN}V{bottom}"/>'
-        f'<text x="{report.across(value, low, high):.1f}" y="{bottom + 15}" text-anchor="middle">{value:+g}</text>'
-        for value in report.ticks(low, high)
+        f'<text x="{report.across(value, low, high):.1f}" y="{bottom + 15}" text-anchor="middle">{name}</text>'
+        for value, name in [(value, f"{value:+g}" if value else "0") for value in report.ticks(low, high)]
     )
     rows = ""
     for at, each in enumerate(sets):
@@ -303,7 +300,7 @@ def difference_chart(sets: list[dict[str, Any]], margin: float) -> str:
         bound, middle = (report.across(100 * each[key], low, high) for key in ("at_least", "difference"))
         name = each["folder"] if len(each["folder"]) <= 40 else "…" + each["folder"][-39:]
         rows += (
-            f'<text x="{report.LEFT}" y="{y - 14}">{html.escape(name)}: {each["verdict"]}</text>'
+            f'<text class="name" x="{report.LEFT}" y="{y - 14}">{html.escape(name)}: {each["verdict"]}</text>'
             f'<polyline class="a" points="{left:.1f},{y} {right:.1f},{y}"/>'
             f'<circle class="a" cx="{middle:.1f}" cy="{y}" r="4"/>'
             f'<path class="b" stroke-width="2" d="M{bound:.1f} {y - 7}V{y + 7}"/>'

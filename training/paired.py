@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import bdtr
+from scipy.special import bdtr, gammaln, xlog1py, xlogy
 from scipy.stats import binom, norm
 
 LEVEL = 0.05
@@ -24,7 +24,7 @@ RESAMPLES = 2_000
 
 @dataclass(frozen=True)
 class Result:
-    """How a challenger did on a set of images. p_...: p-values of the tests; at_least: `lower_bound`.
+    """How a challenger did on a set of images. p_better, p_worse and p_not_worse: p-values of the tests.
 
     verdict: "better"; "not worse", by more than the margin; "worse"; or "undecided".
     """
@@ -34,7 +34,6 @@ class Result:
     images: int
     margin: float
     difference: float
-    at_least: float
     p_better: float
     p_worse: float
     p_not_worse: float
@@ -54,8 +53,7 @@ def judge(gained: int, lost: int, images: int, margin: float) -> Result:
         verdict = "not worse"
     else:
         verdict = "worse" if worse <= LEVEL else "undecided"
-    difference, bound = (gained - lost) / images, lower_bound(gained, lost, images)
-    return Result(gained, lost, images, margin, difference, bound, better, worse, not_worse, verdict)
+    return Result(gained, lost, images, margin, (gained - lost) / images, better, worse, not_worse, verdict)
 
 
 def mcnemar(gained: int, lost: int) -> float:
@@ -164,5 +162,8 @@ def _probability(gains: np.ndarray, losses: np.ndarray, images: int, gain: float
     """
     reach = 8 * math.sqrt(images * gain * (1 - gain)) + 10  # the rest is negligible
     near = slice(*np.searchsorted(gains, [images * gain - reach, images * gain + reach]))
+    gains, losses = gains[near], losses[near]
+    combinations = gammaln(images + 1) - gammaln(gains + 1) - gammaln(images - gains + 1)
+    binomial = np.exp(combinations + xlogy(gains, gain) + xlog1py(images - gains, -gain))
     share = min(loss / (1 - gain), 1.0) if gain < 1 else 0.0
-    return float(binom.pmf(gains[near], images, gain) @ bdtr(losses[near], images - gains[near], share))
+    return float(binomial @ bdtr(losses, images - gains, share))
