@@ -62,9 +62,9 @@ from folders import DataError, list_images
 from inference import THREADS, Model, classify, input_fn, model_fn, output_fn, predict_fn
 from package import PackageError, check_unpacked_size
 from pixels import UnsupportedImageError
+from report import THRESHOLD
 
 ROOT = Path(__file__).parents[1]
-THRESHOLD = 0.75  # the default of template.yaml
 FILES = ("model.onnx", "metadata.json")
 CODE = ("inference.py", "pixels.py")
 LOAD_ERRORS = (  # of ONNX Runtime, which have no base class
@@ -154,15 +154,15 @@ def read_folder(path: Path) -> dict[str, bytes]:
 
 def read_archive(path: Path) -> tuple[dict[str, bytes], dict[str, Any]]:
     """The files of a model.tar.gz, and what comparison.json says of the archive. Raises ModelFileError."""
-    content = path.read_bytes()
     files = {}
     try:
+        content = path.read_bytes()
         with tarfile.open(fileobj=io.BytesIO(content)) as archive:
             check_unpacked_size(archive, str(path))
             for name in (*FILES, *(f"code/{file}" for file in CODE)):
                 if name in archive.getnames() and (file := archive.extractfile(name)):
                     files[name] = file.read()
-    except (tarfile.TarError, EOFError, zlib.error, OSError, PackageError) as error:
+    except (tarfile.TarError, EOFError, KeyError, zlib.error, OSError, PackageError) as error:  # KeyError: a dead link
         raise ModelFileError(f"{path} is no model.tar.gz: {error}") from None
     if missing := [file for file in FILES if file not in files]:
         raise ModelFileError(f"{path} has no {' and no '.join(missing)}: build it with endpoint/package.py")
