@@ -21,12 +21,7 @@ MAX_CLASSES = 20  # of a confusion matrix; with more, a list of the most common 
 MAX_MISTAKES = 24
 THRESHOLD = 0.75  # the default of template.yaml, which is not there on SageMaker
 
-PAGE = Template("""<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<title>Training report</title>
-<style>
+STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f24; --faint: #6b727c; --line: #d9dde2; --page: #fff; --mark: #fff3cd;
   --a: #1f6feb; --b: #c2410c }
 @media (prefers-color-scheme: dark) {
@@ -49,7 +44,13 @@ th { font-weight: 600 } .scroll { overflow-x: auto } .marked td { font-weight: 6
 @media (max-width: 40rem) { table { font-size: .68rem } th, td { padding: .1rem .14rem } }
 .images { display: flex; flex-wrap: wrap; gap: .8rem } .images figure { width: 6.5rem }
 .images img { width: 6.5rem; image-rendering: pixelated; border: 1px solid var(--line) }
-</style>
+"""
+PAGE = Template("""<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>Training report</title>
+<style>$style</style>
 <h1>Training report</h1>
 <p>$summary</p>
 <div class="scroll">$figures</div>
@@ -87,6 +88,7 @@ def write_report(
     confidences, right = calibration.confidence(predicted, dataset.targets)
     path.parent.mkdir(parents=True, exist_ok=True)
     page = PAGE.substitute(
+        style=STYLE,
         summary=summary(metadata, data),
         figures=figures_table(metadata["figures"], metadata["images"]),
         kept=" and ".join(map(str, metadata["kept_epochs"])),
