@@ -46,12 +46,13 @@ def trace_id() -> dict[str, str]:
 @tracer.capture_lambda_handler(capture_response=False)
 def lambda_handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     request = validated(event)
-    check_version(request)
-    audit_rate = request.pop("audit_rate")
+    audit_rate = request.pop("audit_rate", None)  # missing if the execution began before the stack had a review table
+    if audit_rate is not None:
+        check_version(request)
     check_predictions(request["predictions"])
     decision = decide(request["predictions"], request["threshold"])
     tracer.put_annotation("label", decision["label"])
     tracer.put_annotation("accepted", decision["accepted"])
     logger.info("confidence checked", s3_key=request["s3_key"], **decision)
     result = {**request, **decision, **trace_id()}
-    return {**result, "review_item": item_for(result, audit_rate)}
+    return result if audit_rate is None else {**result, "review_item": item_for(result, audit_rate)}

@@ -35,7 +35,7 @@ from classify_image import decode, invoke_endpoint
 from contract import CLASSIFY_BATCH, InvalidInputError, validator
 from pixels import UnsupportedImageError
 from predictions import EndpointResponseError, parse_predictions, split_labels
-from retrieve_image import ImageAccessDeniedError, ImageNotFoundError, fetch, fit, s3
+from retrieve_image import ImageAccessDeniedError, ImageNotFoundError, fetch, fit, s3, with_version
 from retrieve_image import validated as validated_image
 from review_item import Item, item_for
 
@@ -87,7 +87,7 @@ def read(item: Any, batch: dict[str, Any]) -> tuple[dict[str, Any], bytes | Exce
         if archive := archive_of(item):
             raise ImageAccessDeniedError(f"{uri(request)} is archived in {archive}: restore it first")
         source, version = fetch(request["s3_bucket"], request["s3_key"], request.get("s3_version_id"))
-        return request | version, source
+        return with_version(request, version), source
     except IMAGE_ERRORS as error:
         return request, error
 
@@ -242,7 +242,7 @@ def lambda_handler(event: dict[str, Any], context: LambdaContext) -> dict[str, A
         usage.update(used)
     key = f"{batch['results']['prefix']}{request['batch']}.jsonl"
     write(batch["results"]["bucket"], key, lines)
-    if batch["review_table"]:
+    if batch.get("review_table"):
         send_to_review(lines, batch)
     seconds = time.perf_counter() - started
     counts = {

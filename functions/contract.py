@@ -44,7 +44,7 @@ CHECK_CONFIDENCE = _schema(
     _OBJECT
     | {"image": _schema(_IMAGE, [*_IMAGE]), "predictions": _PREDICTIONS, "endpoint": _INVOKED_ENDPOINT}
     | {"audit_rate": _AUDIT_RATE},
-    ["s3_bucket", "s3_key", "threshold", "image", "predictions", "endpoint", "audit_rate"],
+    ["s3_bucket", "s3_key", "threshold", "image", "predictions", "endpoint"],
 )
 _COUNT = {"type": "integer", "minimum": 1}
 PREPARE_BATCH = {
@@ -74,7 +74,7 @@ _BATCH_INPUT = _schema(
         "endpoint": _ENDPOINT,
         "requests": {"enum": ["jsonlines", "single"]},
         "results": _RESULTS,
-        "review_table": _TEXT,  # empty: none are sent to review
+        "review_table": _TEXT,  # empty or, from an execution of an earlier version, missing: none are sent to review
         "audit_rate": _AUDIT_RATE,
     },
     [
@@ -85,8 +85,6 @@ _BATCH_INPUT = _schema(
         "endpoint",
         "requests",
         "results",
-        "review_table",
-        "audit_rate",
     ],
 )
 CLASSIFY_BATCH = _schema(

@@ -87,20 +87,20 @@ def pending() -> tuple[int, list[Item]]:
     return sum(page["ScannedCount"] for page in found), [item for page in found for item in items_of(page)]
 
 
-def reviewed_audits(now: datetime) -> list[Item]:
-    since = (now - timedelta(days=AUDITED_DAYS)).isoformat(timespec="milliseconds")
+def reviewed_audits(since: str) -> list[Item]:
     values = {":status": "reviewed", ":since": since, ":audit": "audit"}
     found = pages("#status = :status AND created_at >= :since", values, ScanIndexForward=False, **AUDITS)
     return [item for page in found for item in items_of(page)]
 
 
-def training_mix(url: str) -> dict[str, int]:
-    """How many images of each label the model was trained on; empty if that is not known."""
+def training_mix(url: str) -> tuple[dict[str, int], datetime | None]:
+    """How many images of each label the model was trained on, and when it was uploaded; empty if that is not known."""
     if not url:
-        return {}
+        return {}, None
     bucket, _, key = url.removeprefix("s3://").partition("/")
     try:
-        metadata = json.load(s3.get_object(Bucket=bucket, Key=key)["Body"])
+        response = s3.get_object(Bucket=bucket, Key=key)
+        metadata = json.load(response["Body"])
     except ClientError as error:
         if error.response["Error"]["Code"] not in UNKNOWN:
             raise
@@ -109,12 +109,12 @@ def training_mix(url: str) -> dict[str, int]:
         metadata = str(error)
     match metadata:
         case {"images": {"train": dict(counts)}}:
-            return counts
+            return counts, response["LastModified"]
     logger.info("training's mix is unknown", url=url, reason=str(metadata)[:200])
-    return {}
+    return {}, None
 
 
-def predicted_mix(labels: list[str], now: datetime) -> dict[str, int]:
+def predicted_mix(labels: list[str], since: datetime, now: datetime) -> dict[str, int]:
     """How many images of each label were classified, from the metric LabelConfidence."""
     queries = [
         {
@@ -134,17 +134,19 @@ def predicted_mix(labels: list[str], now: datetime) -> dict[str, int]:
         }
         for number, label in enumerate(labels)
     ]
-    start = now.replace(minute=0, second=0, microsecond=0) - timedelta(days=PREDICTED_DAYS)
-    response = cloudwatch.get_metric_data(MetricDataQueries=queries, StartTime=start, EndTime=now)
+    response = cloudwatch.get_metric_data(MetricDataQueries=queries, StartTime=since, EndTime=now)
     counts = {result["Id"]: round(sum(result["Values"])) for result in response["MetricDataResults"]}
     return {label: counts[f"label{number}"] for number, label in enumerate(labels)}
 
 
-def label_drift(reference: dict[str, int], now: datetime) -> tuple[float, float] | None:
+def label_drift(url: str, now: datetime) -> tuple[float, float] | None:
     """The drift of the predicted labels, and what chance alone explains; None with too little data to know."""
+    reference, uploaded = training_mix(url)
     if not 1 < len(reference) <= label_metric.MAX_LABELS or not all(map(label_metric.is_dimension, reference)):
         return None
-    predicted = predicted_mix(list(reference), now)
+    week = now.replace(minute=0, second=0, microsecond=0) - timedelta(days=PREDICTED_DAYS)
+    since = max(week, uploaded or week)  # not the labels of the model before
+    predicted = predicted_mix(list(reference), since, now)
     images = sum(predicted.values())
     if images < MIN_PREDICTED:
         return None
@@ -160,9 +162,11 @@ def lambda_handler(event: dict[str, Any], context: LambdaContext) -> None:
     count, waiting = pending()
     metrics.add_metric("PendingReviews", MetricUnit.Count, count)
     metrics.add_metric("OldestPendingReviewAge", MetricUnit.Seconds, age)
-    if accuracy := accepted_accuracy(waiting + reviewed_audits(now)):
+    since = (now - timedelta(days=AUDITED_DAYS)).isoformat(timespec="milliseconds")
+    recent = [item for item in waiting if item["created_at"] >= since]
+    if accuracy := accepted_accuracy(recent + reviewed_audits(since)):
         metrics.add_metric("AcceptedAccuracy", MetricUnit.NoUnit, accuracy.estimate)
         metrics.add_metric("AcceptedAccuracyLowerBound", MetricUnit.NoUnit, accuracy.lower_bound)
-    if found := label_drift(training_mix(event["detail"]["metadata_url"]), now):
+    if found := label_drift(event["detail"]["metadata_url"], now):
         metrics.add_metric("LabelDrift", MetricUnit.NoUnit, found[0])
         metrics.add_metric("LabelDriftByChance", MetricUnit.NoUnit, found[1])

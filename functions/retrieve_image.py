@@ -107,6 +107,11 @@ def version_in(response: dict[str, Any]) -> dict[str, str]:
     return {"s3_etag": response["ETag"].strip('"')} if version == "null" else {"s3_version_id": version}
 
 
+def with_version(request: dict[str, Any], version: dict[str, str]) -> dict[str, Any]:
+    """The request for the version that was read, in place of the one that it names."""
+    return {name: value for name, value in request.items() if name != "s3_version_id"} | version
+
+
 def key_hash(s3_key: str) -> str:
     """A hash of the key for X-Ray filters, where the key itself would need escaping."""
     return hashlib.sha256(s3_key.encode()).hexdigest()[:16]
@@ -157,7 +162,7 @@ def lambda_handler(event: dict[str, Any], context: LambdaContext) -> dict[str, A
     tracer.put_annotation("s3_bucket", request["s3_bucket"])
     tracer.put_annotation("s3_key_hash", key_hash(request["s3_key"]))
     source, version = fetch(request["s3_bucket"], request["s3_key"], request.get("s3_version_id"))
-    request |= version
+    request = with_version(request, version)
     image = fit(source, f"s3://{request['s3_bucket']}/{request['s3_key']}")
     metrics.add_metric("ImageBytes", MetricUnit.Bytes, image["source_bytes"])
     logger.info("image retrieved", **request, image={key: value for key, value in image.items() if key != "data"})

@@ -158,8 +158,9 @@ def version_now(s3: BaseClient, message: dict[str, Any]) -> dict[str, str]:
 
 
 def item_of(message: dict[str, Any], s3: BaseClient) -> Item:
-    version = {} if message.get("s3_version_id") or message.get("s3_etag") else version_now(s3, message)
-    item = item_for({"endpoint": {}, **message, **version, "accepted": False}, audit_rate=0)
+    if message.get("s3_version_id") in (None, "", "null") and not message.get("s3_etag"):
+        message = {name: value for name, value in message.items() if name != "s3_version_id"} | version_now(s3, message)
+    item = item_for({"endpoint": {}, **message, "accepted": False}, audit_rate=0)
     return item | ({"created_at": {"S": message["sent_at"]}} if "sent_at" in message else {})
 
 

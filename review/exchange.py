@@ -57,6 +57,9 @@ class Decision:
         return 0 < sizes[0] <= 2048 and 0 < sizes[1] <= 1024 and max(sizes) <= 2048
 
 
+CELL, FORMULA = r"(?:^|(?<=[;\t]))", r"(?='*[=+\-@\t\r])"  # where a cell can begin, and what a spreadsheet would run
+
+
 @dataclasses.dataclass(frozen=True)
 class Rejected:
     """A row, task or path that is no decision, and why."""
@@ -84,13 +87,16 @@ def write_csv(reviews: Iterable[Review], path: Path) -> int:
 
 
 def as_text(value: Any) -> Any:
-    """A cell. A spreadsheet would run a text that begins with = + - or @ as a formula, unless a ' is before it."""
-    return f"'{value}" if isinstance(value, str) and re.match(r"'*[=+\-@\t\r]", value) else value
+    """A cell. A spreadsheet would run a text that begins with = + - or @ as a formula, unless a ' is before it.
+
+    Where a semicolon or a tab separates cells, a text can begin in the middle of this one.
+    """
+    return re.sub(CELL + FORMULA, "'", value) if isinstance(value, str) else value
 
 
 def from_text(cell: str) -> str:
     """The inverse of `as_text`."""
-    return cell[1:] if re.match(r"'+[=+\-@\t\r]", cell) else cell
+    return re.sub(f"{CELL}'{FORMULA}", "", cell)
 
 
 def read_csv(path: Path) -> Iterator[Found]:

@@ -34,7 +34,21 @@ def obstacles(clients: Clients, stack_name: str) -> list[str]:
             listed = s3.list_object_versions(Bucket=bucket, MaxKeys=1)
             if listed.get("Versions") or listed.get("DeleteMarkers"):
                 found.append(f"s3://{bucket} holds images, or old versions: make empty-bucket BUCKET={bucket}")
+        if row["ResourceType"] == "AWS::IAM::ManagedPolicy":
+            found += attachments(clients, row["PhysicalResourceId"])
     return found
+
+
+def attachments(clients: Clients, policy: str) -> list[str]:
+    """To whom a policy is attached, which cannot be deleted meanwhile."""
+    listed = clients("iam").list_entities_for_policy(PolicyArn=policy)
+    kinds = {"Roles": "role", "Users": "user", "Groups": "group"}
+    return [
+        f"{kind} {entity[f'{kind.title()}Name']} has the policy ReviewerPolicy: "
+        f"aws iam detach-{kind}-policy --{kind}-name {entity[f'{kind.title()}Name']} --policy-arn {policy}"
+        for name, kind in kinds.items()
+        for entity in listed.get(f"Policy{name}", [])
+    ]
 
 
 def leftovers(clients: Clients, stack_name: str) -> list[str]:

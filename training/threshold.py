@@ -10,9 +10,9 @@ like these: drawn from the same source, independently of each other, and not use
 predictions.csv is written by train.py. Its test images are used, or its validation images if there are none; these
 also chose the epoch and the temperature, which makes their guarantee slightly optimistic.
 
-reviews.csv is written by `make review-export FORMAT=csv`: images that the deployed model classified and people
-labelled. The guarantee then holds for what the stack really receives, for the deployed model only. Reviews are never
-mixed with predictions.csv, which is about another model or other images.
+reviews.csv is written by `make review-export FORMAT=csv STATUS=all`: images that the deployed model classified and
+people labelled. The guarantee then holds for what the stack really receives, for the deployed model only. Reviews are
+never mixed with predictions.csv, which is about another model or other images.
 
 The thresholds of GRID are tested from the strictest on, each at a level of 5% with the exact binomial test (Clopper
 and Pearson, 1934), until one fails; the last one that passes is the result. The sequence is fixed, so the first wrong

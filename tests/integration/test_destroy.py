@@ -30,6 +30,13 @@ def test_destroying_a_stack_says_what_is_in_the_way_and_what_remains(stack, seve
     (obstacle,) = destroy.obstacles(stack.client, "destroyed")
     assert f"make empty-bucket BUCKET={bucket}" in obstacle
     empty(s3, bucket)
+    iam, policy = stack.client("iam"), outputs["ReviewerPolicyArn"]
+    iam.create_role(RoleName="Reviewers", AssumeRolePolicyDocument="{}")
+    iam.attach_role_policy(RoleName="Reviewers", PolicyArn=policy)
+    detach = f"aws iam detach-role-policy --role-name Reviewers --policy-arn {policy}"
+    assert destroy.obstacles(stack.client, "destroyed") == [f"role Reviewers has the policy ReviewerPolicy: {detach}"]
+    iam.detach_role_policy(RoleName="Reviewers", PolicyArn=policy)
+    iam.delete_role(RoleName="Reviewers")
     left = destroy.leftovers(stack.client, "destroyed")
     table = outputs["ReviewTableName"]
     assert left[:3] == [

@@ -40,7 +40,7 @@ def test_an_invalid_confidence_is_an_error_of_the_endpoint(event, context, confi
         check_confidence.lambda_handler(with_confidence(event, confidence), context)
 
 
-@pytest.mark.parametrize("field", ["predictions", "threshold", "audit_rate"])
+@pytest.mark.parametrize("field", ["predictions", "threshold"])
 def test_a_missing_field_is_invalid_input(event, context, field):
     request = event("check_confidence")
     del request[field]
@@ -73,3 +73,11 @@ def test_an_unsure_or_audited_image_comes_with_its_item_for_the_review_table(eve
     expected = item_for(output, audit_rate)
     del expected["created_at"]
     assert item == expected
+
+
+def test_an_execution_that_began_before_the_review_table_existed_goes_on(event, context):
+    """A running execution keeps its definition, but invokes the functions' new version."""
+    request = event("check_confidence")
+    del request["audit_rate"], request["s3_version_id"]
+    output = check_confidence.lambda_handler(request, context)
+    assert output == request | {"label": "7", "confidence": 0.97, "accepted": True}

@@ -308,6 +308,15 @@ def test_images_go_to_review_only_where_a_table_is_named(aws, run, reviews, revi
     assert sum(item["reason"]["S"] == "audit" for item in reviews.values()) == put // 13
 
 
+def test_a_batch_that_began_before_the_review_table_existed_goes_on(aws, event, context):
+    request = event("classify_batch")
+    del request["BatchInput"]["review_table"], request["BatchInput"]["audit_rate"]
+    serve(aws, png())
+    respond(aws, PREDICTIONS)
+    store(aws)
+    assert classify_batch.lambda_handler(request, context)["accepted"] == 1
+
+
 def test_images_with_errors_are_not_reviewed(aws, run, reviews):
     serve(aws, b"text")
     store(aws)

@@ -14,6 +14,7 @@ from accuracy import MIN_REVIEWED
 TRAINING = {"cat": 500, "dog": 500}
 ACCURACY = {"AcceptedAccuracy", "AcceptedAccuracyLowerBound"}
 DRIFT = {"LabelDrift", "LabelDriftByChance"}
+LONG_AGO = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def ago(**time):
@@ -39,7 +40,7 @@ def page(*items, scanned=None, last=None):
 def published(event, context, capsys):
     """Invoke the function with these responses of AWS; returns its metrics."""
 
-    def invoke(pages, metadata=None, counts=None):
+    def invoke(pages, metadata=None, counts=None, uploaded=LONG_AGO, since=ANY):
         event_ = event("publish_review_metrics")
         with Stubber(module.dynamodb) as table, Stubber(module.s3) as s3, Stubber(module.cloudwatch) as cloudwatch:
             for each in pages:
@@ -51,10 +52,11 @@ def published(event, context, capsys):
             else:
                 data = metadata if isinstance(metadata, bytes) else json.dumps(metadata).encode()
                 expected = {"Bucket": "models", "Key": "models/0123456789abcdef/metadata.json"}
-                s3.add_response("get_object", {"Body": StreamingBody(io.BytesIO(data), len(data))}, expected)
+                body = StreamingBody(io.BytesIO(data), len(data))
+                s3.add_response("get_object", {"Body": body, "LastModified": uploaded}, expected)
             if counts is not None:
                 results = [{"Id": f"label{number}", "Values": values} for number, values in enumerate(counts)]
-                expected = {"MetricDataQueries": ANY, "StartTime": ANY, "EndTime": ANY}
+                expected = {"MetricDataQueries": ANY, "StartTime": since, "EndTime": ANY}
                 cloudwatch.add_response("get_metric_data", {"MetricDataResults": results}, expected)
             module.lambda_handler(event_, context)
             for stubber in (table, s3, cloudwatch):
@@ -126,6 +128,12 @@ def test_audits_that_are_newer_than_a_pending_one_do_not_count_yet(published):
     assert found["AcceptedAccuracy"] == 1
 
 
+def test_an_audit_that_is_older_than_the_audits_that_count_does_not_silence_them(published):
+    audits = [reviewed(ago(days=29), right=False)] * 100
+    found = published([page(), page(item(ago(days=31)), scanned=1), page(*audits)])
+    assert found["AcceptedAccuracy"] == 0
+
+
 def test_a_query_ends_after_its_maximum_of_pages(monkeypatch):
     monkeypatch.setattr(module, "MAX_PAGES", 2)
     key = {"image": {"S": "a"}, "version": {"S": "1"}}
@@ -141,6 +149,11 @@ def test_drift_is_published_with_its_chance_level(published):
     assert set(same) == {"PendingReviews", "OldestPendingReviewAge"} | DRIFT
     assert same["LabelDrift"] < same["LabelDriftByChance"] == other["LabelDriftByChance"] < 0.1
     assert other["LabelDrift"] > 0.5
+
+
+def test_labels_of_the_model_before_are_no_drift(published):
+    uploaded = datetime.now(UTC) - timedelta(hours=30)
+    published(NOTHING, {"images": {"train": TRAINING}}, [[50], [50]], uploaded, since=uploaded)
 
 
 @pytest.mark.parametrize("number", [49, 50])
@@ -190,7 +203,8 @@ def test_an_error_of_aws_fails_the_invocation_which_lambda_repeats(event, contex
             s3.add_client_error("get_object", "SlowDown")
         else:
             data = json.dumps({"images": {"train": TRAINING}}).encode()
-            s3.add_response("get_object", {"Body": StreamingBody(io.BytesIO(data), len(data))})
+            body = StreamingBody(io.BytesIO(data), len(data))
+            s3.add_response("get_object", {"Body": body, "LastModified": LONG_AGO})
         cloudwatch.add_client_error("get_metric_data", "Throttling")
         with pytest.raises(module.ClientError):
             module.lambda_handler(event("publish_review_metrics"), context)

@@ -28,6 +28,7 @@ LAMBDA_ERRORS = {
 }
 PROCESS_ERRORS = {"Runtime.ExitError"}  # a function killed half-way; batches retry it
 EXISTS = {"ErrorEquals": ["DynamoDB.ConditionalCheckFailedException"], "MaxAttempts": 0}  # never retried
+THROTTLING = {"DynamoDB.ProvisionedThroughputExceededException", "DynamoDB.ThrottlingException"}
 INTEGRATION_ERRORS = {"States.TaskFailed", "States.Timeout"}  # TaskFailed: any other error of the service
 NOT_STATES = ("StartExecution", "RecordReview", "PublishReviewMetrics")  # EventBridge or DynamoDB invokes them
 EXPRESS_SECONDS = 300  # https://docs.aws.amazon.com/step-functions/latest/dg/choosing-workflow-type.html
@@ -95,7 +96,9 @@ def retried(state):
 
 
 def retriers(state):
-    return [retrier for retrier in state.get("Retry", []) if retrier != EXISTS]
+    return [
+        retrier for retrier in state.get("Retry", []) if retrier != EXISTS and set(retrier["ErrorEquals"]) != THROTTLING
+    ]
 
 
 def ceilings(retrier):
@@ -324,6 +327,22 @@ def test_an_item_is_put_only_once_and_an_existing_one_is_no_failure(machine):
             assert {*EXISTS["ErrorEquals"], "States.ALL"} & set(state["Catch"][0]["ErrorEquals"])
             caught = state["Catch"][0]["Next"]
             assert caught == state["Next"] or machine.states[caught]["Type"] == "Succeed"
+
+
+def test_a_throttled_review_table_is_retried_as_patiently_as_a_throttled_endpoint():
+    """But not for an audit, which keeps an accepted image waiting."""
+    (endpoint,) = [
+        each
+        for each in CLASSIFY_IMAGE.states["ClassifyImage"]["Retry"]
+        if "EndpointThrottledError" in each["ErrorEquals"]
+    ]
+    (table,) = [
+        each for each in CLASSIFY_IMAGE.states["SendToReview"]["Retry"] if set(each["ErrorEquals"]) == THROTTLING
+    ]
+    assert table | {"ErrorEquals": None} == endpoint | {"ErrorEquals": None}
+    assert not THROTTLING & {
+        error for each in CLASSIFY_IMAGE.states["SendToAudit"]["Retry"] for error in each["ErrorEquals"]
+    }
 
 
 def test_an_accepted_image_stays_accepted_whatever_becomes_of_its_audit():
