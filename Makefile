@@ -54,10 +54,10 @@ trace: .local/.run ## Show what happened to one image: KEY=key or ARN=arn [STACK
 redrive: .local/.run ## Start again what the failure queue holds, locally or with STACK=name on AWS
 	@$(PROJECT) -m local.redrive --stack=$(call quoted,STACK)
 
-batch: .local/.run $(PACKAGE) $(BUILT) ## Classify many images: PREFIX=p or MANIFEST=m [THRESHOLD=t CONCURRENCY=n STACK=name]
+batch: .local/.run $(PACKAGE) $(BUILT) ## Classify many images: PREFIX=p or MANIFEST=m [THRESHOLD=t CONCURRENCY=n REVIEW=true STACK=name]
 	@$(PROJECT) -m local.batch --prefix=$(call quoted,PREFIX) --manifest=$(call quoted,MANIFEST) --threshold=$(call quoted,THRESHOLD) --concurrency=$(call quoted,CONCURRENCY) --review=$(call quoted,REVIEW) --execution=$(call quoted,EXECUTION) --redrive=$(call quoted,REDRIVE) --stack=$(call quoted,STACK)
 
-results: .local/.run $(PACKAGE) $(BUILT) ## List the outcomes of all images: [SINCE=7d OUTCOME=o LABEL=l EXECUTION=e OUTPUT=file.csv|.parquet STACK=name]
+results: .local/.run $(PACKAGE) $(BUILT) ## List the outcomes of all images: [SINCE=7d OUTCOME=o LABEL=l EXECUTION=e OUTPUT=file.csv or .parquet STACK=name]
 	@$(PROJECT) -m local.results --since=$(call quoted,SINCE) --outcome=$(call quoted,OUTCOME) --label=$(call quoted,LABEL) --execution=$(call quoted,EXECUTION) --output=$(call quoted,OUTPUT) --stack=$(call quoted,STACK)
 
 review: .local/.run ## Review the images that wait for people, in your browser: [STACK=name PORT=port REVIEWER=name]

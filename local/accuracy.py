@@ -52,7 +52,7 @@ def show(made: Figures) -> None:
     """Print the estimates, then what was reviewed and what is missing."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("")
-    for name in ("right", "accuracy", "95% confidence"):
+    for name in ("right", "accuracy", "95% interval"):
         table.add_column(name, justify="right")
     table.add_column("")
 

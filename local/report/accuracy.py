@@ -80,11 +80,14 @@ def sentences(made: Figures) -> list[str]:
         for reason, name in REASONS.items()
     ]
     if made.accepted:
-        found.append(f"With 95% confidence, at least {share(made.accepted.lower_bound)} of accepted images are right.")
+        bound = share(made.accepted.lower_bound)
+        found.append(f"At least {bound} of accepted images are right, with 95% confidence (the one-sided bound).")
     elif not made.counts["audit"]:
-        found.append("No accepted image was drawn for an audit: AuditRate is 0, or there were too few images.")
+        found.append("No accepted image of this time was drawn for an audit: AuditRate is 0, or there were too few.")
     else:
         found.append(f"Too few decisions on audits for an estimate: {made.usable} of the {MIN_REVIEWED} that it takes.")
+    if made.overall:
+        found.append("Of all images, each audit counts 1 / AuditRate times, so the accuracy is no plain share.")
     if made.accepted and not made.overall:
         found.append("The accuracy of all images also takes decisions on those below the threshold.")
     if made.until:

@@ -54,8 +54,8 @@ def test_decisions_become_an_accuracy_with_its_interval(workflow, request, tmp_p
     text, page = accuracy(workflow, since, tmp_path / "new/report.html")
     assert "accepted images 37 of 39 94.9% 82.7% to 99.4% all images" in text
     assert "audits: 40 reviewed, of which 1 not usable; 1 pending" in text
-    assert "With 95% confidence, at least 84.7% of accepted images are right." in text
-    assert "accuracy of accepted images</dt><dd>94.9%<small>95% confidence: 82.7% to 99.4%" in page
+    assert "At least 84.7% of accepted images are right, with 95% confidence" in text
+    assert "accuracy of accepted images</dt><dd>94.9%<small>95% interval: 82.7% to 99.4%" in page
     assert "maria: 1<" in page and "maria: none of these<" in page
     assert page.count('src="data:image/png;base64,') == 2
 

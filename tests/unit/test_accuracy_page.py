@@ -53,7 +53,8 @@ def test_the_figures_say_what_was_reviewed_and_what_is_missing(reviews):
     assert accuracy.sentences(made) == [
         "audits: 42 reviewed, of which 1 not usable; 1 pending",
         "low confidence: 1 reviewed, of which 0 not usable; 0 pending",
-        "With 95% confidence, at least 85.1% of accepted images are right.",
+        "At least 85.1% of accepted images are right, with 95% confidence (the one-sided bound).",
+        "Of all images, each audit counts 1 / AuditRate times, so the accuracy is no plain share.",
         "Images count up to 2026-12-06 00:00 UTC, when the oldest pending audit was created; newer ones that are "
         "already decided (1) do not count yet. Reviewers see the least confident first: until all are decided, those "
         "reviewed are wrong more often than all.",
@@ -62,7 +63,7 @@ def test_the_figures_say_what_was_reviewed_and_what_is_missing(reviews):
 
 def test_too_little_data_is_said_in_words():
     assert accuracy.sentences(accuracy.figures([]))[2:] == [
-        "No accepted image was drawn for an audit: AuditRate is 0, or there were too few images."
+        "No accepted image of this time was drawn for an audit: AuditRate is 0, or there were too few."
     ]
     few = accuracy.figures([review(number) for number in range(12)])
     assert accuracy.sentences(few)[2:] == ["Too few decisions on audits for an estimate: 12 of the 30 that it takes."]
@@ -75,7 +76,7 @@ def test_too_little_data_is_said_in_words():
 def test_the_page_is_self_contained_and_escapes_labels(reviews):
     html = accuracy.render(accuracy.figures(reviews), HOSTILE, [None, "data:image/png;base64,x"])
     assert "<script" not in html and "http" not in html.replace("http-equiv", "")
-    assert "95.0%<small>95% confidence: 83.1% to 99.4%" in html
+    assert "95.0%<small>95% interval: 83.1% to 99.4%" in html
     assert (html.count('src="data:image/png;base64,'), html.count("no image")) == (1, 1)
     assert "maria: none of these" in html
 
