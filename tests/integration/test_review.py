@@ -7,6 +7,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -15,9 +17,10 @@ import pytest
 from PIL import Image
 
 from browser import BROWSERS, Browser
+from local.emulator.processes import clean_environment
 from review.table import AlreadyClaimedError
 from reviewing import Desk, ReviewServer
-from workflow import ROOT, wait_for
+from workflow import DIGITS, ROOT, wait_for
 
 pytestmark = pytest.mark.skipif(not any(map(shutil.which, BROWSERS)), reason="needs Chromium: apt-get install chromium")
 SHOWN = "document.querySelector('#frame img') && current.painted && byId('name').textContent.includes('{}')"
@@ -82,6 +85,28 @@ def test_an_image_below_the_threshold_is_reviewed_in_the_browser(workflow, desk,
     assert (review.reviewer, review.execution_arn) == ("mary", execution.arn)
     event = workflow.message_about(outcome_events, '"reviewed_label"', seconds=20)
     assert event["detail-type"] == "Image Reviewed" and event["detail"]["reviewed_label"] == "3"
+
+
+def test_decisions_in_the_browser_become_training_data_and_the_accuracy(workflow, desk, open_page, tmp_path):
+    unsure = next((DIGITS / "test/3").iterdir()).read_bytes()
+    assert workflow.classify("review/unsure.png", unsure, threshold=1).error == "THRESHOLD_CONFIDENCE_NOT_MET"
+    for number in range(30):
+        desk.add(f"audit-{number}.png", 0.9, label="7")
+    page = open_page()
+    for _ in range(31):
+        page.wait("current && current.painted")
+        page.press("3" if "unsure" in page.evaluate("nameOf(current.review)") else "7")
+    page.wait(f"!current && {SAVED}")
+
+    def run(*command):
+        environment = clean_environment() | workflow.stack.aws_variables
+        command = [sys.executable, *command, "--stack", "image-classification", "--output", tmp_path / command[1]]
+        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
+
+    run("training/prepare.py", "reviewed")
+    assert [path.read_bytes() for path in (tmp_path / "reviewed/train/3").iterdir()] == [unsure]
+    assert "accepted images 30 of 30 100.0% 88.4% to 100.0%" in " ".join(run("-m", "local.accuracy").split())
+    assert "100.0%<small>95% interval: 88.4% to 100.0%" in (tmp_path / "local.accuracy").read_text()
 
 
 def test_each_key_decides_and_undo_goes_back_step_by_step(desk, open_page):
