@@ -269,8 +269,8 @@ def folders(labels: Labels) -> dict[str, tuple[str, str | None]]:
 def read_folders(path: Path, labels: Labels, items: Mapping[str, tuple[str, str]]) -> Iterator[Found]:
     """The decisions that folders of exported images stand for. `items`: image and version by `image_hash`."""
     meanings = {unicodedata.normalize("NFC", name): meaning for name, meaning in folders(labels).items()}
-    files = chain(path.glob("*/*"), path.glob(f"{PENDING}/*/*"))  # not deeper: a wrong folder can be a whole disk
-    if any(path.glob("*/*")) and not any(file.name[:HASH] in items for file in files):
+    shallow = chain(path.glob("*/*"), path.glob(f"{PENDING}/*/*"))  # not deeper: a wrong folder can be a whole disk
+    if any(path.glob("*/*")) and not any(file.name[:HASH] in items for file in shallow):
         raise ExchangeError(
             f"{path} has no image of this stack in its folders: give the folder that make review-export wrote,"
             " and keep the names of its files"

@@ -104,6 +104,8 @@ def prepare_reviewed(folder: Path, args: argparse.Namespace) -> None:
 
     Raises MissingFolderError, the errors of reviewed.
     """
+    if args.add and args.add.resolve() == args.output.resolve():  # whose manifest would be lost
+        raise reviewed.SameFolderError(f"--add and --output are both {args.output}: choose another --output")
     if args.add and not (args.add / "train").is_dir():
         raise MissingFolderError(f"--add {args.add} is not a folder that this script wrote: it has no folder train")
     with reviewed.aws_errors(args.stack):

@@ -43,6 +43,10 @@ GONE, PRESENT, LIKE_HELD_OUT = "no longer in S3", "there already", "like a valid
 CONTRADICTED, UNREADABLE = "with two labels", "unreadable"
 
 
+class SameFolderError(DataError):
+    """The output would replace the data to which it is added."""
+
+
 class AwsError(DataError):
     """AWS refused a request, or there are no credentials."""
 

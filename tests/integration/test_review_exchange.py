@@ -116,9 +116,7 @@ def test_decisions_of_label_studio_are_imported_once_and_overwrite_nothing(revie
     path.write_text(json.dumps(exported))
     importing = ["review_import", "--format=labelstudio", f"--file={path}"]
     said = reviews.make(*importing, status=1)
-    assert (
-        "2 decided" in said and "'nine' (1 times): known are 0, 1, 2" in said and "Not in the review table (1)" in said
-    )
+    assert "2 decided" in said and "'nine' (once): known are 0, 1, 2" in said and "Not in the review table (1)" in said
     assert decision_of(reviews.now(added["a"])) == ("label", "7", "ada@example.com")
     assert decision_of(reviews.now(added["b"])) == ("not_usable", None, "ada@example.com")
     assert reviews.now(added["c"]).status == "pending"

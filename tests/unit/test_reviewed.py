@@ -138,6 +138,14 @@ def test_data_to_add_that_prepare_did_not_write_is_refused_by_name(tmp_path, fol
     assert [path.name for path in tmp_path.iterdir()] == ["classes"]
 
 
+def test_data_is_not_added_to_itself(tmp_path):
+    (tmp_path / "data/train").mkdir(parents=True)
+    (tmp_path / "data/manifest.jsonl").write_text("kept")
+    with pytest.raises(reviewed.SameFolderError, match="choose another --output"):
+        prepare.main(["reviewed", "--add", str(tmp_path / "data"), "--output", str(tmp_path / "data/../data")])
+    assert (tmp_path / "data/manifest.jsonl").read_text() == "kept"
+
+
 def test_an_earlier_output_is_replaced_and_another_folder_with_a_manifest_is_not(tmp_path):
     new, old = tmp_path / "work/new", tmp_path / "old"
     for folder in (new / "train", old / "train", old / "test"):
