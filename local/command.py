@@ -4,6 +4,7 @@ import contextlib
 import errno
 import fcntl
 import io
+import re
 import signal
 import sys
 import time
@@ -24,6 +25,12 @@ class StackError(Exception):
 
 class UsageError(StackError):
     """A value that the user gave is not usable; the message says which and what to give instead."""
+
+
+def check_reviewer(name: str) -> None:
+    """Raise UsageError for a name that decisions cannot bear. No name at all is not checked."""
+    if len(name) > 256 or re.search(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", name):  # surrogates: not UTF-8
+        raise UsageError("REVIEWER is not a name of at most 256 characters, none of them a control character")
 
 
 @contextlib.contextmanager

@@ -173,23 +173,36 @@ def export(found: Target, options: argparse.Namespace) -> None:
             )
     except ExchangeError as error:
         raise StackError(str(error)) from None
-    console.print(f"{number:,} reviews written to {output}", markup=False, soft_wrap=True)
+    reviews_written = f"{number:,} review{'' if number == 1 else 's'} written"
+    console.print(f"{reviews_written} to {output}", markup=False, soft_wrap=True)
 
 
 def one_of(name: str, value: str, values: tuple[str, ...]) -> None:
-    """Raise UsageError if the variable has another value."""
+    """Raise UsageError if the variable has another value, or none."""
+    if not value:
+        raise UsageError(f"{name} is missing: give {name}={', '.join(values[:-1])} or {values[-1]}")
     if value not in values:
         raise UsageError(f"{name}={value} is not one of {', '.join(values)}")
 
 
+def absolute(name: str, value: str) -> str:
+    """The path that the variable names, whatever folder make was started in. Raises UsageError if it is not given."""
+    if not value:
+        raise UsageError(f"{name} is missing: give {name}=path")
+    return str(Path(value).resolve())
+
+
 def check_options(options: argparse.Namespace) -> None:
-    """Raises UsageError."""
+    """Complete the options. Raises UsageError."""
     one_of("FORMAT", options.format, FORMATS)
     options.status, options.urls = options.status or "pending", options.urls or "s3"
     one_of("STATUS", options.status, ("pending", "reviewed", "all"))
     one_of("URLS", options.urls, ("s3", "presigned"))
+    if options.urls == "presigned" and options.format != "labelstudio":
+        raise UsageError(f"URLS=presigned is only for FORMAT=labelstudio: FORMAT={options.format} has no URLs")
+    options.output = absolute("OUTPUT", options.output)
     output = Path(options.output)
-    if not options.output or not output.absolute().parent.is_dir():
+    if not output.parent.is_dir():
         raise UsageError(f"OUTPUT={options.output} is not in a folder that exists")
     for path in (output, output.with_suffix(".xml")) if options.format == "labelstudio" else (output,):
         if path.exists():  # perhaps with decisions in it

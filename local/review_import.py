@@ -5,8 +5,8 @@ make review-import FORMAT=csv FILE=reviews.csv REVIEWER=ada  filled in: decision
 make review-import FORMAT=folders FILE=images REVIEWER=ada   images moved into the folders of their labels
 make review-import FORMAT=queue FILE=messages.jsonl          what make review-drain saved of an older version's queue
 
-Only pending images are decided, so a repeated import changes nothing. What cannot be written is listed, with exit
-status 1: a label or an image that the stack does not know, an image that somebody decided differently.
+Only pending images are decided, so a repeated import changes nothing. What cannot be written is listed, and the import
+fails: a label or an image that the stack does not know, an image that somebody decided differently.
 REVIEWER is the name to record where the file has none.
 """
 
@@ -22,9 +22,9 @@ from botocore.client import BaseClient
 from botocore.exceptions import ClientError
 
 from functions.review_item import Item, item_for
-from local.command import StackError, UsageError, console, report_errors
+from local.command import StackError, UsageError, check_reviewer, console, report_errors
 from local.progress import in_parallel
-from local.review_export import WORKERS, known_labels, listed, missing, one_of, review_table, with_status
+from local.review_export import WORKERS, absolute, known_labels, listed, missing, one_of, review_table, with_status
 from local.target import Target, target
 from review import exchange
 from review.exchange import Decision, ExchangeError, Found, Rejected
@@ -36,7 +36,7 @@ DECIDED, UNCHANGED = "decided", "unchanged"
 DIFFERENT, CLAIMED = "Decided differently before, not overwritten", "Somebody is looking at it, try again"
 UNKNOWN_IMAGE, UNKNOWN_LABEL = "Not in the review table", "Unknown labels"
 OPTIONAL_TEXTS = ("s3_version_id", "s3_etag", "execution_arn", "trace_id", "sent_at")
-UNUSABLE, GONE = "Not usable", "No longer in S3, not added"
+UNUSABLE, GONE = "Rejected", "No longer in S3, not added"
 
 
 class MessageError(Exception):
@@ -75,7 +75,8 @@ def sort_out(rows: Iterable[Found], labels: list[str]) -> tuple[list[Decision], 
             by_item[row.image, row.version].append(row)
     known = ", ".join(labels)
     problems += [
-        (UNKNOWN_LABEL, f"{label!r} ({number:,} times): known are {known}") for label, number in unknown.items()
+        (UNKNOWN_LABEL, f"{label!r} ({'once' if number == 1 else f'{number:,} times'}): known are {known}")
+        for label, number in unknown.items()
     ]
     usable = []
     for (image, _), rows_of_item in by_item.items():
@@ -214,7 +215,8 @@ def report(outcomes: list[Outcome], file: str) -> None:
     for kind in bad:
         listed(kind, [line for each, line in outcomes if each == kind])
     if bad:
-        raise StackError("What is listed was not written; the rest was, and another import does not repeat it.")
+        rest = "; the rest was, and another import does not repeat it" if counts[DECIDED] or counts["added"] else ""
+        raise StackError(f"What is listed was not written{rest}.")
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -226,13 +228,20 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def check_options(options: argparse.Namespace) -> None:
+    """Make FILE absolute. Raises UsageError."""
+    one_of("FORMAT", options.format, FORMATS)
+    options.file = absolute("FILE", options.file)
+    path = Path(options.file)
+    if not (path.is_dir() if options.format == "folders" else path.is_file()):
+        raise UsageError(f"FILE={path} is not a {'folder' if options.format == 'folders' else 'file'}")
+    check_reviewer(options.reviewer)
+
+
 def main() -> None:
     options = parse()
     with report_errors():
-        one_of("FORMAT", options.format, FORMATS)
-        path = Path(options.file)
-        if not options.file or not (path.is_dir() if options.format == "folders" else path.is_file()):
-            raise UsageError(f"FILE={options.file} is not a {'folder' if options.format == 'folders' else 'file'}")
+        check_options(options)
         with target(options.stack, share=True) as found:
             try:
                 outcomes = (import_queue if options.format == "queue" else import_decisions)(found, options)

@@ -11,6 +11,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any
 from xml.sax.saxutils import quoteattr
@@ -185,8 +186,12 @@ def read_label_studio(path: Path) -> Iterator[Found]:
         tasks = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError too
         raise ExchangeError(f"{path} is no JSON: {error}") from None
-    if not isinstance(tasks, list) or not all(isinstance(each, dict) and "annotations" in each for each in tasks):
+    if not isinstance(tasks, list) or not all(
+        isinstance(each, dict) and {"data", "annotations"} & set(each) for each in tasks
+    ):
         raise ExchangeError(f"{path} is not Label Studio's export: choose the format JSON there, not JSON-MIN")
+    if tasks and not any("annotations" in each for each in tasks):
+        raise ExchangeError(f"the tasks in {path} have no annotations yet: label them in Label Studio, and export them")
     for number, each in enumerate(tasks, 1):
         where = f"task {each.get('id') or number}"
         try:
@@ -200,7 +205,7 @@ def decision_in_task(exported: dict[str, Any], where: str) -> Iterator[Found]:
     data = exported["data"]
     image, version = data["s3_uri"], data["version"]
     chosen: dict[str, str | None] = {}  # and by whom
-    for annotation in exported["annotations"]:
+    for annotation in exported.get("annotations", []):
         if annotation.get("was_cancelled"):
             continue
         regions = [region for region in annotation["result"] if region["from_name"] == "decision"]
@@ -264,6 +269,12 @@ def folders(labels: Labels) -> dict[str, tuple[str, str | None]]:
 def read_folders(path: Path, labels: Labels, items: Mapping[str, tuple[str, str]]) -> Iterator[Found]:
     """The decisions that folders of exported images stand for. `items`: image and version by `image_hash`."""
     meanings = {unicodedata.normalize("NFC", name): meaning for name, meaning in folders(labels).items()}
+    shallow = chain(path.glob("*/*"), path.glob(f"{PENDING}/*/*"))  # not deeper: a wrong folder can be a whole disk
+    if any(path.glob("*/*")) and not any(file.name[:HASH] in items for file in shallow):
+        raise ExchangeError(
+            f"{path} has no image of this stack in its folders: give the folder that make review-export wrote,"
+            " and keep the names of its files"
+        )
     try:
         classes = list_images(path, min_classes=0)
     except DataError as error:

@@ -40,13 +40,14 @@ from PIL import Image
 import cifar100
 import reviewed
 from data import ClassTooSmallError, Skipped, print_skipped, read, stratified_split
-from folders import AlreadySplitError, Classes, DataError, list_images
+from folders import AlreadySplitError, Classes, DataError, MissingFolderError, list_images
 
 ROOT = Path(__file__).parents[1]
 PARTS = ("train", "validation", "test")
 PARTS_OF_OTHERS = {*PARTS, "training", "val", "valid", "testing", "eval"}  # the parts' usual names
 HELD_OUT = (0.2, 0.2)  # validation, test
 VALIDATION = 0.15  # of CIFAR-100's training images
+STACK = "image-classification"
 IMBALANCE = 3  # ratio of the largest class to the smallest that calls for a warning
 
 
@@ -99,7 +100,19 @@ def prepare_folder(folder: Path, args: argparse.Namespace) -> None:
 
 
 def prepare_reviewed(folder: Path, args: argparse.Namespace) -> None:
-    """Write the labelled images of a stack, or of a manifest, and the data of --add. Raises the errors of reviewed."""
+    """Write the labelled images of a stack, or of a manifest, and the data of --add.
+
+    Raises MissingFolderError, the errors of reviewed.
+    """
+    if args.add and args.add.resolve() == args.output.resolve():  # whose manifest would be lost
+        raise reviewed.SameFolderError(f"--add and --output are both {args.output}: choose another --output")
+    if args.add and not (args.add / "train").is_dir():
+        raise MissingFolderError(f"--add {args.add} is not a folder that this script wrote: it has no folder train")
+    with reviewed.aws_errors(args.stack):
+        write_reviewed(folder, args)
+
+
+def write_reviewed(folder: Path, args: argparse.Namespace) -> None:
     for part in PARTS if args.add else ():
         if (args.add / part).is_dir():
             shutil.copytree(args.add / part, folder / part)
@@ -108,13 +121,12 @@ def prepare_reviewed(folder: Path, args: argparse.Namespace) -> None:
         reviewed.check_labels(entries)
         manifest = reviewed.write_again(entries, folder)
     else:
-        entries = reviewed.decided(reviewed.review_table(args.stack))
+        entries = reviewed.decided(reviewed.review_table(args.stack or STACK))
         reviewed.check_labels(entries)
         parts = [args.add / part for part in PARTS[1:] if args.add and (args.add / part).is_dir()]
         held_out = reviewed.HeldOut([*parts, *args.test])
         manifest, left_out = reviewed.write_new(entries, folder, reviewed.hashes(folder / "train"), held_out)
-        if left_out:
-            print("\n  ".join([f"Left out: {len(left_out):,}", *left_out]))
+        print(reviewed.summary(manifest, left_out))
     (folder / "train").mkdir(parents=True, exist_ok=True)
     reviewed.write_manifest(manifest, folder / reviewed.MANIFEST)
 
@@ -152,7 +164,8 @@ def save_png(pixels: np.ndarray, path: Path) -> None:
 def replace_folder(new: Path, old: Path) -> None:
     """Move the complete folder `new` to `old`. Exits if `old` holds anything that this script did not write."""
     if old.exists():
-        if others := {path.name for path in old.iterdir()} - set(PARTS):
+        own = {*PARTS, *([reviewed.MANIFEST] if (old / "train").is_dir() else [])}
+        if others := {path.name for path in old.iterdir()} - own:
             sys.exit(f"{old} holds {sorted(others)[0]}, so this script did not write it: choose another --output")
         old.rename(new.with_name("old"))
     new.rename(old)
@@ -185,7 +198,7 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
     folder.set_defaults(prepare=prepare_folder)
     review = commands.add_parser("reviewed", help="the images of a stack that people labelled")
     source = review.add_mutually_exclusive_group()
-    source.add_argument("--stack", default="image-classification", help="name of a deployed stack [%(default)s]")
+    source.add_argument("--stack", help=f"name of a deployed stack [{STACK}]")
     source.add_argument("--manifest", type=Path, help="manifest.jsonl of an earlier run, to make its data again")
     review.add_argument("--add", type=Path, help="a folder that this script wrote, to which the images are added")
     review.add_argument("--test", type=Path, nargs="+", default=[], help="class folders of further test images")

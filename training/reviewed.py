@@ -9,6 +9,7 @@ import hashlib
 import json
 import re
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -37,6 +38,13 @@ THUMBNAIL = (8, 8)
 SAME = 0.99
 
 Entry = dict[str, Any]  # a line of the manifest
+LeftOut = tuple[str, str]  # why in general, and a line about the image
+GONE, PRESENT, LIKE_HELD_OUT = "no longer in S3", "there already", "like a validation or test image"
+CONTRADICTED, UNREADABLE = "with two labels", "unreadable"
+
+
+class SameFolderError(DataError):
+    """The output would replace the data to which it is added."""
 
 
 class AwsError(DataError):
@@ -64,25 +72,26 @@ class ImageChangedError(DataError):
 
 
 @contextmanager
-def aws_errors() -> Iterator[None]:
-    """Raise botocore's errors as AwsError."""
+def aws_errors(stack: str | None) -> Iterator[None]:
+    """Raise botocore's errors as AwsError. stack: the given one, which is on AWS; None can be the local stack."""
     try:
         yield
     except ClientError as error:
         raise AwsError(str(error)) from None
     except BotoCoreError as error:
-        raise AwsError(f"{str(error).rstrip('.')}. For the local stack: make up, then source .local/env") from None
+        local = "For the local stack: make up, then source .local/env"
+        advice = "Check AWS's credentials and region: aws configure" if stack else local
+        raise AwsError(f"{str(error).rstrip('.')}. {advice}") from None
 
 
 def review_table(stack: str) -> str:
-    """The name of a stack's review table. Raises StackNotFoundError, AwsError."""
-    with aws_errors():
-        try:
-            (described,) = boto3.client("cloudformation").describe_stacks(StackName=stack)["Stacks"]
-        except ClientError as error:
-            if error.response["Error"]["Code"] != "ValidationError":
-                raise
-            raise StackNotFoundError(f"there is no stack {stack} in this account and region") from None
+    """The name of a stack's review table. Raises StackNotFoundError, botocore's errors."""
+    try:
+        (described,) = boto3.client("cloudformation").describe_stacks(StackName=stack)["Stacks"]
+    except ClientError as error:
+        if error.response["Error"]["Code"] != "ValidationError":
+            raise
+        raise StackNotFoundError(f"there is no stack {stack} in this account and region") from None
     outputs = {output["OutputKey"]: output["OutputValue"] for output in described.get("Outputs", [])}
     if "ReviewTableName" not in outputs:
         raise StackNotFoundError(f"the stack {stack} has no review table: update it with make deploy")
@@ -90,7 +99,10 @@ def review_table(stack: str) -> str:
 
 
 def decided(table: str) -> list[Entry]:
-    """The images that people gave a label, sorted, without sha256 and file. Raises NoDecisionError, AwsError."""
+    """The images that people gave a label, sorted, without sha256 and file.
+
+    Raises NoDecisionError, botocore's errors.
+    """
     query = {
         "TableName": table,
         "IndexName": "ByStatus",
@@ -98,9 +110,8 @@ def decided(table: str) -> list[Entry]:
         "ExpressionAttributeNames": {"#status": "status"},
         "ExpressionAttributeValues": {":reviewed": {"S": "reviewed"}},
     }
-    with aws_errors():
-        pages = boto3.client("dynamodb").get_paginator("query").paginate(**query)
-        items = [item for page in pages for item in page["Items"] if item["decision"]["S"] == "label"]
+    pages = boto3.client("dynamodb").get_paginator("query").paginate(**query)
+    items = [item for page in pages for item in page["Items"] if item["decision"]["S"] == "label"]
     if not items:
         raise NoDecisionError("no image has been given a label yet: make review")
     return sorted(map(entry_of, items), key=lambda entry: (entry["image"], entry["version"]))
@@ -146,7 +157,10 @@ def check_labels(entries: list[Entry]) -> None:
 
 
 def fetched(entries: list[Entry]) -> Iterator[tuple[Entry, bytes | str]]:
-    """The bytes of each image's version, or why S3 does not have it, with progress. Raises AwsError."""
+    """The bytes of each image's version, or why S3 does not have it, with progress.
+
+    Raises botocore's errors.
+    """
     s3 = boto3.client("s3")
 
     def fetch(entry: Entry) -> bytes | str:
@@ -163,7 +177,7 @@ def fetched(entries: list[Entry]) -> Iterator[tuple[Entry, bytes | str]]:
             raise
 
     started = printed = time.monotonic()
-    with ThreadPoolExecutor(WORKERS) as pool, aws_errors():
+    with ThreadPoolExecutor(WORKERS) as pool:
         for start in range(0, len(entries), CHUNK):
             chunk = entries[start : start + CHUNK]
             yield from zip(chunk, pool.map(fetch, chunk), strict=True)
@@ -234,7 +248,7 @@ def name(entry: Entry) -> str:
 
 
 def write_again(entries: list[Entry], folder: Path) -> list[Entry]:
-    """Write a manifest's images below `folder`. Raises ImageGoneError, ImageChangedError, AwsError."""
+    """Write a manifest's images below `folder`. Raises ImageGoneError, ImageChangedError, botocore's errors."""
     gone = []
     for entry, image in fetched(entries):
         if isinstance(image, str):
@@ -250,29 +264,35 @@ def write_again(entries: list[Entry], folder: Path) -> list[Entry]:
 
 def write_new(
     entries: list[Entry], folder: Path, trained: set[str], held_out: HeldOut
-) -> tuple[list[Entry], list[str]]:
-    """Write the images to train on below `folder`. Returns their manifest, and a line for each other image.
+) -> tuple[list[Entry], list[LeftOut]]:
+    """Write the images to train on below `folder`. Returns their manifest, and the other images.
 
-    trained: the sha256 of the images that are training data already. Raises AwsError.
+    trained: the sha256 of the images that are training data already. Raises botocore's errors.
     """
     kept: dict[str, Entry] = {}
     contradicted: set[str] = set()
-    left_out = []
+    left_out: list[LeftOut] = []
     for entry, image in fetched(entries):
         if isinstance(image, str):
-            left_out.append(f"{name(entry)}: {image}")
+            left_out.append((GONE, f"{name(entry)}: {image}"))
             continue
         sha256 = hashlib.sha256(image).hexdigest()
         if first := kept.get(sha256):
-            left_out.append(f"{name(entry)}: same as {name(first)}, labelled {entry['label']} and {first['label']}")
-            contradicted |= {sha256} if entry["label"] != first["label"] else set()
+            if entry["label"] == first["label"]:
+                left_out.append((PRESENT, f"{name(entry)}: is there already, as {name(first)}"))
+            else:
+                two = f"labelled {entry['label']} and {first['label']}"
+                left_out.append((CONTRADICTED, f"{name(entry)}: same as {name(first)}, {two}"))
+                contradicted.add(sha256)
             continue
         try:
-            reason = "is in the training data already" if sha256 in trained else held_out.like(image)
+            kind, reason = PRESENT, "is in the training data already"
+            if sha256 not in trained:
+                kind, reason = LIKE_HELD_OUT, held_out.like(image)
         except UnsupportedImageError as error:
-            reason = str(error)
+            kind, reason = UNREADABLE, str(error)
         if reason:
-            left_out.append(f"{name(entry)}: {reason}")
+            left_out.append((kind, f"{name(entry)}: {reason}"))
             continue
         new = entry | {"sha256": sha256}
         kept[sha256] = {"file": file_of(new)} | new
@@ -280,8 +300,17 @@ def write_new(
     for sha256 in contradicted:
         entry = kept.pop(sha256)
         (folder / entry["file"]).unlink()
-        left_out.append(f"{name(entry)}: the same image has another label too")
+        left_out.append((CONTRADICTED, f"{name(entry)}: the same image has another label too"))
     return list(kept.values()), left_out
+
+
+def summary(added: list[Entry], left_out: list[LeftOut]) -> str:
+    """How many images were added and left out, by reason, and a line for each image that was left out."""
+    kinds = Counter(kind for kind, _ in left_out)
+    by_reason = f" ({', '.join(f'{number:,} {kind}' for kind, number in kinds.items())})" if kinds else ""
+    lines = [f"Added: {len(added):,}. Left out: {len(left_out):,}{by_reason}", *(line for _, line in left_out)]
+    warning = "" if added else "\nWarning: no image was added"
+    return "\n  ".join(lines) + warning
 
 
 def hashes(folder: Path) -> set[str]:

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -115,9 +116,7 @@ def test_decisions_of_label_studio_are_imported_once_and_overwrite_nothing(revie
     path.write_text(json.dumps(exported))
     importing = ["review_import", "--format=labelstudio", f"--file={path}"]
     said = reviews.make(*importing, status=1)
-    assert (
-        "2 decided" in said and "'nine' (1 times): known are 0, 1, 2" in said and "Not in the review table (1)" in said
-    )
+    assert "2 decided" in said and "'nine' (once): known are 0, 1, 2" in said and "Not in the review table (1)" in said
     assert decision_of(reviews.now(added["a"])) == ("label", "7", "ada@example.com")
     assert decision_of(reviews.now(added["b"])) == ("not_usable", None, "ada@example.com")
     assert reviews.now(added["c"]).status == "pending"
@@ -342,10 +341,11 @@ def test_decisions_become_training_data_and_their_manifest_makes_it_again(review
         tested=digit("1", 6).read_bytes(),
         copied=copied.read_bytes(),
         gone=digit("1", 7).read_bytes(),
+        again=digit("7", 9).read_bytes(),
         unusable=digit("1", 8).read_bytes(),
     )
     for name, review in added.items():
-        label = "7" if name in ("new", "trained", "copied") else "1"
+        label = "7" if name in ("new", "again", "trained", "copied") else "1"
         reviews.table.decide(review, "ada", *(("label", label) if name != "unusable" else ("not_usable",)))
     s3, bucket = reviews.workflow.s3, reviews.workflow.bucket
     s3.put_object(Bucket=bucket, Key=added["replaced"].s3_key, Body=b"other")
@@ -357,10 +357,15 @@ def test_decisions_become_training_data_and_their_manifest_makes_it_again(review
     assert about["trained"] + "is in the training data already" in said
     assert about["tested"] + f"same as {original / 'test/1' / digit('1', 6).name}" in said
     assert about["copied"] + f"like {original / 'test/7' / digit('7', 5).name}" in said
+    # The images are in the order of their keys.
+    assert about["new"] + f"is there already, as {about['again'].removesuffix(': ')}" in said
     assert "unusable" not in said
+    said_of_all = re.search(r"Added: (\d+)\. Left out: (\d+) \((.*)\)\n", said)
+    assert "no longer in S3" in said_of_all[3] and "like a validation or test image" in said_of_all[3]
+    assert int(said_of_all[1]) == len((tmp_path / "more/manifest.jsonl").read_text().splitlines())
     manifest = [json.loads(line) for line in (tmp_path / "more/manifest.jsonl").read_text().splitlines()]
     ours = {entry["image"]: entry for entry in manifest if reviews.prefix in entry["image"]}
-    assert set(ours) == {added["new"].image, added["replaced"].image}
+    assert set(ours) == {added["again"].image, added["replaced"].image}
     entry = ours[added["replaced"].image]
     now = reviews.now(added["replaced"])
     assert entry == {
@@ -381,6 +386,9 @@ def test_decisions_become_training_data_and_their_manifest_makes_it_again(review
     assert {name for name in made if name.startswith(("test/", "validation/"))} == {
         name for name in files(original) if name.startswith(("test/", "validation/"))
     }
+
+    prepare(reviews, "--add", original, "--output", tmp_path / "more")
+    assert {"manifest.jsonl", *(each["file"] for each in ours.values())} <= set(files(tmp_path / "more"))
 
     mine = tmp_path / "mine.jsonl"
     mine.write_text("".join(json.dumps(entry) + "\n" for entry in ours.values()))

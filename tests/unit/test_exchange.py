@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 import threshold
 from documents import ROOT
 from local import review_drain, review_export, review_import
-from local.command import UsageError
+from local.command import StackError, UsageError
 from review import exchange
 from review.exchange import Decision, ExchangeError, Rejected
 from reviews import LABELS, decided, review
+
+CURRENT = re.escape(str(ROOT.resolve()))
 
 
 def of(found: Iterator) -> list:
@@ -184,6 +186,15 @@ def test_a_label_that_is_no_longer_known_is_in_no_task():
     assert set(task) == {"data"} and task["data"]["label"] == "bicycle"
 
 
+def test_tasks_that_nobody_has_annotated_are_refused_as_such(tmp_path):
+    tasks = [exchange.task(each, each.image, LABELS) for each in (review("a"), review("b"))]
+    path = written(tmp_path / "e.json", json.dumps(tasks))
+    with pytest.raises(ExchangeError, match=r"the tasks in .* have no annotations yet"):
+        list(exchange.read_label_studio(path))
+    written(path, json.dumps([*tasks, exported(review("c"), "bicycle")]))
+    assert of(exchange.read_label_studio(path)) == [("c", "label", "bicycle", "0@example.com")]
+
+
 @pytest.mark.parametrize("text", ["", "{", "[1]", '{"a": 1}', '[{"id": 1, "label": "cat"}]', "[" * 100_000, "\ud800x"])
 def test_a_file_that_is_not_label_studios_export_is_refused(tmp_path, text):
     path = tmp_path / "e.json"
@@ -276,6 +287,26 @@ def test_a_folder_without_folders_is_refused(tmp_path):
         list(exchange.read_folders(tmp_path / "none", LABELS, {}))
 
 
+def test_folders_of_other_images_are_refused_with_one_sentence(tmp_path):
+    each = review()
+    items = {exchange.image_hash(each.image, each.version): (each.image, each.version)}
+    for name in ("bicycle/holiday.png", "bicycle/.DS_Store", "other/deep/holiday.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    with pytest.raises(ExchangeError, match="has no image of this stack in its folders: give the folder that make"):
+        list(exchange.read_folders(tmp_path, LABELS, items))
+    pending = tmp_path / exchange.folder(each) / exchange.file_name(each)
+    pending.parent.mkdir(parents=True)
+    pending.touch()
+    found = [row.where for row in exchange.read_folders(tmp_path, LABELS, items)]
+    assert found == ["bicycle/holiday.png", "other/deep/holiday.png"]
+
+
+def test_folders_in_which_nothing_was_exported_are_no_error(tmp_path):
+    (tmp_path / "bicycle").mkdir()
+    assert list(exchange.read_folders(tmp_path, LABELS, {})) == []
+
+
 # the commands
 
 
@@ -284,19 +315,26 @@ def test_decisions_that_contradict_each_other_or_are_unknown_are_not_written():
         return Decision(f"s3://images/{key}", "v1", "label", label, reviewer, where)
 
     rows = [row("a", "cat", "line 2"), row("a", "dog", "line 3"), row("b", "cat", "line 4"), row("b", "cat", "line 5")]
-    rows += [row("c", "cow", "line 6"), row("d", "cow", "line 7"), row("\ud800", "cat", "line 8"), Rejected("9", "bad")]
+    rows += [
+        row("c", "cow", "line 6"),
+        row("d", "cow", "line 7"),
+        row("g", "hen", "1"),
+        row("\ud800", "cat", "line 8"),
+        Rejected("9", "bad"),
+    ]
     rows += [Decision("s3://images/e", "", "label", "cat", None, "line 10"), row("f", "cat", "line 11", "\ud800")]
     usable, problems = review_import.sort_out(rows, ["cat", "dog"])
     assert usable == [rows[2]]
     not_stored = "it names no image and version, or its texts are not Unicode"
     assert sorted(problems) == sorted(
         [
-            ("Not usable", f"line 8: {not_stored}"),
-            ("Not usable", "9: bad"),
-            ("Not usable", f"line 10: {not_stored}"),
-            ("Not usable", f"line 11: {not_stored}"),
+            ("Rejected", f"line 8: {not_stored}"),
+            ("Rejected", "9: bad"),
+            ("Rejected", f"line 10: {not_stored}"),
+            ("Rejected", f"line 11: {not_stored}"),
             ("Unknown labels", "'cow' (2 times): known are cat, dog"),
-            ("Not usable", "s3://images/a is decided in several ways (line 2: cat, line 3: dog)"),
+            ("Unknown labels", "'hen' (once): known are cat, dog"),
+            ("Rejected", "s3://images/a is decided in several ways (line 2: cat, line 3: dog)"),
         ]
     )
 
@@ -340,15 +378,57 @@ def test_a_message_that_is_no_json_is_saved_too():
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ([], "FORMAT= is not one of labelstudio, csv, folders"),
-        (["--format=csv"], "OUTPUT= is not in a folder that exists"),
-        (["--format=csv", "--output=none/x.csv"], "OUTPUT=none/x.csv is not in a folder that exists"),
-        (["--format=csv", "--output=README.md"], "README.md exists already: choose another OUTPUT"),
+        ([], "FORMAT is missing: give FORMAT=labelstudio, csv or folders"),
+        (["--format=xml"], "FORMAT=xml is not one of labelstudio, csv, folders"),
+        (["--format=csv"], "OUTPUT is missing: give OUTPUT=path"),
+        (["--format=csv", "--output=none/x.csv"], f"OUTPUT={CURRENT}/none/x.csv is not in a folder that exists"),
+        (["--format=csv", "--output=README.md"], f"{CURRENT}/README.md exists already: choose another OUTPUT"),
         (["--format=csv", "--output=x", "--status=done"], "STATUS=done is not one of pending, reviewed, all"),
         (["--format=labelstudio", "--output=x", "--urls=web"], "URLS=web is not one of s3, presigned"),
-        (["--format=labelstudio", "--output=x"], "OUTPUT=x does not end in .json"),
+        (["--format=csv", "--urls=presigned"], "URLS=presigned is only for FORMAT=labelstudio: FORMAT=csv has no URLs"),
+        (["--format=labelstudio", "--output=x"], f"OUTPUT={CURRENT}/x does not end in .json"),
     ],
 )
-def test_a_wrong_variable_is_refused_before_a_stack_is_looked_for(arguments, sentence):
+def test_a_wrong_variable_is_refused_before_a_stack_is_looked_for(monkeypatch, arguments, sentence):
+    monkeypatch.chdir(ROOT)
     with pytest.raises(UsageError, match=f"^{sentence}$"):
         review_export.check_options(review_export.parse(arguments))
+
+
+NO_NAME = "REVIEWER is not a name of at most 256 characters, none of them a control character"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], "FORMAT is missing: give FORMAT=labelstudio, csv, folders or queue"),
+        (["--format=csv"], "FILE is missing: give FILE=path"),
+        (["--format=csv", "--file=none"], f"FILE={CURRENT}/none is not a file"),
+        (["--format=folders", "--file=README.md"], f"FILE={CURRENT}/README.md is not a folder"),
+        (["--format=csv", "--file=README.md", f"--reviewer={'x' * 257}"], NO_NAME),
+        (["--format=csv", "--file=README.md", "--reviewer=a\nb"], NO_NAME),
+        (["--format=csv", "--file=README.md", "--reviewer=\udcff"], NO_NAME),
+    ],
+)
+def test_a_wrong_variable_of_an_import_is_refused_before_a_stack_is_looked_for(monkeypatch, arguments, sentence):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(UsageError, match=f"^{sentence}$"):
+        review_import.check_options(review_import.parse(arguments))
+
+
+def test_an_imports_options_are_completed(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    options = review_import.parse(["--format=csv", "--file=docs/../README.md", f"--reviewer={'é' * 256}"])
+    review_import.check_options(options)
+    assert options.file == str(ROOT.resolve() / "README.md")
+
+
+def test_an_import_says_that_the_rest_was_written_only_if_it_was(capsys):
+    rejected, rest = ("Rejected", "line 2: bad"), "the rest was, and another import does not repeat it"
+    for kind in ("decided", "added"):
+        with pytest.raises(StackError, match=f"^What is listed was not written; {rest}.$"):
+            review_import.report([rejected, (kind, "line 3")], "f")
+    for outcomes in ([rejected], [rejected, ("unchanged", "line 3")]):
+        with pytest.raises(StackError, match=r"^What is listed was not written\.$"):
+            review_import.report(outcomes, "f")
+    assert "Rejected (1):\n  line 2: bad" in capsys.readouterr().out

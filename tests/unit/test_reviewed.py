@@ -2,7 +2,9 @@
 
 import io
 import json
+import re
 
+import boto3
 import numpy as np
 import pytest
 from PIL import Image
@@ -107,9 +109,59 @@ def test_a_manifest_and_a_stack_exclude_each_other(capsys):
     assert "not allowed with argument --stack" in capsys.readouterr().err
 
 
-def test_aws_without_credentials_is_an_error_with_a_name(monkeypatch, tmp_path):
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.delenv(name)
+@pytest.mark.parametrize(
+    ("arguments", "advice"),
+    [
+        ([], "For the local stack: make up, then source .local/env"),
+        (["--stack", "image-classification"], "Check AWS's credentials and region: aws configure"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("unset", "problem"),
+    [("AWS_ACCESS_KEY_ID", "Unable to locate credentials"), ("AWS_DEFAULT_REGION", "You must specify a region")],
+)
+def test_aws_that_is_not_configured_is_an_error_with_advice(monkeypatch, tmp_path, arguments, advice, unset, problem):
+    monkeypatch.delenv(unset)
     monkeypatch.setenv("HOME", str(tmp_path))
-    with pytest.raises(reviewed.AwsError, match=r"source \.local/env"):
-        reviewed.review_table("image-classification")
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
+    with pytest.raises(reviewed.AwsError) as raised:
+        prepare.main(["reviewed", *arguments, "--output", str(tmp_path / "new")])
+    assert str(raised.value).startswith(problem) and str(raised.value).endswith(f". {advice}")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("folder", ["none", "classes"])
+def test_data_to_add_that_prepare_did_not_write_is_refused_by_name(tmp_path, folder):
+    (tmp_path / "classes/cat").mkdir(parents=True)
+    with pytest.raises(folders.MissingFolderError, match=f"^--add {re.escape(str(tmp_path / folder))} is not a folder"):
+        prepare.main(["reviewed", "--add", str(tmp_path / folder), "--output", str(tmp_path / "new")])
+    assert [path.name for path in tmp_path.iterdir()] == ["classes"]
+
+
+def test_data_is_not_added_to_itself(tmp_path):
+    (tmp_path / "data/train").mkdir(parents=True)
+    (tmp_path / "data/manifest.jsonl").write_text("kept")
+    with pytest.raises(reviewed.SameFolderError, match="choose another --output"):
+        prepare.main(["reviewed", "--add", str(tmp_path / "data"), "--output", str(tmp_path / "data/../data")])
+    assert (tmp_path / "data/manifest.jsonl").read_text() == "kept"
+
+
+def test_an_earlier_output_is_replaced_and_another_folder_with_a_manifest_is_not(tmp_path):
+    new, old = tmp_path / "work/new", tmp_path / "old"
+    for folder in (new / "train", old / "train", old / "test"):
+        folder.mkdir(parents=True)
+    (old / "manifest.jsonl").touch()
+    prepare.replace_folder(new, old)
+    assert [path.name for path in old.iterdir()] == ["train"]
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/manifest.jsonl").touch()
+    with pytest.raises(SystemExit, match=r"holds manifest\.jsonl, so this script did not write it"):
+        prepare.replace_folder(new, tmp_path / "other")
+
+
+def test_the_summary_counts_what_was_left_out_by_reason():
+    left_out = [(reviewed.GONE, "a: it was deleted"), (reviewed.PRESENT, "b"), (reviewed.PRESENT, "c")]
+    counts = "Left out: 3 (1 no longer in S3, 2 there already)\n  a: it was deleted\n  b\n  c"
+    assert reviewed.summary([ENTRY], left_out) == f"Added: 1. {counts}"
+    assert reviewed.summary([], left_out) == f"Added: 0. {counts}\nWarning: no image was added"
+    assert reviewed.summary([ENTRY], []) == "Added: 1. Left out: 0"
