@@ -54,7 +54,8 @@ def test_a_wrong_value_is_a_usage_error_before_a_stack_is_looked_for(arguments, 
 
 def test_commands_share_the_lock_and_a_change_excludes_them(monkeypatch, tmp_path):
     monkeypatch.setattr(command, "LOCAL", tmp_path)
-    with lock(shared=True), lock(shared=True), pytest.raises(StackError, match="wait until it has finished"), lock():
+    by_review = "wait until it has finished, or, if it is make review, end it with Ctrl-C."
+    with lock(shared=True), lock(shared=True), pytest.raises(StackError, match=by_review), lock():
         pass
     with lock(), pytest.raises(StackError, match="wait until it has finished"), lock(shared=True):
         pass
