@@ -50,7 +50,9 @@ def lock(shared: bool = False) -> Iterator[None]:
         try:
             fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise StackError("Another make command is using the local stack: wait until it has finished.") from None
+            end = "" if shared else ", or, if it is make review, end it with Ctrl-C"
+            problem = f"Another make command is using the local stack: wait until it has finished{end}."
+            raise StackError(problem) from None
         yield
 
 

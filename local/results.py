@@ -80,7 +80,7 @@ def main() -> None:
         if not Path(options.output).parent.is_dir():
             raise UsageError(f"OUTPUT={options.output} is in a folder that does not exist")
         since = start_of(options.since)
-        with target(options.stack) as found:
+        with target(options.stack, share=True) as found:
             selected = rows(found, options, since)
             if not options.output:
                 return show(selected)

@@ -27,6 +27,9 @@ from review.table import ReviewTable
 PAGES = LOCAL / "review.json"  # the port and the token of each stack's page
 # The page repeats what fails, so a request must not hold a thread of the server for minutes.
 QUICK = Config(connect_timeout=3, read_timeout=10, retries={"mode": "standard", "total_max_attempts": 2})
+# Those above 1023 of https://fetch.spec.whatwg.org/#port-blocking: browsers open no page there.
+BLOCKED_PORTS = {1719, 1720, 1723, 2049, 3659, 4045, 4190, 5060, 5061, 6000, 6566}
+BLOCKED_PORTS |= {*range(6665, 6670), 6679, 6697, 10080}
 NOT_RUNNING = """The local stack is not running, so no image waits for review. Start it, and classify images:
   make up        starts the local stack and keeps it running
   make run       classifies the digits, a few of which are unsure; or make classify IMAGE=path
@@ -72,13 +75,15 @@ def parse_port(text: str) -> int:
     """The port; 0, which is any, if the text is empty. Raises UsageError."""
     if not text:
         return 0
-    if not text.isdecimal() or not 1 <= int(text) <= 65535:
-        raise UsageError(f"PORT={text} is not a port: use a number from 1 to 65535, or none for a free one")
+    if not text.isdecimal() or not 1024 <= int(text) <= 65535:
+        raise UsageError(f"PORT={text} is not usable: give a number from 1024 to 65535, or none for a free port")
+    if int(text) in BLOCKED_PORTS:
+        raise UsageError(f"PORT={text} is blocked by browsers: give another one, or none for a free port")
     return int(text)
 
 
 def address(name: str, port: int) -> tuple[socket.socket, str]:
-    """The socket and the token of a stack's page: those of last time, if the port is given or still free."""
+    """The socket and the token of a stack's page: those of last time, if that port is still free and none is given."""
     try:
         pages = json.loads(PAGES.read_text())
     except (OSError, ValueError):
@@ -92,7 +97,7 @@ def address(name: str, port: int) -> tuple[socket.socket, str]:
                 f"PORT={port} cannot be used ({error.strerror}): give another one, or none for a free port"
             ) from None
         bound = bind(0)
-    pages[name] = (bound.getsockname()[1], token)
+    pages[name] = (last_port if port else bound.getsockname()[1], token)  # a given port is for this time only
     PAGES.touch(mode=0o600)
     PAGES.write_text(json.dumps(pages))
     return bound, token

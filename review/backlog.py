@@ -22,6 +22,7 @@ from review.table import AlreadyClaimedError, Review, ReviewError, ReviewTable
 AUDIT_EVERY = 5
 REFRESH_SECONDS = 30  # at least; reading takes at most a twentieth of the time
 MIN_SECONDS = 2  # between two reads when there is no next image
+BEHIND_SECONDS = 5  # that the index can be behind the table
 
 Key = tuple[str, str]  # image, version
 
@@ -54,6 +55,7 @@ class Backlog:
         self.reviews: dict[Key, Review] = {}
         self.order: list[Key] = []
         self.revisions: dict[Key, int] = {}  # of what this process has written: the index can be behind
+        self.noted_at: dict[Key, float] = {}
         self.claims: dict[Key, tuple[Review, str]] = {}  # and the session that has it
         self.lock = threading.Lock()
         self.reading = threading.Lock()
@@ -74,10 +76,19 @@ class Backlog:
                 self.found_labels.update(prediction["label"] for prediction in review.predictions)
                 found[key_of(review)] = dataclasses.replace(review, predictions=[], endpoint=None)
             with self.lock:
-                self.reviews = {key: each for key, each in found.items() if each.revision >= self.revisions.get(key, 0)}
-                self.order = interleaved(list(self.reviews.values()))
+                known = self.reviews.items()
+                newer = {key: each for key, each in known if self.is_newer(each, found.get(key), started)}
+                found = {key: each for key, each in found.items() if each.revision >= self.revisions.get(key, 0)}
+                self.reviews = found | newer
+                self.order = interleaved(sorted(self.reviews.values(), key=lambda each: each.confidence))
             self.read_at = time.monotonic()
             self.read_seconds = self.read_at - started
+
+    def is_newer(self, known: Review, found: Review | None, started: float) -> bool:
+        """Whether a pending image that is known, after an undo for example, is newer than what the index had of it."""
+        if found:
+            return known.revision > found.revision
+        return self.noted_at.get(key_of(known), -float("inf")) > started - BEHIND_SECONDS
 
     def read_if_old(self, seconds: float) -> bool:
         """Read again if the last time is longer ago, unless another thread is reading."""
@@ -119,9 +130,10 @@ class Backlog:
     def claim(self, review: Review, session: str) -> Review:
         """Claim the image, or renew the claim. Raises a ReviewError."""
         claimed = self.table.claim(review, self.reviewer, session)
-        with self.lock:
-            self.claims[key_of(review)] = claimed, session
         self.note(review, claimed)
+        with self.lock:
+            if self.revisions[key_of(review)] == claimed.revision:  # otherwise it was decided meanwhile
+                self.claims[key_of(review)] = claimed, session
         return claimed
 
     def release(self, review: Review, session: str) -> None:
@@ -148,9 +160,14 @@ class Backlog:
         return self.note(review, self.table.undo(review, self.reviewer))
 
     def note(self, review: Review, now: Review | None) -> Review:
-        """Remember what the table says about an image now; None: it is gone. Returns it."""
+        """Remember what the table says about an image now; None: it is gone. Returns it.
+
+        Threads can note what they wrote in another order than they wrote it: an older revision is ignored.
+        """
         key = key_of(review)
         with self.lock:
+            if now and now.revision < self.revisions.get(key, 0):
+                return now
             if now and now.status == "pending":
                 self.reviews[key] = dataclasses.replace(now, predictions=[], endpoint=None)
             else:
@@ -158,6 +175,7 @@ class Backlog:
                 self.claims.pop(key, None)
             if now:
                 self.revisions[key] = now.revision
+                self.noted_at[key] = time.monotonic()
                 self.found_labels.update(prediction["label"] for prediction in now.predictions)
         return now or review
 
@@ -176,10 +194,13 @@ class Backlog:
         """Seconds that the image has been waiting, by DynamoDB's clock."""
         return max(0.0, self.table.now() - datetime.fromisoformat(review.created_at).timestamp())
 
-    def counts(self, session: str, wanted: Filter) -> dict[str, Any]:
-        """How many images are left, how many of them others are looking at, and how many each filter would show."""
+    def counts(self, session: str, wanted: Filter, uncounted: Collection[Key] = ()) -> dict[str, Any]:
+        """How many images are left, how many of them others are looking at, and how many each filter would show.
+
+        `uncounted`: those that the page is deciding or undoing, which it counts itself.
+        """
         with self.lock:
-            reviews = list(self.reviews.values())
+            reviews = [review for key, review in self.reviews.items() if key not in uncounted]
         left = [review for review in reviews if self.matches(review, wanted)]
         return {
             "left": len(left),

@@ -152,7 +152,7 @@ class Reviewing:
         self.backlog.read_in_background()
         review = self.backlog.next(session, wanted, set(keys_of(body, "held")), keys_of(body, "skipped"))
         answer = {"image": review and self.described(review), "labels": self.backlog.labels}
-        return answer | self.backlog.counts(session, wanted)
+        return answer | self.backlog.counts(session, wanted, set(keys_of(body, "uncounted")))
 
     def claim(self, body: dict[str, Any]) -> dict[str, Any]:
         session = session_of(body)

@@ -16,7 +16,8 @@ let counts = { left: 0, taken: 0, by_label: {}, by_reason: {} };
 let skipped = []; // IDs, which come last
 let history = []; // {item, decision} or {item, skipped: true}, for undo
 let unsaved = new Set(); // decisions without an answer
-let undoing = 0;
+let undoing = new Set(); // IDs
+let changes = 0; // of the number left by this page: a number that was asked for before the last one is too old
 let filling = false, fillAgain = false, epoch = 0, poll = null, started = false;
 
 const seconds = (number) => new Promise((done) => setTimeout(done, number * 1000));
@@ -194,6 +195,7 @@ function showChoices() {
 
 function show() {
   const review = current?.review;
+  document.body.classList.toggle("empty", !review);
   document.body.classList.toggle("audit", review?.reason === "audit");
   byId("actions").querySelectorAll("button").forEach((button) => { button.disabled = !review; });
   byId("undo").disabled = !history.length;
@@ -207,9 +209,12 @@ function show() {
       : `: ${review.label} has confidence ${review.confidence.toFixed(3)}, and the threshold is ${review.threshold}.`;
     byId("why").replaceChildren(element("strong", audit ? { class: "audit" } : {}, audit ? "Audit" : "Below the threshold"), why);
   } else {
-    const others = counts.taken ? `Other pages show the ${counts.taken} that are left.` : "Images come here when their confidence is below the threshold, or as audits.";
-    byId("question").textContent = !started ? "Connecting" : isFiltered() ? "Nothing is left with these filters" : "Nothing waits for review";
-    byId("why").textContent = started ? `${others} This page looks again every ${POLL_SECONDS} seconds.` : "";
+    const none = isFiltered() ? "Nothing is left with these filters" : "Nothing waits for review";
+    const why = counts.taken
+      ? "Images of a page that was closed come back within five minutes, or when make review is started again."
+      : "Images come here when their confidence is below the threshold, or as audits.";
+    byId("question").textContent = !started ? "Connecting" : counts.taken ? "Other pages show what is left" : none;
+    byId("why").textContent = started ? `${why} This page looks again every ${POLL_SECONDS} seconds.` : "";
   }
   showChoices();
   showImage();
@@ -217,8 +222,7 @@ function show() {
 }
 
 function showCounts() {
-  const left = Math.max(0, counts.left - unsaved.size);
-  byId("left").textContent = !started ? "Connecting" : `${left.toLocaleString("en")} left${isFiltered() ? " with these filters" : ""}`;
+  byId("left").textContent = !started ? "Connecting" : `${counts.left.toLocaleString("en")} left${isFiltered() ? " with these filters" : ""}`;
   byId("unsaved").hidden = !unsaved.size;
   byId("unsaved").textContent = `${unsaved.size} not saved yet`;
   const select = byId("by-label"), chosen = select.value;
@@ -246,6 +250,11 @@ function report(key, text, waiting = false) {
   }
   line.classList.toggle("waiting", waiting);
   if (line.firstChild.textContent !== text) line.firstChild.textContent = text;
+}
+
+// The same for whatever is repeated, so that a lost connection is one problem.
+function reportRetry(error) {
+  report("connection", `${named(error).replace(/\.?$/, ".")}${unsaved.size ? " Decisions are kept." : ""}`, true);
 }
 
 function resolve(key) {
@@ -277,12 +286,14 @@ async function fill() {
     do {
       fillAgain = false;
       while (ahead.length < AHEAD && now === epoch) {
-        const held = [...heldIds(), ...[...unsaved].map((each) => each.body.id)];
-        const answer = await post("next", { held, skipped, ...filters() });
-        resolve("next");
+        const before = changes;
+        const deciding = [...unsaved].map((each) => each.body.id);
+        const held = [...heldIds(), ...deciding], uncounted = [...deciding, ...undoing];
+        const answer = await post("next", { held, skipped, uncounted, ...filters() });
+        if (!unsaved.size) resolve("connection");
         started = true;
         const { image, labels: all, ...rest } = answer;
-        counts = rest;
+        if (changes === before) counts = rest;
         if (all.length !== labels.length) {
           labels = all;
           giveKeys();
@@ -301,7 +312,7 @@ async function fill() {
       }
     } while (fillAgain);
   } catch (error) {
-    report("next", named(error), true);
+    reportRetry(error);
     poll = setTimeout(fill, 3000);
     return;
   } finally {
@@ -374,12 +385,13 @@ function save(body, name) {
   const place = `${store}${body.id} ${body.revision}`;
   const problem = `save ${body.id}`;
   unsaved.add(entry);
+  changes += 1;
+  counts.left = Math.max(0, counts.left - 1);
   localStorage.setItem(place, JSON.stringify({ body, name }));
   showCounts();
   entry.done = persist("decide", body, (error) => {
-    const key = error.code === "AlreadyClaimedError" ? problem : "connection";
-    const what = key === problem ? `${name}: ${decided(body)} is not saved yet. ` : "";
-    report(key, `${what}${named(error)} Decisions that are not saved are kept and repeated.`, true);
+    if (error.code !== "AlreadyClaimedError") reportRetry(error);
+    else report(problem, `${name}: ${decided(body)} is not saved yet. ${named(error)}. It is kept and repeated.`, true);
   }).then(
     (answer) => { entry.revision = answer.revision; },
     (error) => {
@@ -389,7 +401,6 @@ function save(body, name) {
   ).finally(() => {
     unsaved.delete(entry);
     localStorage.removeItem(place);
-    counts.left = Math.max(0, counts.left - 1);
     resolve(problem);
     resolve("connection");
     showCounts();
@@ -415,6 +426,8 @@ async function undo() {
   if (!last) return say("There is nothing to undo.");
   const { id } = last.item.review, name = nameOf(last.item.review);
   say(`${name}: undoing.`);
+  if (last.decision) undoing.add(id);
+  changes += 1;
   showCounts();
   try {
     let review;
@@ -422,11 +435,11 @@ async function undo() {
       await last.decision.done;
       if (last.decision.revision === null) return say(`${name}: there is nothing to undo, since nothing was written.`);
       const { revision } = last.decision;
-      ({ image: review } = await persist("undo", { id, revision }, (error) => report(`undo ${id}`, named(error), true)));
+      ({ image: review } = await persist("undo", { id, revision }, reportRetry));
       counts.left += 1;
     } else {
       skipped = skipped.filter((each) => each !== id);
-      const answer = await persist("claim", { ids: [id] }, (error) => report(`undo ${id}`, named(error), true));
+      const answer = await persist("claim", { ids: [id] }, reportRetry);
       if (answer.lost.length) throw new RequestError(answer.lost[0].error);
       [review] = answer.claimed;
     }
@@ -438,7 +451,9 @@ async function undo() {
   } catch (error) {
     report(`lost ${id}`, `${name} cannot be shown again. ${named(error)}`);
   } finally {
-    resolve(`undo ${id}`);
+    undoing.delete(id);
+    changes += 1;
+    resolve("connection");
     byId("undo").disabled = !history.length;
   }
 }

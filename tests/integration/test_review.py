@@ -136,6 +136,40 @@ def test_each_key_decides_and_undo_goes_back_step_by_step(desk, open_page):
     assert page.evaluate("byId('left').textContent") == "1 left"
 
 
+def test_an_undo_within_a_refresh_is_counted_once(desk, open_page):
+    for number in range(2):
+        desk.add(f"{number}.png", 0.3 + number / 100)
+    page = open_page()
+    page.wait(SHOWN.format("0.png"))
+    page.press("3")
+    page.wait(SAVED)
+    page.wait("!filling && byId('left').textContent === '1 left'")
+    page.evaluate("""(() => {
+      const real = fetch;
+      globalThis.fetch = async (path, options) => {
+        const response = await real(path, options);
+        if (path === "undo") await fill();  // whose answer counts what the page has not counted yet
+        return response;
+      };
+    })()""")
+    page.press("ArrowLeft")
+    page.wait(f"{SAID}.includes('0.png: undone.')")
+    assert page.evaluate("byId('left').textContent") == "2 left"
+
+
+def test_a_page_without_an_image_has_no_buttons_but_undo(desk, open_page):
+    desk.add("0.png")
+    page = open_page()
+    visible = "[...document.querySelectorAll('main button, #frame, #keys')].filter((each) => each.checkVisibility())"
+    page.wait(SHOWN.format("0.png"))
+    assert page.evaluate(f"{visible}.length") == 16
+    page.press("3")
+    page.wait("!current && !filling")
+    page.wait(SAVED)
+    assert page.evaluate(f"{visible}.map((each) => each.id)") == ["undo"]
+    assert page.evaluate("[byId('left').textContent, byId('by-label').options.length]") == ["0 left", 1]
+
+
 def test_a_held_key_and_an_image_that_is_not_painted_decide_nothing(desk, open_page):
     for number in range(2):
         desk.add(f"{number}.png", 0.3 + number / 100)
@@ -176,7 +210,9 @@ def test_a_page_says_when_others_look_at_all_that_is_left(desk, open_page):
     desk.add("0.png")
     first, second = open_page(), open_page()
     first.wait(SHOWN.format("0.png"))
-    second.wait("byId('why').textContent.includes('Other pages show the 1 that are left')")
+    second.wait("byId('question').textContent === 'Other pages show what is left'")
+    assert second.evaluate("byId('left').textContent") == "1 left"
+    assert "come back within five minutes" in second.text()
     first.evaluate("dispatchEvent(new Event('pagehide'))")
     wait_for(lambda: desk.claimed() == {"0.png": None})
     second.evaluate("fill()")
@@ -320,6 +356,8 @@ def test_a_server_that_is_killed_within_a_decision_loses_and_doubles_nothing(des
     page.wait(SHOWN.format("1.png"))
     page.press("3")
     page.wait("byId('unsaved').textContent === '2 not saved yet'")
+    page.evaluate("fill()")
+    assert page.evaluate("byId('problems').children.length") == 1
     server.start()
     page.wait(SAVED)
     assert desk.decided() == {"0.png": ("2", 1), "1.png": ("3", 1)}

@@ -13,7 +13,7 @@ import pytest
 
 from class_folders import write_classes
 from documents import ROOT
-from local import classify, command, deployment, run
+from local import classify, command, deployment, results, run
 from local.command import StackError, UsageError, lock, report_errors
 from local.emulator import processes
 from local.target import target
@@ -54,7 +54,8 @@ def test_a_wrong_value_is_a_usage_error_before_a_stack_is_looked_for(arguments, 
 
 def test_commands_share_the_lock_and_a_change_excludes_them(monkeypatch, tmp_path):
     monkeypatch.setattr(command, "LOCAL", tmp_path)
-    with lock(shared=True), lock(shared=True), pytest.raises(StackError, match="wait until it has finished"), lock():
+    by_review = "wait until it has finished, or, if it is make review, end it with Ctrl-C."
+    with lock(shared=True), lock(shared=True), pytest.raises(StackError, match=by_review), lock():
         pass
     with lock(), pytest.raises(StackError, match="wait until it has finished"), lock(shared=True):
         pass
@@ -68,6 +69,16 @@ def test_make_accuracy_shares_a_running_stack_with_make_review(monkeypatch, tmp_
         assert (found.local, found.outputs) == (stack, {"ReviewTableName": "table"})
     with lock(shared=True), pytest.raises(StackError, match="wait until it has finished"), target():
         pass
+
+
+def test_make_results_shares_a_running_stack_with_make_review(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(command, "LOCAL", tmp_path)
+    monkeypatch.setattr(deployment, "existing", lambda: (processes.Stack(tmp_path, {}), {}))
+    monkeypatch.setattr(results, "rows", lambda *_: iter([]))
+    monkeypatch.setattr(sys, "argv", ["results"])
+    with lock(shared=True):
+        results.main()
+    assert capsys.readouterr().out == "\n0 images\n"
 
 
 def test_a_file_that_cannot_be_written_is_named_without_a_traceback(capsys):

@@ -244,6 +244,57 @@ def test_filters_are_by_label_reason_and_age():
         assert not backlog.matches(image, wanted)
 
 
+@pytest.fixture
+def backlog(monkeypatch):
+    """A backlog whose index has what the test puts into backlog.index."""
+    backlog = Backlog(ReviewTable(boto3.client("dynamodb"), "reviews"), "mary", [])
+    backlog.index = []
+    monkeypatch.setattr(backlog.table, "pending", lambda: iter(backlog.index))
+    return backlog
+
+
+def test_an_index_that_is_behind_brings_no_decided_image_back_and_loses_no_undone_one(backlog):
+    waiting = review("cat.png", 0.5)
+    decided = dataclasses.replace(waiting, status="reviewed", revision=1)
+    undone = dataclasses.replace(waiting, revision=2)
+    for known, index, expected in (
+        (decided, [waiting], []),
+        (undone, [waiting], [undone]),  # as before the decision
+        (undone, [], [undone]),  # as before the undo
+        (undone, [undone], [undone]),
+    ):
+        backlog.note(waiting, known)
+        backlog.index = index
+        backlog.read()
+        left = list(backlog.reviews.values())
+        assert [each.revision for each in left] == [each.revision for each in expected]
+        assert backlog.counts("tab", Filter())["left"] == len(backlog.order) == len(expected)
+    backlog.noted_at = {key: at - 60 for key, at in backlog.noted_at.items()}  # somebody else decided, long after
+    backlog.index = []
+    backlog.read()
+    assert backlog.counts("tab", Filter())["left"] == 0
+
+
+def test_what_is_noted_late_brings_no_decided_image_back(backlog, monkeypatch):
+    waiting = review("cat.png", 0.5)
+    claimed = dataclasses.replace(waiting, claimed_by="mary", claim_session="tab")
+
+    def claim(*_):  # its response arrives after the decision's
+        backlog.note(waiting, dataclasses.replace(waiting, status="reviewed", revision=1))
+        return claimed
+
+    monkeypatch.setattr(backlog.table, "claim", claim)
+    backlog.claim(waiting, "tab")
+    assert backlog.counts("tab", Filter())["left"] == 0 and backlog.release_all() == 0
+
+
+def test_what_a_page_counts_itself_is_not_counted(backlog):
+    backlog.index = [review("cat.png", 0.5), review("dog.png", 0.6)]
+    backlog.read()
+    counts = backlog.counts("tab", Filter(), {("s3://images/cat.png", "v1")})
+    assert (counts["left"], counts["by_label"], counts["by_reason"]) == (1, {"cat": 1}, {"low_confidence": 1})
+
+
 def test_numbers_in_labels_are_sorted_as_numbers():
     labels = ["class-10", "class-9", "10", "9", "b", "²", ""]
     assert sorted(labels, key=natural) == ["", "9", "10", "b", "class-9", "class-10", "²"]
@@ -266,6 +317,20 @@ def test_the_address_is_the_same_next_time_and_private(tmp_path, monkeypatch):
     assert (tmp_path / "review.json").stat().st_mode & 0o777 == 0o600
 
 
+def test_a_given_port_is_for_one_time_only(tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "PAGES", tmp_path / "review.json")
+    ports, tokens = [], set()
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        given = unused.getsockname()[1]
+    for port in (given, 0, given, 0):
+        bound, token = command.address("stack", port)
+        ports.append(bound.getsockname()[1])
+        tokens.add(token)
+        bound.close()
+    assert ports[0] == ports[2] == given and ports[1] == ports[3] != given and len(tokens) == 1
+
+
 def test_a_port_that_cannot_be_used_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(command, "PAGES", tmp_path / "review.json")
     with socket.socket() as taken:
@@ -274,9 +339,12 @@ def test_a_port_that_cannot_be_used_is_named(tmp_path, monkeypatch):
         port = taken.getsockname()[1]
         with pytest.raises(UsageError, match=f"PORT={port} cannot be used"):
             command.address("stack", port)
-    for wrong in ("0", "70000", "http", "-1", "1.5"):
-        with pytest.raises(UsageError, match=f"PORT={wrong} is not a port"):
+    for wrong in ("0", "80", "70000", "http", "-1", "1.5"):
+        with pytest.raises(UsageError, match=f"PORT={wrong} is not usable: give a number from 1024 to 65535"):
             command.parse_port(wrong)
+    for blocked in ("6000", "6667", "10080"):
+        with pytest.raises(UsageError, match=f"PORT={blocked} is blocked by browsers"):
+            command.parse_port(blocked)
     assert (command.parse_port(""), command.parse_port("8000")) == (0, 8000)
 
 
