@@ -55,7 +55,11 @@ class Workflow:
         self.machine = outputs["ClassifyImageStateMachineArn"]
         self.reviews = ReviewTable(stack.client("dynamodb"), outputs["ReviewTableName"])
 
-    def upload(self, key: str, data: bytes, audited: bool = False) -> str:
+    def upload(self, key: str, data: bytes) -> str:
+        self.s3.put_object(Bucket=self.bucket, Key=key, Body=data)
+        return key
+
+    def upload_drawn(self, key: str, data: bytes, audited: bool) -> str:
         """Upload as a version that the stack's AuditRate sends to review if accepted, or as one that it does not."""
         while True:
             version = self.s3.put_object(Bucket=self.bucket, Key=key, Body=data).get("VersionId", "")
@@ -74,7 +78,7 @@ class Workflow:
 
     def classify(self, key: str, data: bytes, audited: bool = False, **more: Any) -> Execution:
         """Upload outside the trigger's prefix, execute, and wait for the end."""
-        return self.execute({"s3_bucket": self.bucket, "s3_key": self.upload(key, data, audited), **more})
+        return self.execute({"s3_bucket": self.bucket, "s3_key": self.upload_drawn(key, data, audited), **more})
 
     def ended(self, arn: str) -> Execution:
         described = wait_for(
