@@ -9,7 +9,7 @@ from workflow import wait_for
 
 def test_many_images_uploaded_at_once_are_throttled_and_all_have_an_outcome(workflow, seven):
     """A hundred executions start within seconds; the account's limit keeps the machine usable."""
-    prefix = f"{workflow.outputs['UploadPrefix']}burst/"
+    prefix = f"{workflow.outputs['UploadPrefix']}hundred/"
     keys = {f"{prefix}{number:03}.png" for number in range(100)}
     watch = Watch(workflow.states, workflow.machine, prefix)
     with ThreadPoolExecutor(10) as pool:
