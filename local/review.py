@@ -17,7 +17,7 @@ from collections.abc import Iterator
 import boto3
 from botocore.config import Config
 
-from local.command import LOCAL, StackError, UsageError, console, lock, report_errors, step
+from local.command import LOCAL, StackError, UsageError, check_reviewer, console, lock, report_errors, step
 from local.deployment import STACK_NAME, existing
 from local.target import Target, target
 from review.backlog import Backlog
@@ -111,6 +111,7 @@ def main() -> None:
     options = parser.parse_args()
     with report_errors():
         port = parse_port(options.port)
+        check_reviewer(options.reviewer)
         with chosen(options.stack) as found:
             if "ReviewTableName" not in found.outputs:
                 raise StackError(f"{found.place} has no review table: deploy the current template first (make deploy)")
