@@ -33,6 +33,21 @@ def check_reviewer(name: str) -> None:
         raise UsageError("REVIEWER is not a name of at most 256 characters, none of them a control character")
 
 
+def one_of(name: str, value: str, values: tuple[str, ...]) -> None:
+    """Raise UsageError if the variable has another value, or none."""
+    if not value:
+        raise UsageError(f"{name} is missing: give {name}={', '.join(values[:-1])} or {values[-1]}")
+    if value not in values:
+        raise UsageError(f"{name}={value} is not one of {', '.join(values)}")
+
+
+def absolute(name: str, value: str) -> str:
+    """The path that the variable names, whatever folder make was started in. Raises UsageError if it is not given."""
+    if not value:
+        raise UsageError(f"{name} is missing: give {name}=path")
+    return str(Path(value).resolve())
+
+
 @contextlib.contextmanager
 def step(title: str) -> Iterator[None]:
     """Print the title of a step while it runs, and its duration at the end."""

@@ -112,11 +112,6 @@ def evaluate(images: list[tuple[Path, str]], classify: Classify, workers: int) -
     return list(in_parallel("Classifying", row, images, len(images), workers))
 
 
-def stack_threshold(stack: Target) -> float:
-    (described,) = stack.client("cloudformation").describe_stacks(StackName=stack.name)["Stacks"]
-    return next(float(row["ParameterValue"]) for row in described["Parameters"] if row["ParameterKey"] == "Threshold")
-
-
 def write_csv(rows: list[Row], folder: Path, path: Path) -> None:
     with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file)
@@ -141,7 +136,7 @@ def main() -> None:
                 f"{len(images)} images in {len({label for _, label in images})} folders, through {way} of {stack.place}"
             )
             classify = by_the_endpoint(stack) if options.endpoint else through_the_workflow(stack, options.folder)
-            threshold = stack_threshold(stack)
+            threshold = float(stack.parameter("Threshold"))
             rows = evaluate(images, classify, CONCURRENT_LOCALLY if stack.local else CONCURRENT)
         made = evaluation.figures(rows, threshold)
         options.output.mkdir(parents=True, exist_ok=True)

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 import boto3
 from botocore.config import Config
 
+from functions.predictions import split_labels
 from local.command import LOCAL, StackError, UsageError, check_reviewer, console, lock, report_errors, step
 from local.deployment import STACK_NAME, existing
 from local.target import Target, target
@@ -49,13 +50,6 @@ def chosen(stack_name: str) -> Iterator[Target]:
             raise StackError(NOT_RUNNING)
         stack, outputs = found_here
         yield Target(STACK_NAME, outputs, stack.client, stack)
-
-
-def labels_of(found: Target) -> list[str]:
-    """The stack's parameter Labels; empty if it is not set."""
-    (described,) = found.client("cloudformation").describe_stacks(StackName=found.name)["Stacks"]
-    parameters = {each["ParameterKey"]: each["ParameterValue"] for each in described.get("Parameters", [])}
-    return [label.strip() for label in parameters.get("Labels", "").split(",") if label.strip()]
 
 
 def reviewer_of(found: Target, given: str) -> str:
@@ -116,7 +110,7 @@ def main() -> None:
             if "ReviewTableName" not in found.outputs:
                 raise StackError(f"{found.place} has no review table: deploy the current template first (make deploy)")
             table = ReviewTable(found.client("dynamodb"), found.outputs["ReviewTableName"])
-            backlog = Backlog(table, reviewer_of(found, options.reviewer), labels_of(found))
+            backlog = Backlog(table, reviewer_of(found, options.reviewer), split_labels(found.parameter("Labels")))
             with step("Reading what waits for review"):
                 backlog.read()
             bound, token = address(found.name if not found.local else "", port)

@@ -20,7 +20,8 @@ from botocore.client import BaseClient
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
-from local.command import StackError, UsageError, console, report_errors
+from functions.predictions import split_labels
+from local.command import StackError, UsageError, absolute, console, one_of, report_errors
 from local.progress import in_parallel
 from local.target import Target, target
 from review import exchange
@@ -48,10 +49,8 @@ def with_status(table: ReviewTable, status: str) -> Iterator[Review]:
 
 def known_labels(found: Target, table: ReviewTable) -> list[str]:
     """The labels that a reviewer can choose: the stack's parameter, or those of all predictions in the table."""
-    (described,) = found.client("cloudformation").describe_stacks(StackName=found.name)["Stacks"]
-    parameters = {row["ParameterKey"]: row.get("ParameterValue", "") for row in described.get("Parameters", [])}
-    if parameters.get("Labels"):
-        return [label.strip() for label in parameters["Labels"].split(",")]
+    if labels := split_labels(found.parameter("Labels")):
+        return labels
     predicted = (review.predictions for review in with_status(table, "all"))
     return sorted({row["label"] for predictions in predicted for row in predictions})
 
@@ -175,21 +174,6 @@ def export(found: Target, options: argparse.Namespace) -> None:
         raise StackError(str(error)) from None
     reviews_written = f"{number:,} review{'' if number == 1 else 's'} written"
     console.print(f"{reviews_written} to {output}", markup=False, soft_wrap=True)
-
-
-def one_of(name: str, value: str, values: tuple[str, ...]) -> None:
-    """Raise UsageError if the variable has another value, or none."""
-    if not value:
-        raise UsageError(f"{name} is missing: give {name}={', '.join(values[:-1])} or {values[-1]}")
-    if value not in values:
-        raise UsageError(f"{name}={value} is not one of {', '.join(values)}")
-
-
-def absolute(name: str, value: str) -> str:
-    """The path that the variable names, whatever folder make was started in. Raises UsageError if it is not given."""
-    if not value:
-        raise UsageError(f"{name} is missing: give {name}=path")
-    return str(Path(value).resolve())
 
 
 def check_options(options: argparse.Namespace) -> None:

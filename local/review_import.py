@@ -22,9 +22,9 @@ from botocore.client import BaseClient
 from botocore.exceptions import ClientError
 
 from functions.review_item import Item, item_for
-from local.command import StackError, UsageError, check_reviewer, console, report_errors
+from local.command import StackError, UsageError, absolute, check_reviewer, console, one_of, report_errors
 from local.progress import in_parallel
-from local.review_export import WORKERS, absolute, known_labels, listed, missing, one_of, review_table, with_status
+from local.review_export import WORKERS, known_labels, listed, missing, review_table, with_status
 from local.target import Target, target
 from review import exchange
 from review.exchange import Decision, ExchangeError, Found, Rejected

@@ -26,6 +26,12 @@ class Target:
     def place(self) -> str:
         return "the local stack" if self.local else f"the stack {self.name} on AWS"
 
+    def parameter(self, name: str) -> str:
+        """The value of one of the stack's parameters; empty if the stack does not have it."""
+        (described,) = self.client("cloudformation").describe_stacks(StackName=self.name)["Stacks"]
+        values = {row["ParameterKey"]: row.get("ParameterValue", "") for row in described.get("Parameters", [])}
+        return values.get(name, "")
+
 
 @contextlib.contextmanager
 def target(stack_name: str = "", share: bool = False) -> Iterator[Target]:

@@ -120,6 +120,12 @@ def bound(counts: Counter[tuple[float, bool]], quantile: float, extra: bool) -> 
     return beta_quantile(quantile, mean * size, (1 - mean) * size)
 
 
+def exact_interval(right: int, count: int) -> tuple[float, float]:
+    """The two-sided 95 % interval of an accuracy, `right` of `count` images (Clopper and Pearson, 1934)."""
+    low = beta_quantile(0.025, right, count - right + 1) if right else 0.0
+    return low, beta_quantile(0.975, right + 1, count - right) if right < count else 1.0
+
+
 def beta_quantile(quantile: float, a: float, b: float) -> float:
     """The x at which the cumulative distribution function of Beta(a, b) is `quantile`, by bisection."""
     low, high = 0.0, 1.0

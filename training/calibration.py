@@ -122,24 +122,3 @@ def summary(logits: np.ndarray, targets: np.ndarray, temperature: float) -> dict
         "brier_score": brier_score(confidences, right),
         "thresholds": [accepted(confidences, right, each) for each in THRESHOLDS],
     }
-
-
-def exact_interval(right: int, count: int, confidence: float = 0.95) -> tuple[float, float]:
-    """The exact interval of the accuracy, given `right` of `count` correct (Clopper and Pearson, 1934)."""
-    tail = (1 - confidence) / 2
-    logs = np.concatenate(([0.0], np.cumsum(np.log(np.arange(1, count + 1)))))  # of factorials
-    combinations = logs[-1] - logs - logs[::-1]
-
-    def at_least(least: int, share: float) -> float:
-        """The probability of at least this many right ones of `count`."""
-        rights = np.arange(least, count + 1)
-        return float(np.exp(combinations[least:] + rights * np.log(share) + (count - rights) * np.log1p(-share)).sum())
-
-    def solve(least: int, probability: float) -> float:
-        low, high = 0.0, 1.0  # at_least() grows with the share
-        for _ in range(60):
-            middle = (low + high) / 2
-            low, high = (middle, high) if at_least(least, middle) < probability else (low, middle)
-        return (low + high) / 2
-
-    return solve(right, tail) if right else 0.0, solve(right + 1, 1 - tail) if right < count else 1.0

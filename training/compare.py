@@ -43,7 +43,6 @@ import tempfile
 import time
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -57,7 +56,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as errors
 import calibration
 import paired
 from comparison_report import NAMES, lines, write_report
-from data import Skipped, print_skipped
+from data import Skipped, print_skipped, show_progress
 from folders import DataError, list_images
 from inference import THREADS, Model, classify, input_fn, model_fn, output_fn, predict_fn
 from package import PackageError, check_unpacked_size
@@ -71,7 +70,6 @@ LOAD_ERRORS = (  # of ONNX Runtime, which have no base class
     *(errors.Fail, errors.InvalidArgument, errors.InvalidGraph, errors.InvalidProtobuf, errors.NoModel),
     *(errors.NotImplemented, errors.RuntimeException),
 )
-SECONDS_BETWEEN_LINES = 2.0
 LISTED = 20  # files left out for one reason; comparison.json has all of them
 HOLDS, NOT_WORSE, WORSE, UNDECIDED = 0, 3, 4, 5  # exit statuses; argparse uses 2, an error 1
 
@@ -255,7 +253,7 @@ def ask(images: Images, candidates: list[Candidate]) -> tuple[Images, list[Answe
     with ThreadPoolExecutor(THREADS) as pool:
         try:
             numbers = range(len(images.paths))
-            everything = list(show_progress(pool.map(in_turns, numbers), len(numbers), images.folder))
+            everything = list(show_progress(pool.map(in_turns, numbers), len(numbers), str(images.folder)))
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
@@ -275,18 +273,6 @@ def ask(images: Images, candidates: list[Candidate]) -> tuple[Images, list[Answe
         right = np.array([guess == label for guess, label in zip(predicted, labels, strict=True)])
         answers.append(Answers(predicted, confidences, right, seconds))
     return Images(images.folder, paths, labels, images.sha256, images.skipped), answers
-
-
-def show_progress(results: Iterable[Any], total: int, folder: Path) -> Iterator[Any]:
-    """Pass the results on; while it takes longer than two seconds, print how many are done and the time left."""
-    started = shown = time.monotonic()
-    for done, result in enumerate(results, 1):
-        yield result
-        now = time.monotonic()
-        if done < total and now - shown >= SECONDS_BETWEEN_LINES:
-            left = (now - started) / done * (total - done)
-            print(f"{folder}: {done:,} of {total:,} images, about {left:.0f} s left", flush=True)
-            shown = now
 
 
 def compare(

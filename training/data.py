@@ -4,9 +4,11 @@ Images are decoded and resized by the endpoint's own `preprocess`, so that train
 """
 
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -17,10 +19,12 @@ from inference import preprocess
 from pixels import UnsupportedImageError, inspect
 
 Skipped = list[tuple[Path, str]]  # files with the reason
+Result = TypeVar("Result")
 
 MIN_SIDE, MAX_SIDE = 16, 64  # pixels
 MAX_UNREADABLE = 0.1  # fraction of the files; with more, it is probably the wrong folder
 SMALL_SIDE = 32  # pixels; smaller images need only a smaller network and a shorter training
+SECONDS_BETWEEN_LINES = 2.0  # of progress
 COLOUR = 0.02  # mean distance of the channels from grey; above it, an image counts as coloured
 
 
@@ -89,6 +93,18 @@ def print_skipped(kind: str, files: Skipped) -> None:
         print(f"Skipped {kind} files: {len(files):,}")
         for path, reason in files:
             print(f"  {path}: {reason}")
+
+
+def show_progress(results: Iterable[Result], total: int, title: str) -> Iterator[Result]:
+    """Pass the results on; while it takes longer than two seconds, print how many are done and the time left."""
+    started = shown = time.monotonic()
+    for done, result in enumerate(results, 1):
+        yield result
+        now = time.monotonic()
+        if done < total and now - shown >= SECONDS_BETWEEN_LINES:
+            left = (now - started) / done * (total - done)
+            print(f"{title}: {done:,} of {total:,} images, about {left:.0f} s left", flush=True)
+            shown = now
 
 
 def choose_size(classes: Classes) -> tuple[int, int]:

@@ -8,7 +8,6 @@ so many accepted ones) and sha256.
 import hashlib
 import json
 import re
-import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,7 @@ import boto3
 import numpy as np
 from botocore.exceptions import BotoCoreError, ClientError
 
+from data import show_progress
 from folders import LEFT_BY_SYSTEMS, ClassNameError, DataError, list_images
 from inference import preprocess
 from pixels import UnsupportedImageError
@@ -30,7 +30,6 @@ COPIED = ("image", "version", "s3_version_id", "reviewer", "reviewed_at", "reaso
 NEEDED = ("image", "version", "label", "sha256")  # in a line of a manifest
 WORKERS = 10
 CHUNK = 100  # images in memory
-SECONDS_BETWEEN_LINES = 10  # of progress
 # Two images are near-duplicates if their grey thumbnails correlate so much. Of 1,000 photographs of CIFAR-100, 600 of
 # them changed in each way, this finds all that were resized smoothly, or saved again as a JPEG of quality 75; 99 % of
 # those of quality 30; none that were cropped or mirrored. It takes 2 pairs for the same, and they are.
@@ -176,16 +175,10 @@ def fetched(entries: list[Entry]) -> Iterator[tuple[Entry, bytes | str]]:
                 return "another image has replaced it"
             raise
 
-    started = printed = time.monotonic()
     with ThreadPoolExecutor(WORKERS) as pool:
-        for start in range(0, len(entries), CHUNK):
-            chunk = entries[start : start + CHUNK]
-            yield from zip(chunk, pool.map(fetch, chunk), strict=True)
-            done, now = start + len(chunk), time.monotonic()
-            if now - printed > SECONDS_BETWEEN_LINES:
-                printed = now
-                left = (now - started) / done * (len(entries) - done)
-                print(f"{done:,} of {len(entries):,} images, about {left:.0f} s left", flush=True)
+        chunks = (entries[start : start + CHUNK] for start in range(0, len(entries), CHUNK))
+        images = (pair for chunk in chunks for pair in zip(chunk, pool.map(fetch, chunk), strict=True))
+        yield from show_progress(images, len(entries), "Reviewed images")
 
 
 def thumbnail(image: bytes) -> np.ndarray:

@@ -11,6 +11,7 @@ import numpy as np
 
 from local.report import record
 from local.report.render import template
+from monitoring.accuracy import exact_interval
 from training import calibration
 
 MAX_CLASSES = 20  # of a confusion matrix; with more, a list of the most common confusions replaces it
@@ -84,9 +85,9 @@ def figures(rows: list[Row], threshold: float) -> Figures:
         errors=[row for row in rows if not row.predictions],
         threshold=threshold,
         right=int(right.sum()),
-        interval=calibration.exact_interval(int(right.sum()), len(known)),
+        interval=exact_interval(int(right.sum()), len(known)),
         accepted=accepted,
-        accepted_interval=calibration.exact_interval(accepted_right, accepted["accepted"]),
+        accepted_interval=exact_interval(accepted_right, accepted["accepted"]),
         thresholds=[at(limit) for limit in sorted({*calibration.THRESHOLDS, threshold})],
     )
 
@@ -155,7 +156,7 @@ def class_figures(label: str, known: list[Row]) -> dict[str, Any]:
         "label": label,
         "images": len(rows),
         "right": right,
-        "interval": calibration.exact_interval(right, len(rows)),
+        "interval": exact_interval(right, len(rows)),
     }
 
 

@@ -45,7 +45,7 @@ def test_labelled_images_are_evaluated(deployed_stack, labelled, way):
     images = evaluate.labelled_images(labelled)
     classify = way(deployed_stack, labelled) if way is evaluate.through_the_workflow else way(deployed_stack)
     rows = evaluate.evaluate(images, classify, 2)
-    made = evaluation.figures(rows, evaluate.stack_threshold(deployed_stack))
+    made = evaluation.figures(rows, float(deployed_stack.parameter("Threshold")))
     assert made.threshold == 0.75
     assert (made.labels, len(made.known), made.right) == ([str(digit) for digit in range(10)], 3, 2)
     assert [row.path.parent.name for row in made.strangers] == ["stranger"]

@@ -55,6 +55,7 @@ def test_check_confidence_returns_its_decision(functions):
     expected = event("check_confidence") | DECISION | {"review_item": {}}
     del expected["audit_rate"]
     assert invocation.payload == expected
+    assert json.dumps(invocation.payload) in (ROOT / "docs/local-stack.md").read_text()
     assert "confidence checked" in messages(invocation)
 
 

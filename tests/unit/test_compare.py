@@ -18,6 +18,7 @@ from scipy.stats import binomtest, norm
 
 import compare
 import comparison_report
+import data
 import package
 import paired
 from compare import ModelFileError, NoImagesError
@@ -354,8 +355,8 @@ def test_wrong_options_have_the_status_2_and_errors_the_status_1(good, shades):
 
 
 def test_progress_is_shown_with_the_time_left(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(compare, "SECONDS_BETWEEN_LINES", 0)
-    assert list(compare.show_progress("abc", 3, tmp_path)) == ["a", "b", "c"]
+    monkeypatch.setattr(data, "SECONDS_BETWEEN_LINES", 0)
+    assert list(data.show_progress("abc", 3, str(tmp_path))) == ["a", "b", "c"]
     assert capsys.readouterr().out.splitlines() == [
         f"{tmp_path}: {done} of 3 images, about 0 s left" for done in (1, 2)
     ]

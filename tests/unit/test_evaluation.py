@@ -15,7 +15,7 @@ from local.command import StackError
 from local.report import evaluation
 from local.report.evaluation import Row
 from local.target import Target
-from training import calibration
+from monitoring.accuracy import exact_interval
 
 HOSTILE = "<script>alert(1)</script>"
 
@@ -45,11 +45,11 @@ def rows(tmp_path):
 @pytest.mark.parametrize(("right", "count"), [(0, 1), (1, 1), (3, 10), (355, 358), (0, 20), (20, 20), (9_876, 10_000)])
 def test_the_interval_is_the_exact_one(right, count):
     expected = binomtest(right, count).proportion_ci(0.95, "exact")
-    assert calibration.exact_interval(right, count) == pytest.approx((expected.low, expected.high), abs=1e-9)
+    assert exact_interval(right, count) == pytest.approx((expected.low, expected.high), abs=1e-9)
 
 
 def test_without_images_the_interval_says_nothing():
-    assert calibration.exact_interval(0, 0) == (0, 1)
+    assert exact_interval(0, 0) == (0, 1)
 
 
 def test_strangers_and_errors_do_not_count_in_the_accuracy(rows):

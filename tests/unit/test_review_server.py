@@ -15,6 +15,7 @@ from botocore.exceptions import EndpointConnectionError
 from botocore.stub import Stubber
 from starlette.testclient import TestClient
 
+from functions.predictions import split_labels
 from local import review as command
 from local import run
 from local.command import UsageError
@@ -390,4 +391,4 @@ def test_labels_are_the_stacks_parameter(value, labels):
     described["Parameters"] = [{"ParameterKey": "Labels", "ParameterValue": value}]
     with Stubber(client) as cloudformation:
         cloudformation.add_response("describe_stacks", {"Stacks": [described]}, {"StackName": "stack"})
-        assert command.labels_of(Target("stack", {}, lambda service: client)) == labels
+        assert split_labels(Target("stack", {}, lambda service: client).parameter("Labels")) == labels
