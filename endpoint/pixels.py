@@ -41,8 +41,8 @@ MAX_PARTS = 50_000  # segments, chunks, blocks or strips; 32 MB of PNG have 4,00
 MAX_SEGMENTS = 2_000  # of a JPEG before its pixels; 32 MB of metadata have 500
 WHOLE = 4_000_000  # pixels; larger images are converted in strips of this size and reduced on the way
 
-# The exceptions that Pillow raises for damaged or malicious files. RecursionError and NotImplementedError are
-# subclasses of RuntimeError, and UnicodeError is one of ValueError.
+# The exceptions that Pillow raises for damaged or malicious files. They include subclasses: RecursionError and
+# NotImplementedError of RuntimeError, UnicodeError of ValueError.
 DECODER_ERRORS = (
     OSError,
     ValueError,
