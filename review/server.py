@@ -331,6 +331,10 @@ def bind(port: int) -> socket.socket:
 
 def serve(app: ASGIApp, bound: socket.socket) -> None:
     """Serve until SIGINT or SIGTERM, which are raised again at the end."""
+    create_server(app).run(sockets=[bound])
+
+
+def create_server(app: ASGIApp) -> uvicorn.Server:
     config = uvicorn.Config(
         app,
         http=LimitedConnection,
@@ -339,4 +343,4 @@ def serve(app: ASGIApp, bound: socket.socket) -> None:
         server_header=False,
         timeout_graceful_shutdown=STOP_SECONDS,
     )
-    uvicorn.Server(config).run(sockets=[bound])
+    return uvicorn.Server(config)

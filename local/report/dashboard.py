@@ -10,22 +10,21 @@ import argparse
 import json
 import math
 import re
-import statistics
 import textwrap
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import matplotlib
-import numpy as np
 from botocore.client import BaseClient
 
 from local.command import LOCAL, ROOT, StackError, console, lock, report_errors
 from local.emulator.processes import running
 from monitoring.dashboard import expanded
+from monitoring.metrics import Metric, embedded_values, statistic
 
 matplotlib.use("Agg")
 from matplotlib import dates, pyplot
@@ -35,9 +34,6 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 MINUTE = 60
 UNIT = 0.5  # inches, of the dashboard's grid
 SEARCH = re.compile(r"SEARCH\('\{(\w+),(\w+),service\} MetricName=\"(\w+)\".*', '(\w+)'\)")
-STATISTICS: dict[str, Callable[[list[float]], float]] = {
-    "Sum": sum, "Average": statistics.fmean, "Maximum": max, "SampleCount": len,
-}  # fmt: skip
 COLUMNS = 24  # of the dashboard's grid
 THOUSANDS = 10_000  # from here on, an axis has 10k instead of 10000, for which there is no room
 ROOM = 1.3  # height of a chart, in its highest value: for the legend
@@ -50,8 +46,6 @@ COLLECTED = {  # None: every metric of the namespace
 }  # fmt: skip
 EXECUTION_METRICS = {"SUCCEEDED": "ExecutionsSucceeded", "FAILED": "ExecutionsFailed", "ABORTED": "ExecutionsAborted"}
 
-
-Metric = tuple[str, str, frozenset[tuple[str, str]]]
 Widget = dict[str, Any]
 
 
@@ -71,15 +65,8 @@ def collect_logged(points: Points, logs: BaseClient, groups: list[str]) -> None:
     for group in groups:
         for page in logs.get_paginator("filter_log_events").paginate(logGroupName=group, filterPattern='"_aws"'):
             for event in page["events"]:
-                if not event["message"].startswith('{"_aws"'):
-                    continue
-                line = json.loads(event["message"])
-                for declared in line["_aws"]["CloudWatchMetrics"]:
-                    dimensions = {name: line[name] for name in declared["Dimensions"][0]}
-                    for metric in declared["Metrics"]:
-                        for value in line[metric["Name"]]:
-                            seconds = line["_aws"]["Timestamp"] / 1000
-                            points.add(declared["Namespace"], metric["Name"], dimensions, seconds, value)
+                for (namespace, name, dimensions), seconds, value in embedded_values(event["message"]):
+                    points.add(namespace, name, dict(dimensions), seconds, value)
 
 
 def collect_executions(points: Points, states: BaseClient, machine: str) -> None:
@@ -107,13 +94,6 @@ def collect_emulated(
     for point in response["Datapoints"]:
         for _ in range(int(point["SampleCount"])):
             points.add(namespace, name, dict(dimensions), point["Timestamp"].timestamp(), point["Average"])
-
-
-def statistic(name: str, values: list[float]) -> float:
-    """A CloudWatch statistic of the values: Sum, Average, Maximum, SampleCount or a percentile such as p90."""
-    if name.startswith("p"):
-        return float(np.percentile(values, float(name[1:])))
-    return STATISTICS[name](values)
 
 
 def lines(points: Points, widget: Widget) -> Iterator[tuple[str, dict[int, float], bool]]:
