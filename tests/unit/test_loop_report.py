@@ -23,7 +23,7 @@ def hour(stage, right, alarms=()):
 def made():
     hours = [hour("before", 10), hour("changed", 2), hour("changed", 1, [ALARM]), hour("promoted", 9)]
     scan = [[0.0, 255.0], [128.0, 64.0]]
-    samples = dict.fromkeys(report.STAGES, [scan, scan])
+    samples = {stage: [scan, scan] for stage in report.STAGES}
     return report.described(hours, samples=samples, limits={"Accepted": 0.5, "Confidence": 0.6}, verdict="better")
 
 
