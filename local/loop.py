@@ -307,7 +307,7 @@ def live(size: Size, folder: Path) -> dict[str, Any]:
         target = Target(STACK_NAME, outputs, stack.client, stack)
         loop = Loop(target, images, folder, size)
         console.print(
-            "Each round of images counts as an hour, for alarms evaluated here: the emulator records them only."
+            "Each round of images counts as an hour, for alarms that are evaluated here: the emulator only records them."
         )
         loop.run("before", size.before)
         console.print("The images change: chalk on a blackboard.")
