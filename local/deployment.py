@@ -12,6 +12,7 @@ from typing import Any
 
 from botocore.exceptions import ClientError
 
+from endpoint.package import files_of
 from local.command import LOCAL, ROOT, StackError, console, lock, report_errors, step
 from local.emulator.processes import CONCURRENCY, REGION, Stack, clean_environment, running, start, stop
 
@@ -73,7 +74,7 @@ def upload_model(stack: Stack, archive: Path) -> str:
     s3 = stack.client("s3")
     s3.create_bucket(Bucket=MODEL_BUCKET)
     folder = f"models/{archive.parent.name}"
-    for path in (archive.with_name("metadata.json"), archive):
+    for path in files_of(archive):
         s3.upload_file(str(path), MODEL_BUCKET, f"{folder}/{path.name}")
     return f"s3://{MODEL_BUCKET}/{folder}/{archive.name}"
 

@@ -25,7 +25,6 @@ from folders import LEFT_BY_SYSTEMS, ClassNameError, DataError, list_images
 from inference import preprocess
 from pixels import UnsupportedImageError
 
-MANIFEST = "manifest.jsonl"
 COPIED = ("image", "version", "s3_version_id", "reviewer", "reviewed_at", "reason")  # from the table
 NEEDED = ("image", "version", "label", "sha256")  # in a line of a manifest
 WORKERS = 10
