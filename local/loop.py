@@ -316,12 +316,19 @@ def live(size: Size, folder: Path) -> dict[str, Any]:
             raise StackError(f"No alarm went off within {size.changed} hours of changed images")
         console.print(f"On: {', '.join(loop.hours[-1].alarms)}. A challenger is trained with the reviewers' labels.")
         made = retrain(target, folder / "data", folder / "retrain", [])
-        registry.promote(target, made.model, "")
+        registry.promote(target, made.name)
         loop.run("promoted", size.promoted)
     finally:
         stop(stack)
     limits = {alarm["MetricName"]: alarm["Threshold"] for alarm in loop.service.alarms.values()}
-    return report.described(loop.hours, samples=loop.samples, limits=limits, verdict=made.verdict, model=made.model)
+    return report.described(
+        loop.hours,
+        samples=loop.samples,
+        limits=limits,
+        verdict=made.verdict,
+        champion=archive.parent.name,
+        model=made.name,
+    )
 
 
 def main() -> None:

@@ -23,6 +23,11 @@ near-duplicates of their images, and of those in --test, are left out and listed
 version of which object each image is, who labelled it and when, and with what probability it was chosen for review.
 --manifest makes the same data again. For the local stack: make up, source .local/env.
 
+--hold-out FRACTION writes a share of the reviewed images to OUTPUT/heldout/<label>/ rather than to the training images,
+to compare models on. Every image that the stack classified has the same chance of being held out: FRACTION, or the
+lowest AuditRate at which a reviewed image was drawn, if that is less. So at an AuditRate of 0.02, all audits are held
+out, and 2% of the images below the threshold. A hash of its bytes draws an image, so it stays held out later.
+
 The same seed gives the same bytes. An existing folder is replaced only after the new one is complete.
 """
 
@@ -121,11 +126,15 @@ def write_reviewed(folder: Path, args: argparse.Namespace) -> None:
         reviewed.check_labels(entries)
         manifest = reviewed.write_again(entries, folder)
     else:
-        entries = reviewed.decided(reviewed.review_table(args.stack or STACK))
+        table = reviewed.review_table(args.stack or STACK)
+        pending = reviewed.oldest_pending(table)  # first: what is decided meanwhile is then left out
+        entries = reviewed.decided(table)
         reviewed.check_labels(entries)
         parts = [args.add / part for part in PARTS[1:] if args.add and (args.add / part).is_dir()]
         held_out = reviewed.HeldOut([*parts, *args.test])
-        manifest, left_out = reviewed.write_new(entries, folder, reviewed.hashes(folder / "train"), held_out)
+        share = reviewed.share_held_out(entries, args.hold_out) if args.hold_out else 0
+        trained = reviewed.hashes(folder / "train")
+        manifest, left_out = reviewed.write_new(entries, folder, trained, held_out, share, pending)
         print(reviewed.summary(manifest, left_out))
     (folder / "train").mkdir(parents=True, exist_ok=True)
     reviewed.write_manifest(manifest, folder / MANIFEST)
@@ -164,7 +173,7 @@ def save_png(pixels: np.ndarray, path: Path) -> None:
 def replace_folder(new: Path, old: Path) -> None:
     """Move the complete folder `new` to `old`. Exits if `old` holds anything that this script did not write."""
     if old.exists():
-        own = {*PARTS, *([MANIFEST] if (old / "train").is_dir() else [])}
+        own = {*PARTS, *([MANIFEST, reviewed.HELD_OUT] if (old / "train").is_dir() else [])}
         if others := {path.name for path in old.iterdir()} - own:
             sys.exit(f"{old} holds {sorted(others)[0]}, so this script did not write it: choose another --output")
         old.rename(new.with_name("old"))
@@ -178,6 +187,13 @@ def count(folder: Path) -> int:
 def seed(text: str) -> int:
     """An integer that numpy accepts as a seed."""
     if (number := int(text)) < 0:
+        raise ValueError(text)
+    return number
+
+
+def fraction(text: str) -> float:
+    """A number above 0 and below 1."""
+    if not 0 < (number := float(text)) < 1:
         raise ValueError(text)
     return number
 
@@ -202,12 +218,16 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
     source.add_argument("--manifest", type=Path, help="manifest.jsonl of an earlier run, to make its data again")
     review.add_argument("--add", type=Path, help="a folder that this script wrote, to which the images are added")
     review.add_argument("--test", type=Path, nargs="+", default=[], help="class folders of further test images")
+    review.add_argument("--hold-out", type=fraction, metavar="FRACTION", help="hold out reviewed images, such as 0.3")
     review.add_argument("--output", type=Path, default=ROOT / ".local/data/reviewed")
     review.set_defaults(prepare=prepare_reviewed)
     for command, name in ((digits, "digits"), (cifar, "cifar100"), (folder, "folder")):
         command.add_argument("--output", type=Path, default=ROOT / ".local/data" / name)
         command.add_argument("--seed", type=seed, default=0)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.dataset == "reviewed" and args.manifest and args.hold_out:
+        parser.error("--manifest says which images are held out: omit --hold-out")
+    return args
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -220,6 +240,8 @@ def main(argv: list[str] | None = None) -> None:
     try:
         args.prepare(work / "new", args)
         counts = {part: count(work / "new" / part) for part in PARTS}
+        if held_out := count(work / "new" / reviewed.HELD_OUT):
+            counts["held out"] = held_out
         replace_folder(work / "new", output)
     finally:
         shutil.rmtree(work)

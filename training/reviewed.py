@@ -1,8 +1,8 @@
 """Images that people labelled with make review, as training data: the decisions, the images' bytes, and a manifest.
 
 A line of the manifest is a JSON object: file, image (s3://bucket/key), version, s3_version_id (where the bucket keeps
-versions), label, reviewer, reviewed_at, reason, selection_probability, weight (its inverse: an audited image stands for
-so many accepted ones) and sha256.
+versions), label, reviewer, created_at, reviewed_at, reason, selection_probability, weight (its inverse: an audited
+image stands for so many accepted ones) and sha256. The file is in train/, or in heldout/ if models are compared on it.
 """
 
 import hashlib
@@ -25,7 +25,8 @@ from folders import LEFT_BY_SYSTEMS, ClassNameError, DataError, list_images
 from inference import preprocess
 from pixels import UnsupportedImageError
 
-COPIED = ("image", "version", "s3_version_id", "reviewer", "reviewed_at", "reason")  # from the table
+TRAIN, HELD_OUT = "train", "heldout"  # folders of the images
+COPIED = ("image", "version", "s3_version_id", "reviewer", "created_at", "reviewed_at", "reason")  # from the table
 NEEDED = ("image", "version", "label", "sha256")  # in a line of a manifest
 WORKERS = 10
 CHUNK = 100  # images in memory
@@ -39,6 +40,7 @@ Entry = dict[str, Any]  # a line of the manifest
 LeftOut = tuple[str, str]  # why in general, and a line about the image
 GONE, PRESENT, LIKE_HELD_OUT = "no longer in S3", "there already", "like a validation or test image"
 CONTRADICTED, UNREADABLE = "with two labels", "unreadable"
+LIKE_REVIEWED, TOO_NEW = "like a held-out image", "to hold out later"
 
 
 class SameFolderError(DataError):
@@ -55,6 +57,10 @@ class StackNotFoundError(DataError):
 
 class NoDecisionError(DataError):
     """No image of the stack has been labelled yet."""
+
+
+class NoAuditError(DataError):
+    """No accepted image was reviewed: the others are not like all images."""
 
 
 class ManifestError(DataError):
@@ -101,18 +107,31 @@ def decided(table: str) -> list[Entry]:
 
     Raises NoDecisionError, botocore's errors.
     """
-    query = {
-        "TableName": table,
-        "IndexName": "ByStatus",
-        "KeyConditionExpression": "#status = :reviewed",
-        "ExpressionAttributeNames": {"#status": "status"},
-        "ExpressionAttributeValues": {":reviewed": {"S": "reviewed"}},
-    }
-    pages = boto3.client("dynamodb").get_paginator("query").paginate(**query)
-    items = [item for page in pages for item in page["Items"] if item["decision"]["S"] == "label"]
+    items = [item for item in with_status(table, "reviewed") if item["decision"]["S"] == "label"]
     if not items:
         raise NoDecisionError("no image has been given a label yet: make review")
     return sorted(map(entry_of, items), key=lambda entry: (entry["image"], entry["version"]))
+
+
+def oldest_pending(table: str) -> str:
+    """When the oldest image was put up for review that is still pending; if there is none, later than any time.
+
+    Raises botocore's errors.
+    """
+    return min((item["created_at"]["S"] for item in with_status(table, "pending")), default="\uffff")
+
+
+def with_status(table: str, status: str) -> Iterator[dict[str, dict[str, str]]]:
+    """The table's items in DynamoDB's JSON. Raises botocore's errors."""
+    query = {
+        "TableName": table,
+        "IndexName": "ByStatus",
+        "KeyConditionExpression": "#status = :status",
+        "ExpressionAttributeNames": {"#status": "status"},
+        "ExpressionAttributeValues": {":status": {"S": status}},
+    }
+    for page in boto3.client("dynamodb").get_paginator("query").paginate(**query):
+        yield from page["Items"]
 
 
 def entry_of(item: dict[str, dict[str, str]]) -> Entry:
@@ -224,10 +243,14 @@ class HeldOut:
         return f"like {self.paths[nearest]}" if correlations[nearest] >= SAME else ""
 
 
-def file_of(entry: Entry) -> str:
+def file_of(entry: Entry, part: str = TRAIN) -> str:
     """Where the image is below OUTPUT. Its name does not depend on the key, which can be anything."""
     suffix = re.search(r"\.[A-Za-z0-9]{1,5}$", entry["image"])
-    return f"train/{entry['label']}/{entry['sha256'][:16]}{suffix[0].lower() if suffix else ''}"
+    return f"{part}/{entry['label']}/{entry['sha256'][:16]}{suffix[0].lower() if suffix else ''}"
+
+
+def part_of(entry: Entry) -> str:
+    return HELD_OUT if str(entry.get("file")).startswith(f"{HELD_OUT}/") else TRAIN
 
 
 def write(image: bytes, path: Path) -> None:
@@ -248,20 +271,22 @@ def write_again(entries: list[Entry], folder: Path) -> list[Entry]:
         elif hashlib.sha256(image).hexdigest() != entry["sha256"]:
             raise ImageChangedError(f"{name(entry)} has other bytes than when the manifest was written")
         else:
-            write(image, folder / file_of(entry))
+            write(image, folder / file_of(entry, part_of(entry)))
     if gone:
         raise ImageGoneError(f"{len(gone):,} of {len(entries):,} images are gone, the first is {gone[0]}")
-    return [entry | {"file": file_of(entry)} for entry in entries]
+    return [entry | {"file": file_of(entry, part_of(entry))} for entry in entries]
 
 
 def write_new(
-    entries: list[Entry], folder: Path, trained: set[str], held_out: HeldOut
+    entries: list[Entry], folder: Path, trained: set[str], held_out: HeldOut, share: float = 0, pending: str = ""
 ) -> tuple[list[Entry], list[LeftOut]]:
-    """Write the images to train on below `folder`. Returns their manifest, and the other images.
+    """Write the images below `folder`. Returns their manifest, and the other images.
 
-    trained: the sha256 of the images that are training data already. Raises botocore's errors.
+    trained: the sha256 of the images that are training data already. share, pending: of `share_held_out` and
+    `oldest_pending`, to hold out images. Raises botocore's errors.
     """
     kept: dict[str, Entry] = {}
+    drawn: set[str] = set()
     contradicted: set[str] = set()
     left_out: list[LeftOut] = []
     for entry, image in fetched(entries):
@@ -269,6 +294,8 @@ def write_new(
             left_out.append((GONE, f"{name(entry)}: {image}"))
             continue
         sha256 = hashlib.sha256(image).hexdigest()
+        if is_held_out(entry | {"sha256": sha256}, share):
+            drawn.add(sha256)  # even if only one of several copies is
         if first := kept.get(sha256):
             if entry["label"] == first["label"]:
                 left_out.append((PRESENT, f"{name(entry)}: is there already, as {name(first)}"))
@@ -293,14 +320,69 @@ def write_new(
         entry = kept.pop(sha256)
         (folder / entry["file"]).unlink()
         left_out.append((CONTRADICTED, f"{name(entry)}: the same image has another label too"))
-    return list(kept.values()), left_out
+    if not share:
+        return list(kept.values()), left_out
+    manifest, more = hold_out(list(kept.values()), drawn, pending, folder)
+    return manifest, left_out + more
+
+
+def share_held_out(entries: list[Entry], fraction: float) -> float:
+    """The share of all classified images, reviewed or not, to hold out: `fraction`, or less if fewer were audited.
+
+    Raises NoAuditError.
+    """
+    if not any(entry["reason"] == "audit" for entry in entries):
+        raise NoAuditError(
+            "no reviewed image is an audit. The others are those of which the model was unsure, on which almost any "
+            "other model looks better: none can be held out. Raise AuditRate, or review the audits (make review)"
+        )
+    return min([fraction, *(entry["selection_probability"] for entry in entries)])
+
+
+def is_held_out(entry: Entry, share: float) -> bool:
+    """Whether the image is among those held out: always the same, because its hash is the random number.
+
+    The more likely an image was chosen for review, the less likely it is held out, so that every classified image has
+    the same chance and the held-out ones are like all.
+    """
+    return int(entry["sha256"][:16], 16) / 2**64 < share / entry["selection_probability"]
+
+
+def hold_out(manifest: list[Entry], drawn: set[str], pending: str, folder: Path) -> tuple[list[Entry], list[LeftOut]]:
+    """Move the images `drawn`, given by their sha256, from the training images to the held-out ones.
+
+    Left out are drawn images put up for review since `pending`, because the least confident images are reviewed first,
+    and training images that are near-duplicates of a held-out one. Returns the new manifest and what was left out.
+    """
+    kept, left_out = [], []
+    for entry in [each for each in manifest if each["sha256"] in drawn]:
+        source = folder / entry["file"]
+        if entry["created_at"] >= pending:
+            source.unlink()
+            left_out.append((TOO_NEW, f"{name(entry)}: an image that waited before it is still to be reviewed"))
+            continue
+        entry = entry | {"file": file_of(entry, HELD_OUT)}
+        write(source.read_bytes(), folder / entry["file"])
+        source.unlink()
+        kept.append(entry)
+    held_out = HeldOut([folder / HELD_OUT] if kept else [])
+    for entry in [each for each in manifest if each["sha256"] not in drawn]:
+        source = folder / entry["file"]
+        if reason := held_out.like(source.read_bytes()):
+            source.unlink()
+            left_out.append((LIKE_REVIEWED, f"{name(entry)}: {reason}"))
+        else:
+            kept.append(entry)
+    return sorted(kept, key=lambda entry: (entry["image"], entry["version"])), left_out
 
 
 def summary(added: list[Entry], left_out: list[LeftOut]) -> str:
     """How many images were added and left out, by reason, and a line for each image that was left out."""
     kinds = Counter(kind for kind, _ in left_out)
     by_reason = f" ({', '.join(f'{number:,} {kind}' for kind, number in kinds.items())})" if kinds else ""
-    lines = [f"Added: {len(added):,}. Left out: {len(left_out):,}{by_reason}", *(line for _, line in left_out)]
+    held_out = sum(part_of(entry) == HELD_OUT for entry in added)
+    of_them = f", of which {held_out:,} are held out" if held_out else ""
+    lines = [f"Added: {len(added):,}{of_them}. Left out: {len(left_out):,}{by_reason}", *(line for _, line in left_out)]
     warning = "" if added else "\nWarning: no image was added"
     return "\n  ".join(lines) + warning
 

@@ -1,0 +1,333 @@
+"""make retrain: train a challenger on original and reviewed images, compare it with the champion, and upload it.
+
+make retrain [DATA=folder] [ARGS="train.py options"] [STACK=name]
+make retrain REMOTE=1 BUCKET=b ROLE=arn STACK=name [ARGS="options of training/launch/job.py"]    a SageMaker job
+
+DATA is a folder that training/prepare.py wrote, with train, validation and test; by default the one on which the model
+in .local/model was trained. Everything is written to .local/retrain: champion, data, training, model, comparison and
+package. The archive is uploaded to where the champion is, whatever the verdict. Nothing is deployed: the last line says
+how to.
+
+Exit status: 0 if the challenger is better on held-out reviewed images and not worse on the original test images;
+otherwise that of training/compare.py.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from botocore.exceptions import ClientError
+
+from endpoint.package import PackageError, check_unpacked_size
+from local.command import LOCAL, ROOT, StackError, UsageError, console, lock, report_errors
+from local.emulator.processes import clean_environment
+from local.target import Target, target
+
+PARTS = ("train", "validation", "test")
+MODEL_FILES = ("model.onnx", "metadata.json")
+FOLDER = LOCAL / "retrain"
+HELD_OUT = 0.3  # of all classified images, at most
+FEWEST = 5  # with fewer held-out images, McNemar's test cannot show that a challenger is better
+VERDICTS = (0, 3, 4, 5)  # exit statuses of compare.py; others are errors
+SECONDS_TO_END = 10
+REMOTE_PYTHON = LOCAL / "venvs/sagemaker/bin/python"
+
+
+@dataclass(frozen=True)
+class Retrained:
+    """The challenger: its model's sha256, the archive's s3:// URL, and what comparison.json says."""
+
+    sha256: str
+    url: str
+    comparison: dict[str, Any]
+
+    @property
+    def holds(self) -> bool:
+        return self.comparison["holds"]
+
+    @property
+    def verdict(self) -> str:
+        return self.comparison["verdict"]
+
+    @property
+    def name(self) -> str:
+        """What MODEL is in make promote."""
+        return self.url.split("/")[-2]
+
+
+def retrain(
+    found: Target, data: Path, folder: Path = FOLDER, arguments: list[str] | None = None, remote: str = ""
+) -> Retrained:
+    """Train, compare and upload a challenger. arguments: options of train.py, or with `remote` of training.launch.job.
+
+    remote: the bucket of a SageMaker job, which trains instead of this machine; its role is among the arguments.
+    Raises StackError.
+    """
+    check_data(data, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    champion = download_champion(found, folder / "champion")
+    prepare(found, data, folder / "data")
+    if remote:
+        train_remotely(found, folder, [*(arguments or []), "--bucket", remote])
+    else:
+        train(champion, folder, arguments or [])
+    comparison = compare(found, champion, folder)
+    url = upload(found, champion, folder)
+    return Retrained(comparison["challenger"]["model_sha256"], url, comparison)
+
+
+def default_data(model: Path = LOCAL / "model") -> Path:
+    """The folder whose train, validation and test a model was trained on. Raises StackError."""
+    advice = "give DATA=folder, one that training/prepare.py wrote"
+    try:
+        parts = json.loads((model / "data.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise StackError(f"It is unknown what the model in {model} was trained on: {advice}") from None
+    folders = {Path(path).parent for part, path in parts.items() if part in PARTS and Path(path).name == part}
+    if set(parts) != set(PARTS) or len(folders) != 1:
+        raise StackError(f"The model in {model} was not trained on train, validation and test of one folder: {advice}")
+    return folders.pop()
+
+
+def check_data(data: Path, folder: Path) -> None:
+    """Raise UsageError if these are not three parts, or if they would be replaced."""
+    if missing := [part for part in PARTS if not (data / part).is_dir()]:
+        raise UsageError(f"DATA={data} has no folder {missing[0]}: give one that training/prepare.py wrote")
+    if data.resolve().is_relative_to(folder.resolve()):
+        raise UsageError(f"DATA={data} is what make retrain wrote: give the original data")
+
+
+def download_champion(found: Target, folder: Path) -> Path:
+    """The archive of the model in service. Raises StackError if the stack has none of this project's."""
+    url, kind = found.parameter("ModelDataUrl"), found.parameter("EndpointType")
+    if kind not in ("serverless", "realtime"):
+        raise StackError(f"EndpointType is {kind}: {found.place} has no model of ours to compare with")
+    bucket, key = url.removeprefix("s3://").split("/", 1)
+    folder.mkdir(exist_ok=True)
+    archive = folder / "model.tar.gz"
+    try:
+        found.client("s3").download_file(bucket, key, str(archive))
+    except ClientError as error:
+        raise StackError(f"The model in service cannot be downloaded: {url}: {error}") from None
+    return archive
+
+
+def prepare(found: Target, data: Path, output: Path) -> None:
+    """Write the original data and the reviewed images, some held out. Raises StackError if these are too few."""
+    options = ["--stack", found.name, "--add", str(data), "--hold-out", str(HELD_OUT), "--output", str(output)]
+    run("training/prepare.py", ["reviewed", *options], environment(found))
+    number = sum(path.is_file() for path in (output / "heldout").rglob("*"))
+    if number < FEWEST:
+        raise StackError(
+            f"{number} reviewed images are held out, but even if the challenger were right and the champion wrong on "
+            f"all, it would take {FEWEST} to show that it is better: {FEWEST - number} more audits have to be "
+            f"reviewed. make review shows those that wait; a higher AuditRate chooses more"
+        )
+
+
+def train(champion: Path, folder: Path, arguments: list[str]) -> None:
+    """Train with train.py. The model folder changes only if that succeeds. Raises StackError."""
+    with replaced(folder / "model") as model:
+        unpack(champion, model)  # which makes it the parent in the lineage
+        channels = {f"SM_CHANNEL_{part.upper()}": str(folder / "data" / part) for part in PARTS}
+        outputs = {"SM_MODEL_DIR": str(model), "SM_OUTPUT_DATA_DIR": str(folder / "training")}
+        run("training/train.py", arguments, clean_environment() | channels | outputs)
+
+
+def train_remotely(found: Target, folder: Path, arguments: list[str]) -> None:
+    """Train as a SageMaker job, which costs money, and download the model. Raises StackError."""
+    console.print(
+        "This starts a SageMaker training job, which costs money: by default at most one hour of an ml.m5.xlarge, "
+        "about $0.23. Ctrl-C does not stop the job: the command that does is printed.",
+        soft_wrap=True,
+    )
+    channels = [text for part in PARTS for text in (f"--{part}", str(folder / "data" / part))]
+    command = [str(REMOTE_PYTHON), "-m", "training.launch.job", *channels, *arguments]
+    printed = run_command("training/launch/job.py", command, environment(found), capture=True)
+    url = re.search(r"ModelDataUrl=s3://([^/\s]+)/(\S+)", printed)
+    if not url:
+        raise StackError("No model was trained: with --dry-run true, there is nothing to compare")
+    with replaced(folder / "model") as model:
+        archive = model / "model.tar.gz"
+        found.client("s3").download_file(url[1], url[2], str(archive))
+        unpack(archive, model)
+        archive.unlink()
+
+
+def compare(found: Target, champion: Path, folder: Path) -> dict[str, Any]:
+    """What comparison.json says. Raises StackError."""
+    data, output = folder / "data", folder / "comparison"
+    options = ["--better", str(data / "heldout"), "--not-worse", str(data / "test"), "--output", str(output)]
+    if float(threshold := found.parameter("Threshold")) < 1:
+        options += ["--threshold", threshold]
+    run("training/compare.py", [str(champion), str(folder / "model"), *options], clean_environment(), VERDICTS)
+    return json.loads((output / "comparison.json").read_text(encoding="utf-8"))
+
+
+def upload(found: Target, champion: Path, folder: Path) -> str:
+    """Package the model and upload it beside the model in service. Returns the archive's s3:// URL."""
+    bucket, prefix = place_of(found.parameter("ModelDataUrl"))
+    with tarfile.open(champion) as archive:
+        lib = "container" if any(name.startswith("lib/") for name in archive.getnames()) else "none"
+    options = ["--model-dir", str(folder / "model"), "--output", str(folder / "package"), "--lib", lib]
+    options += ["--comparison", str(folder / "comparison/comparison.json"), "--bucket", bucket, "--prefix", prefix]
+    printed = run("endpoint/package.py", options, environment(found), capture=True)
+    return printed.splitlines()[-1]
+
+
+def place_of(url: str) -> tuple[str, str]:
+    """The bucket and the prefix of a model's URL, s3://bucket/prefix/models/hash/model.tar.gz.
+
+    The prefix is empty if package.py did not choose the key.
+    """
+    bucket, _, key = url.removeprefix("s3://").partition("/")
+    made_by_package = re.fullmatch(r"(?:(.+)/)?models/[^/]+/model\.tar\.gz", key)
+    return bucket, (made_by_package[1] or "") if made_by_package else ""
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Write the model's files to the folder. Raises StackError."""
+    try:
+        with tarfile.open(archive) as opened:
+            check_unpacked_size(opened, str(archive))
+            for name in MODEL_FILES:
+                if not (file := opened.extractfile(name)):
+                    raise StackError(f"{archive}: {name} is not a file")
+                (folder / name).write_bytes(file.read())
+    except (tarfile.TarError, EOFError, KeyError, zlib.error, PackageError) as error:
+        raise StackError(f"{archive} is no model.tar.gz that endpoint/package.py built: {error}") from None
+
+
+@contextlib.contextmanager
+def replaced(folder: Path) -> Iterator[Path]:
+    """A new folder that replaces `folder` if nothing is raised, and is deleted otherwise."""
+    new = folder.with_name(f".{folder.name}.new")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir()
+    try:
+        yield new
+        shutil.rmtree(folder, ignore_errors=True)
+        new.rename(folder)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def environment(found: Target) -> dict[str, str]:
+    """Environment variables with which a script finds the stack."""
+    return clean_environment() | found.local.aws_variables if found.local else dict(os.environ)
+
+
+def run(
+    script: str,
+    arguments: list[str],
+    variables: Mapping[str, str],
+    allowed: tuple[int, ...] = (0,),
+    capture: bool = False,
+) -> str:
+    return run_command(script, [sys.executable, script, *arguments], variables, allowed, capture)
+
+
+def run_command(
+    name: str,
+    command: list[str],
+    variables: Mapping[str, str],
+    allowed: tuple[int, ...] = (0,),
+    capture: bool = False,
+) -> str:
+    """Run a script in the project's folder; its output is shown, or returned with `capture`. Raises StackError.
+
+    It has a process group of its own, so that Ctrl-C reaches it and its processes once, however this command ends.
+    """
+    sys.stdout.flush()
+    output = subprocess.PIPE if capture else None
+    process = subprocess.Popen(command, cwd=ROOT, env=variables, stdout=output, text=True, process_group=0)
+    try:
+        printed, _ = process.communicate()
+    except BaseException:
+        os.killpg(process.pid, signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(SECONDS_TO_END)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        raise
+    if process.returncode not in allowed:
+        raise StackError(f"{name} failed with status {process.returncode}: its message is above")
+    return printed or ""
+
+
+def sentences(found: Target, retrained: Retrained) -> list[str]:
+    """What the verdict means, and the command that deploys the challenger, which comes last."""
+    stack = "" if found.local else f" STACK={found.name}"
+    promote = f"make promote MODEL={retrained.name}{stack}"
+    if retrained.holds:
+        return ["The challenger is better on the held-out images and not worse on the original test images.", promote]
+    lines = []
+    for each in retrained.comparison["sets"]:
+        if each["requirement"] and not each["holds"]:
+            lines.append(f"Not promoted: {each['folder']}: {each['verdict']}, must be {each['requirement']}.")
+            lines.append(what_helps(each))
+    return [*lines, f'To deploy it all the same, for a reason that is recorded: {promote} OVERRIDE="reason"']
+
+
+def what_helps(each: dict[str, Any]) -> str:
+    """What to do about a set on which the challenger does not pass."""
+    if each["verdict"] == "worse":
+        return "Look at the images that it loses, in the report: wrong labels, or a kind that has too few images?"
+    if not each["images_needed"]:
+        return "More images like these would not help: the challenger gains too few. Look at the report."
+    missing = each["images_needed"] - each["images"]
+    if each["requirement"] == "better":
+        return f"About {missing:,} more held-out images would show it: review more audits, or raise AuditRate."
+    return f"About {missing:,} more test images like these would show it."
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="", help="folder with train, validation and test")
+    parser.add_argument("--arguments", default="", help="options of train.py, or with --remote of training.launch.job")
+    parser.add_argument("--stack", default="", help="name of a stack on AWS; by default the local stack")
+    parser.add_argument("--remote", default="", help="1: train as a SageMaker job")
+    parser.add_argument("--bucket", default="", help="of the SageMaker job")
+    parser.add_argument("--role", default="", help="ARN of the SageMaker job's role")
+    options = parser.parse_args()
+    with report_errors():
+        arguments = split(options.arguments)
+        if options.remote:
+            for name in ("stack", "bucket", "role"):
+                if not getattr(options, name):
+                    raise UsageError(f"REMOTE=1 needs {name.upper()}")
+            arguments += ["--role", options.role]
+        data = Path(options.data) if options.data else default_data()
+        with lock() if options.stack else contextlib.nullcontext(), target(options.stack) as found:
+            console.print(f"Retraining the model of {found.place} with {data}", markup=False, soft_wrap=True)
+            retrained = retrain(found, data, FOLDER, arguments, options.bucket if options.remote else "")
+            console.print(f"The challenger is {retrained.url}", markup=False, soft_wrap=True)
+            console.print(f"Report: {os.path.relpath(FOLDER / 'comparison/report.html')}", markup=False, soft_wrap=True)
+            for sentence in sentences(found, retrained):
+                console.print(sentence, markup=False, soft_wrap=True)
+    sys.exit(retrained.comparison["exit_status"])
+
+
+def split(arguments: str) -> list[str]:
+    """The words of ARGS, as a shell would split them. Raises UsageError."""
+    try:
+        return shlex.split(arguments)
+    except ValueError as error:
+        raise UsageError(f"ARGS={arguments}: {error}") from None
+
+
+if __name__ == "__main__":
+    main()
