@@ -18,13 +18,15 @@ import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from botocore.client import BaseClient
 from botocore.exceptions import ClientError, WaiterError
 
 from local.command import StackError, console, step
-from local.target import Target
+
+if TYPE_CHECKING:
+    from local.target import Target  # which imports local.deployment, which imports this module
 
 MODEL_URL = re.compile(r"s3://([^/]+)/((?:.+/)?)models/([0-9a-f]{16})/model\.tar\.gz")
 CAPABILITIES = ["CAPABILITY_IAM", "CAPABILITY_AUTO_EXPAND"]  # for the template's roles, and for SAM's transform
@@ -109,12 +111,12 @@ def split(url: str) -> tuple[str, str, str]:
     return match[1], match[2], match[3]
 
 
-def in_service(target: Target) -> str:
+def in_service(target: "Target") -> str:
     """The ModelDataUrl that the stack serves. Raises StackError if it creates no endpoint."""
     return service(target).model_url
 
 
-def service(target: Target) -> Service:
+def service(target: "Target") -> Service:
     """Raises StackError if the stack creates no endpoint."""
     (stack,) = target.client("cloudformation").describe_stacks(StackName=target.name)["Stacks"]
     values = {row["ParameterKey"]: row.get("ParameterValue", "") for row in stack.get("Parameters", [])}
@@ -197,7 +199,7 @@ def find(s3: BaseClient, bucket: str, prefix: str, name: str) -> Model:
     return read(s3, found[0], uploaded[found[0]])
 
 
-def promote(target: Target, model: str, override: str = "") -> Promotion:
+def promote(target: "Target", model: str, override: str = "") -> Promotion:
     """Deploy a model of the bucket, given by its URL or the start of its hash. Raises StackError.
 
     override: the reason for promoting it in spite of objections().
@@ -228,7 +230,7 @@ def promote(target: Target, model: str, override: str = "") -> Promotion:
     return deploy(target, before, chosen, "promotion", **why)
 
 
-def rollback(target: Target) -> Promotion:
+def rollback(target: "Target") -> Promotion:
     """Deploy the model that was in service before the present one. Raises StackError."""
     before = service(target)
     bucket, prefix, name = split(before.model_url)
@@ -299,7 +301,7 @@ def archive_sha256(s3: BaseClient, model: Model) -> str:
     return found
 
 
-def deploy(target: Target, before: Service, model: Model, kind: str, **why: Any) -> Promotion:
+def deploy(target: "Target", before: Service, model: Model, kind: str, **why: Any) -> Promotion:
     """Record the intention, update the stack, wait for it, and record the result. Raises StackError."""
     s3 = target.client("s3")
     bucket, prefix, name = split(model.url)
@@ -339,7 +341,7 @@ def deploy(target: Target, before: Service, model: Model, kind: str, **why: Any)
     return dataclasses.replace(record, result=PROMOTED)
 
 
-def update(target: Target, before: Service, url: str, token: str) -> None:
+def update(target: "Target", before: Service, url: str, token: str) -> None:
     """Start the update of one parameter: the template, and with it the functions' code, stays. Raises StackError.
 
     token: makes a request that is sent again the same one.
@@ -357,7 +359,7 @@ def update(target: Target, before: Service, url: str, token: str) -> None:
         raise StackError(f"CloudFormation refused the update: {error.response['Error']['Message']}") from None
 
 
-def wait(target: Target) -> None:
+def wait(target: "Target") -> None:
     """Print the resources that the update changes until it has ended. Raises StackError if it was rolled back."""
     cloudformation = target.client("cloudformation")
     shown = 0
@@ -393,7 +395,7 @@ def update_events(cloudformation: BaseClient, name: str) -> list[dict[str, Any]]
     return events
 
 
-def verify(target: Target, url: str) -> None:
+def verify(target: "Target", url: str) -> None:
     """Raises StackError unless the endpoint is in service with this model."""
     sagemaker = target.client("sagemaker")
     after = service(target)
