@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -94,16 +95,26 @@ def bucket(stack, tmp_path_factory):
     return bucket
 
 
-@pytest.fixture
-def serving(stack, bucket):
-    """The stack, which serves the poor model, with no promotions."""
+@pytest.fixture(scope="module")
+def deployed(stack, bucket):
     outputs = deploy(stack, "registry", EndpointType="serverless", ModelDataUrl=bucket.archives["poor"])
     yield Target("registry", outputs, stack.client, stack)
     stack.client("cloudformation").delete_stack(StackName="registry")
+
+
+@pytest.fixture
+def serving(deployed, bucket):
+    """The stack, which serves the poor model, with no promotions and no comparisons."""
+    yield deployed
+    before = registry.service(deployed)
+    if before.model_url != bucket.archives["poor"]:
+        registry.update(deployed, before, bucket.archives["poor"], uuid.uuid4().hex)
+        registry.wait(deployed)
     for key in bucket.objects("promotions/"):
         bucket.s3.delete_object(Bucket=bucket.name, Key=key)
     for name in ("good", "other"):
         bucket.s3.delete_object(Bucket=bucket.name, Key=f"{bucket.prefix}models/{bucket.hash(name)}/comparison.json")
+    shutil.rmtree(bucket.folder / "package")
 
 
 def answer(serving, pixel=255):
