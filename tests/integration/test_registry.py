@@ -17,7 +17,7 @@ from PIL import Image
 
 import compare
 from endpoint import package
-from local import deployment, models, registry
+from local import deployment, registry
 from local.command import LOCAL, ROOT, StackError
 from local.deployment import deploy
 from local.target import Target
@@ -126,7 +126,7 @@ def answer(serving, pixel=255):
     return json.loads(response["Body"].read())["predictions"][0]["label"]
 
 
-def test_a_better_model_is_promoted_recorded_and_rolled_back(serving, bucket, capsys):
+def test_a_better_model_is_promoted_recorded_and_rolled_back(serving, bucket):
     assert answer(serving) == "dark"
     functions = serving.client("lambda").get_alias(
         FunctionName=serving.outputs["CheckConfidenceFunctionName"], Name="live"
@@ -155,11 +155,20 @@ def test_a_better_model_is_promoted_recorded_and_rolled_back(serving, bucket, ca
         ("rollback", "promoted")
     ] * 2
 
-    capsys.readouterr()
-    models.show(bucket.s3, bucket.name, bucket.prefix, serving)
-    table = " ".join(capsys.readouterr().out.split())
-    assert f"{bucket.hash('poor')}" in table and "91.2% 1,600" in table
-    assert f"{bucket.hash('poor')} better" in table and "in service" in table
+    table = list_models(serving, "--stack", "registry")
+    assert f"{bucket.hash('good')}" in table and "91.2% 1,600" in table
+    assert f"{bucket.hash('poor')} better" in table and table.count("in service") == 1
+    without_stack = list_models(serving, "--bucket", f"{bucket.name}/team")
+    assert f"{bucket.hash('poor')} better" in without_stack and "in service" not in without_stack
+
+
+def list_models(serving, *options):
+    """make models, with variables that point at the local stack."""
+    command = [sys.executable, "-m", "local.models", *options]
+    environment = os.environ | serving.local.aws_variables
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return " ".join(done.stdout.split())
 
 
 def test_what_cannot_be_promoted_is_refused_with_what_to_do(serving, bucket):

@@ -12,10 +12,10 @@ from botocore.stub import Stubber
 import compare
 import lineage
 from class_folders import write_classes
-from local import models, registry
+from local import command, deployment, models, promote, registry
 from local.command import StackError
 from local.registry import Model, Promotion, Service
-from local.target import Target
+from local.target import Target, target
 
 CHAMPION = {"sha256": "c" * 64, "labels": ["cat", "dog"]}
 COMPARISON = {
@@ -143,10 +143,10 @@ def test_an_update_in_progress_is_refused(cloudformation):
     stack = {"StackName": "s", "StackId": "arn:stack", "CreationTime": datetime.now(UTC), "Parameters": parameters}
     stubber.add_response("describe_stacks", {"Stacks": [stack | {"StackStatus": "UPDATE_IN_PROGRESS"}]})
     stubber.add_response("describe_stacks", {"Stacks": [stack | {"StackStatus": "UPDATE_COMPLETE"}]})
-    target = Target("s", {}, lambda _: client)
+    found = Target("s", {}, lambda _: client)
     with pytest.raises(StackError, match=r"is being updated \(UPDATE_IN_PROGRESS\)"):
-        registry.idle(target)
-    assert registry.idle(target).parameters == ("EndpointType", "ModelDataUrl")
+        registry.idle(found)
+    assert registry.idle(found).parameters == ("EndpointType", "ModelDataUrl")
 
 
 def test_a_package_for_sagemakers_registry_has_metadata_within_its_limits():
@@ -185,6 +185,20 @@ def test_a_row_shows_accuracy_images_champion_and_the_last_promotion():
     assert row[6].startswith("202")
     bare = models.row(model(None, sha256=""), {}, [])
     assert bare[2:] == ["", "", "", "", ""]
+
+
+def test_make_promote_without_a_model_says_what_to_give(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["promote"])
+    with pytest.raises(SystemExit):
+        promote.main()
+    assert capsys.readouterr().out == "UsageError: MODEL is missing: give MODEL=hash; make models lists them\n"
+
+
+def test_without_a_running_stack_there_is_nothing_to_promote(monkeypatch, tmp_path):
+    monkeypatch.setattr(command, "LOCAL", tmp_path)
+    monkeypatch.setattr(deployment, "LOCAL", tmp_path)
+    with pytest.raises(StackError, match="The local stack is not running: make up starts it"), target(start=False):
+        pass
 
 
 def test_the_lineage_names_data_code_and_the_model_before(tmp_path):
