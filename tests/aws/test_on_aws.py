@@ -2,6 +2,7 @@
 AWS can show."""
 
 import base64
+import gzip
 import json
 import os
 import uuid
@@ -13,6 +14,9 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 
 from documents import TEMPLATE, transformed
+from endpoint import package
+from local import registry
+from local.target import Target
 from test_batches import (  # noqa: F401
     test_a_batch_decides_as_single_executions_do,
     test_a_prefix_is_classified_and_its_summary_is_an_event,
@@ -180,6 +184,31 @@ def test_the_metrics_on_reviews_arrive_and_the_alarm_on_drift_has_a_valid_expres
             each["MetricStat"]["Metric"]["Dimensions"] = service
         expression = drifted["Expression"]["Fn::Sub"].replace("${MaxLabelDrift}", "0.25")
         published(drifted | {"Expression": expression}, *measured)  # or a ValidationError
+
+
+def test_the_previous_template_and_its_transform_deploy_another_model(workflow, stack_name):
+    """The deployed model under another hash, promoted and rolled back. The records stay in its bucket."""
+    target = Target(stack_name, workflow.outputs, boto3.client)
+    if target.parameter("EndpointType") not in ("serverless", "realtime"):
+        pytest.skip("needs EndpointType serverless or realtime")
+    url = registry.in_service(target)
+    models, prefix, _ = registry.split(url)
+    key = url.split("/", 3)[3]
+    archive = workflow.s3.get_object(Bucket=models, Key=key)["Body"].read()
+    copy = gzip.compress(gzip.decompress(archive), compresslevel=1, mtime=1)
+    new = prefix + package.key_of(copy)
+    beside = [each.replace("model.tar.gz", "metadata.json") for each in (key, new)]
+    workflow.s3.copy_object(Bucket=models, Key=beside[1], CopySource={"Bucket": models, "Key": beside[0]})
+    workflow.s3.put_object(Bucket=models, Key=new, Body=copy)
+    try:
+        registry.promote(target, f"s3://{models}/{new}", "make test-aws")
+        assert registry.in_service(target) == f"s3://{models}/{new}"
+    finally:
+        if registry.in_service(target) != url:
+            registry.rollback(target)
+        for each in (new, beside[1]):
+            workflow.s3.delete_object(Bucket=models, Key=each)
+    assert registry.in_service(target) == url
 
 
 def test_what_the_stack_would_leave_is_listed(stack_name):
