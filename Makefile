@@ -75,6 +75,15 @@ review-drain: .local/.run ## Save the review queue of an older version before it
 accuracy: .local/.run $(if $(STACK),,$(PACKAGE) $(BUILT)) ## Show how accurate the model is in production, by its reviewers: [SINCE=30d STACK=name]
 	@$(PROJECT) -m local.accuracy --since=$(call quoted,SINCE) --stack=$(call quoted,STACK)
 
+models: .local/.run ## List the models in the bucket, and which one is in service: [STACK=name BUCKET=bucket/prefix]
+	@$(PROJECT) -m local.models --stack=$(call quoted,STACK) --bucket=$(call quoted,BUCKET)
+
+promote: .local/.run ## Put a model into service that its comparison allows: MODEL=hash [OVERRIDE="reason" STACK=name]
+	@$(PROJECT) -m local.promote --model=$(call quoted,MODEL) --override=$(call quoted,OVERRIDE) --stack=$(call quoted,STACK)
+
+rollback: .local/.run ## Return to the model that was in service before: [STACK=name]
+	@$(PROJECT) -m local.promote --rollback --stack=$(call quoted,STACK)
+
 dashboard: .local/.notebook ## Draw the stack's dashboard from the local stack's data
 	@$(PROJECT) -m local.report.dashboard
 

@@ -1,6 +1,7 @@
 """Package a trained model for SageMaker's scikit-learn image.
 
     python endpoint/package.py --model-dir .local/model --output .local/package [--bucket B [--prefix P]] [--lib none]
+                               [--comparison .local/comparison/comparison.json]
 
     model.onnx, metadata.json    from training
     code/inference.py            model_fn, input_fn, predict_fn, output_fn
@@ -12,14 +13,16 @@
 Packaging is reproducible: the same model gives the same bytes. The archive's path below --output,
 models/<hash of its bytes>/model.tar.gz, is also its key in the bucket, because SageMaker does not notice new bytes
 under an existing key. A copy of metadata.json lies beside it: PublishReviewMetrics compares the labels that the model
-predicts with those that it was trained on. The last line printed is the archive's s3:// URL or, without --bucket, its
-path.
+predicts with those that it was trained on. --comparison adds comparison.json, which training/compare.py wrote about
+this model as the challenger: make promote requires it. The last line printed is the archive's s3:// URL or, without
+--bucket, its path.
 """
 
 import argparse
 import gzip
 import hashlib
 import io
+import json
 import subprocess
 import sys
 import tarfile
@@ -117,17 +120,43 @@ def write(archive: bytes, path: Path) -> None:
     partial.replace(path)
 
 
-def build(model_dir: Path, wheels: list[Path], output: Path) -> Path:
-    """Write the archive, and metadata.json beside it, below `output`. Returns the archive's path.
+def build(model_dir: Path, wheels: list[Path], output: Path, comparison: Path | None = None) -> Path:
+    """Write the archive, with metadata.json and the comparison beside it, below `output`. Returns the archive's path.
 
     Raises PackageError.
     """
     files = collect(model_dir, wheels)
+    compared = read_comparison(comparison, files["model.onnx"]) if comparison else None
     archive = pack(files)
     path = output / key_of(archive)
     write(archive, path)
     write(files["metadata.json"], path.with_name("metadata.json"))
+    if compared:
+        write(compared, path.with_name("comparison.json"))
     return path
+
+
+def read_comparison(path: Path, model: bytes) -> bytes:
+    """A comparison.json whose challenger is this model.onnx. Raises PackageError."""
+    try:
+        content = path.read_bytes()
+        challenger = json.loads(content)["challenger"]["model_sha256"]
+    except OSError as error:
+        raise PackageError(f"--comparison {path} cannot be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError):
+        raise PackageError(f"--comparison {path} is no comparison.json of training/compare.py") from None
+    if challenger != (own := hashlib.sha256(model).hexdigest()):
+        raise PackageError(
+            f"--comparison {path} is about another challenger, {str(challenger)[:12]}; this model is {own[:12]}: "
+            "compare this model"
+        )
+    return content
+
+
+def files_of(archive: Path) -> list[Path]:
+    """The files that `build` wrote, in the order of their upload: the archive comes last."""
+    beside = [archive.with_name(name) for name in ("metadata.json", "comparison.json")]
+    return [*(path for path in beside if path.exists()), archive]
 
 
 def upload(path: Path, bucket: str, prefix: str = "") -> str:
@@ -142,7 +171,7 @@ def upload(path: Path, bucket: str, prefix: str = "") -> str:
     folder = "/".join(filter(None, [prefix.strip("/"), "models", path.parent.name]))
     try:
         s3 = boto3.client("s3")
-        for each in (path.with_name("metadata.json"), path):
+        for each in files_of(path):
             s3.upload_file(str(each), bucket, f"{folder}/{each.name}")
     except ParamValidationError:
         raise PackageError(f"--bucket {bucket} is not the name of a bucket") from None
@@ -185,11 +214,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=ROOT / ".local/package")
     parser.add_argument("--bucket", help="upload the archive to this bucket")
     parser.add_argument("--prefix", default="", help="prefix of the key")
+    parser.add_argument("--comparison", type=Path, help="comparison.json, to upload beside the archive")
     parser.add_argument("--lib", choices=["container", "none"], default="container")
     args = parser.parse_args(argv)
 
     wheels = fetch_wheels(CACHE) if args.lib == "container" else []
-    path = build(args.model_dir, wheels, args.output)
+    path = build(args.model_dir, wheels, args.output, args.comparison)
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
     print(upload(path, args.bucket, args.prefix) if args.bucket else path)
 

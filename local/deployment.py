@@ -12,8 +12,10 @@ from typing import Any
 
 from botocore.exceptions import ClientError
 
+from endpoint.package import files_of
 from local.command import LOCAL, ROOT, StackError, console, lock, report_errors, step
 from local.emulator.processes import CONCURRENCY, REGION, Stack, clean_environment, running, start, stop
+from local.registry import MODEL_URL, records, served, split
 
 BUILD = LOCAL / "sam/build"  # must match samconfig.toml
 BUILT = BUILD / "template.yaml"
@@ -73,7 +75,7 @@ def upload_model(stack: Stack, archive: Path) -> str:
     s3 = stack.client("s3")
     s3.create_bucket(Bucket=MODEL_BUCKET)
     folder = f"models/{archive.parent.name}"
-    for path in (archive.with_name("metadata.json"), archive):
+    for path in files_of(archive):
         s3.upload_file(str(path), MODEL_BUCKET, f"{folder}/{path.name}")
     return f"s3://{MODEL_BUCKET}/{folder}/{archive.name}"
 
@@ -98,13 +100,30 @@ def describe(stack: Stack, stack_name: str = STACK_NAME) -> dict[str, Any]:
     return described
 
 
+def deployed_model(described: dict[str, Any]) -> str:
+    """The parameter ModelDataUrl; empty if there is no stack or no model."""
+    parameters = {row["ParameterKey"]: row["ParameterValue"] for row in described.get("Parameters", [])}
+    return parameters.get("ModelDataUrl", "")
+
+
+def promoted_model(stack: Stack) -> str:
+    """The URL of the model in service if make promote or make rollback deployed it; otherwise empty."""
+    described = describe(stack)
+    url = deployed_model(described)
+    if not MODEL_URL.fullmatch(url):
+        return ""
+    bucket, prefix, _ = split(url)
+    history = served(records(stack.client("s3"), bucket, prefix, described["StackId"]), url)
+    return url if history[-1:] == [url] else ""
+
+
 def warn_of_an_older_model(described: dict[str, Any]) -> None:
     """Say so if the deployed model is not the packaged one."""
-    parameters = {parameter["ParameterKey"]: parameter["ParameterValue"] for parameter in described["Parameters"]}
-    deployed, packaged = parameters.get("ModelDataUrl", "").split("/"), model_archive().parent.name
+    deployed, packaged = deployed_model(described).split("/"), model_archive().parent.name
     if len(deployed) > 1 and deployed[-2] != packaged:
         console.print(
-            f"This is the deployed model {deployed[-2]}. The packaged model is {packaged}: make up deploys it.",
+            f"This is the deployed model {deployed[-2]}. The packaged model is {packaged}: "
+            "make up deploys it, or, once a model was promoted, make promote.",
             style="yellow",
         )
 
@@ -118,19 +137,29 @@ def model_archive() -> Path:
 
 
 def up(directory: Path = LOCAL / "stack") -> tuple[Stack, dict[str, str]]:
-    """Start the stack if necessary and deploy the current template and model; return the stack and its outputs."""
+    """Start the stack if necessary and deploy the current template and model; return the stack and its outputs.
+
+    A model that was promoted stays in service.
+    """
     stack = running(directory)
     started = stack is None
     stack = stack or start(directory)
     try:
         with step("Deploying template.yaml with sam deploy"):
             model = upload_model(stack, model_archive())
-            outputs = deploy(stack, EndpointType="serverless", ModelDataUrl=model)
+            promoted = promoted_model(stack)
+            outputs = deploy(stack, EndpointType="serverless", ModelDataUrl=promoted or model)
     except BaseException:
         if started:
             stop(stack)
         raise
     write_files(stack, outputs)
+    if promoted and promoted != model:
+        console.print(
+            f"The promoted model {split(promoted)[2]} stays in service. The packaged model is {split(model)[2]}: "
+            f"make promote MODEL={split(model)[2]} deploys it.",
+            style="yellow",
+        )
     return stack, outputs
 
 
@@ -182,7 +211,7 @@ def shared() -> Iterator[tuple[Stack, dict[str, str]]]:
 def deployed(redeploy: bool = False) -> Iterator[tuple[Stack, dict[str, str]]]:
     """The running local stack and its outputs, or a new stack that is stopped at the end.
 
-    redeploy: deploy the current template and model even if the stack is already running.
+    redeploy: deploy as make up does even if the stack is already running.
     """
     if not redeploy and (found := existing()):
         yield found

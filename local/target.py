@@ -9,7 +9,7 @@ from botocore.client import BaseClient
 from botocore.exceptions import BotoCoreError, ClientError
 
 from local.command import StackError, lock
-from local.deployment import STACK_NAME, deployed, shared
+from local.deployment import STACK_NAME, deployed, existing, shared
 from local.emulator.processes import Stack
 
 
@@ -34,15 +34,21 @@ class Target:
 
 
 @contextlib.contextmanager
-def target(stack_name: str = "", share: bool = False) -> Iterator[Target]:
+def target(stack_name: str = "", share: bool = False, start: bool = True) -> Iterator[Target]:
     """The stack on AWS with this name; without one the local stack, which is started for the command if necessary.
 
     share: other commands can use the local stack at the same time, such as make review.
+    start: False raises StackError instead if the local stack is not running.
     Errors of AWS and of its credentials are raised as StackError.
     """
     try:
         if stack_name:
             yield Target(stack_name, stack_outputs(stack_name), boto3.Session().client)
+        elif not start:
+            with lock(shared=True):
+                if not (running := existing()):
+                    raise StackError("The local stack is not running: make up starts it. On AWS: STACK=name")
+                yield Target(STACK_NAME, running[1], running[0].client, running[0])
         elif share:
             with shared() as (stack, outputs):
                 yield Target(STACK_NAME, outputs, stack.client, stack)

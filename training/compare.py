@@ -59,6 +59,7 @@ from comparison_report import NAMES, lines, write_report
 from data import Skipped, print_skipped, show_progress
 from folders import DataError, list_images
 from inference import THREADS, Model, classify, input_fn, model_fn, output_fn, predict_fn
+from lineage import digest_of, fingerprint
 from package import PackageError, check_unpacked_size
 from pixels import UnsupportedImageError
 from report import THRESHOLD
@@ -201,8 +202,7 @@ def find_images(folder: Path, candidates: list[Candidate]) -> Images:
                 skipped["duplicate"].append((path, f"same as {original}{elsewhere}"))
                 continue
             labels[path], digests[path] = label, digest
-    content = "".join(sorted(f"{digest} {labels[path]}\n" for path, digest in digests.items()))
-    sha256 = hashlib.sha256(content.encode()).hexdigest()
+    sha256 = fingerprint((digest, labels[path]) for path, digest in digests.items())
     for candidate in candidates:
         trained = digests_of(candidate.trained_on or [], {path.stat().st_size for path in digests})
         for path in [path for path in digests if digests[path] in trained]:
@@ -217,10 +217,6 @@ def digests_of(folders: list[Path], sizes: set[int]) -> set[str]:
     classes = [list_images(folder, min_classes=1) for folder in folders]
     paths = [path for each in classes for of_label in each.values() for path in of_label]
     return {digest_of(path) for path in paths if path.is_file() and path.stat().st_size in sizes}
-
-
-def digest_of(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def answer(path: Path, models: list[Model]) -> list[tuple[str, float, float]] | str:

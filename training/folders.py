@@ -8,6 +8,7 @@ Classes = dict[str, list[Path]]  # the files of each label
 # Of Windows, macOS's archives, Synology, Linux; in lower case
 LEFT_BY_SYSTEMS = {"thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "system volume information"}
 LEFT_BY_SYSTEMS |= {"__macosx", "icon\r", "@eadir", "#recycle", "lost+found"}
+MANIFEST = "manifest.jsonl"  # beside the folder train: the objects that prepare.py reviewed made it of
 SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing", "eval"}  # no names of classes
 
 

@@ -45,7 +45,7 @@ from PIL import Image
 import cifar100
 import reviewed
 from data import ClassTooSmallError, Skipped, print_skipped, read, stratified_split
-from folders import AlreadySplitError, Classes, DataError, MissingFolderError, list_images
+from folders import MANIFEST, AlreadySplitError, Classes, DataError, MissingFolderError, list_images
 
 ROOT = Path(__file__).parents[1]
 PARTS = ("train", "validation", "test")
@@ -137,7 +137,7 @@ def write_reviewed(folder: Path, args: argparse.Namespace) -> None:
         manifest, left_out = reviewed.write_new(entries, folder, trained, held_out, share, pending)
         print(reviewed.summary(manifest, left_out))
     (folder / "train").mkdir(parents=True, exist_ok=True)
-    reviewed.write_manifest(manifest, folder / reviewed.MANIFEST)
+    reviewed.write_manifest(manifest, folder / MANIFEST)
 
 
 def drop_duplicates(classes: Classes) -> tuple[Classes, Skipped]:
@@ -173,7 +173,7 @@ def save_png(pixels: np.ndarray, path: Path) -> None:
 def replace_folder(new: Path, old: Path) -> None:
     """Move the complete folder `new` to `old`. Exits if `old` holds anything that this script did not write."""
     if old.exists():
-        own = {*PARTS, *([reviewed.MANIFEST, reviewed.HELD_OUT] if (old / "train").is_dir() else [])}
+        own = {*PARTS, *([MANIFEST, reviewed.HELD_OUT] if (old / "train").is_dir() else [])}
         if others := {path.name for path in old.iterdir()} - own:
             sys.exit(f"{old} holds {sorted(others)[0]}, so this script did not write it: choose another --output")
         old.rename(new.with_name("old"))

@@ -25,7 +25,6 @@ from folders import LEFT_BY_SYSTEMS, ClassNameError, DataError, list_images
 from inference import preprocess
 from pixels import UnsupportedImageError
 
-MANIFEST = "manifest.jsonl"
 TRAIN, HELD_OUT = "train", "heldout"  # folders of the images
 COPIED = ("image", "version", "s3_version_id", "reviewer", "created_at", "reviewed_at", "reason")  # from the table
 NEEDED = ("image", "version", "label", "sha256")  # in a line of a manifest

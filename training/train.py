@@ -26,7 +26,7 @@ Files in the model folder, written after training has succeeded:
                      [N, classes]. Includes normalisation, averaging with the mirror image (unless --flip is 0),
                      temperature and softmax. Verified against PyTorch on the whole validation set.
     metadata.json    labels in output order, input size, temperature, accuracy and calibration, coverage and accuracy
-                     at each threshold, seed, options, versions, sha256 of the model
+                     at each threshold, seed, options, versions, sha256 of the model, lineage (lineage.py)
 
     data.json        the folders that it was trained on; not packaged
 
@@ -64,6 +64,7 @@ from data import Dataset, are_photographs, choose_size, load, stratified_split
 from export import ExportMismatchError, export, largest_difference, versions
 from fit import fit, outputs_of
 from folders import DataError, list_images
+from lineage import lineage
 from model import Average, Classifier, Probabilities
 from report import write_report
 
@@ -296,6 +297,7 @@ def main(argv: list[str] | None = None) -> None:
     options = parse_options(argv)
     make_folders(options)
     train, validation, test = load_data(options)
+    made_from = lineage(options.train, options.validation, options.test, options.model_dir)
     choose_defaults(options, train)
     height, width = train.images.shape[2:]
     sets = {"train": train, "validation": validation} | ({"test": test} if test else {})
@@ -344,6 +346,7 @@ def main(argv: list[str] | None = None) -> None:
         "hyperparameters": {name: value for name, value in vars(options).items() if not isinstance(value, Path)},
         "largest_difference_from_pytorch": difference,
         "versions": versions(),
+        "lineage": made_from,
         "sha256": hashlib.sha256(unchecked.read_bytes()).hexdigest(),
     }
     described = options.model_dir / "metadata.json.unchecked"

@@ -1,5 +1,6 @@
 import hashlib
 import io
+import json
 import os
 import re
 import tarfile
@@ -8,6 +9,7 @@ import zipfile
 import pytest
 
 import package
+from lineage import digest_of
 from tiny_model import write_tiny_model
 
 
@@ -64,6 +66,34 @@ def test_the_last_line_printed_is_the_path_of_the_archive(model_dir, tmp_path, c
     assert path.with_name("metadata.json").read_bytes() == (model_dir / "metadata.json").read_bytes()
     names = ["code/inference.py", "code/pixels.py", "metadata.json", "model.onnx"]
     assert [name for name, *_ in entries_of(archive)] == names
+
+
+def test_a_comparison_is_written_beside_the_archive(model_dir, tmp_path):
+    comparison = tmp_path / "comparison.json"
+    comparison.write_text(json.dumps({"challenger": {"model_sha256": digest_of(model_dir / "model.onnx")}}))
+    path = package.build(model_dir, [], tmp_path / "out", comparison)
+    assert [each.name for each in package.files_of(path)] == ["metadata.json", "comparison.json", "model.tar.gz"]
+    assert path.with_name("comparison.json").read_bytes() == comparison.read_bytes()
+    assert sorted(each.name for each in path.parent.iterdir()) == ["comparison.json", "metadata.json", "model.tar.gz"]
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (None, "cannot be read: No such file"),
+        ("[]", "is no comparison.json of training/compare.py"),
+        ('{"challenger": {}}', "is no comparison.json of training/compare.py"),
+        ('{"challenger": {"model_sha256": "0123456789abcdef"}}', "another challenger, 0123456789ab; this model is"),
+    ],
+)
+def test_a_comparison_of_another_model_is_refused(model_dir, tmp_path, content, sentence):
+    comparison = tmp_path / "comparison.json"
+    if content:
+        comparison.write_text(content)
+    command = ["--model-dir", str(model_dir), "--output", str(tmp_path / "out"), "--lib", "none"]
+    with pytest.raises(package.PackageError, match=re.escape(sentence)):
+        package.main([*command, "--comparison", str(comparison)])
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_missing_model_is_named(tmp_path):

@@ -24,6 +24,7 @@ import export
 import fit
 import folders
 import inference
+import lineage
 import prepare
 import server
 import train
@@ -367,6 +368,12 @@ def test_training_needs_only_one_channel_and_a_model_folder(trained):
         "accepted": 3,
         "accuracy": validation["accuracy"],
     }
+    assert metadata["lineage"]["data"] == {
+        "train": lineage.data_sha256(folder / "train"),
+        "validation": None,
+        "test": None,
+    }
+    assert metadata["lineage"]["parent"] is None
     assert metadata["largest_difference_from_pytorch"] <= export.MAX_DIFFERENCE
     assert metadata["sha256"] == hashlib.sha256((folder / "model/model.onnx").read_bytes()).hexdigest()
     assert (metadata["epochs"], metadata["hyperparameters"]["epochs"], metadata["seed"]) == (4, 2, 0)
