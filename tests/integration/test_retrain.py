@@ -7,7 +7,6 @@ import tarfile
 import pytest
 from PIL import Image, ImageOps
 
-from local.command import ROOT, StackError, UsageError
 from local.deployment import STACK_NAME
 from local.retrain import retrain, sentences
 from local.target import Target
@@ -16,7 +15,7 @@ from workflow import DIGITS
 
 QUICK = ["--epochs", "3"]
 FILES = ["comparison.json", "metadata.json", "model.tar.gz"]
-FOLDERS = ["champion", "comparison", "data", "model", "package", "training"]
+FOLDERS = ["champion", "comparison", "data", "lock", "model", "package", "training"]
 
 
 @pytest.fixture

@@ -278,9 +278,8 @@ def test_a_batch_without_an_endpoint_fails_before_anything_is_read():
     ],
 )
 def test_an_alarm_and_the_schedule_become_the_event_retraining_due(event, reason, due):
-    (entry,) = evaluated(RETRAINING_DUE.states["PublishRetrainingDue"]["Arguments"], event("retraining_due_execution") | due)[
-        "Entries"
-    ]
+    arguments = RETRAINING_DUE.states["PublishRetrainingDue"]["Arguments"]
+    (entry,) = evaluated(arguments, event("retraining_due_execution") | due)["Entries"]
     detail = {"stack": "image-classification", "reason": reason}
     assert entry == {"Source": "image-classification", "DetailType": "Retraining Due", "Detail": detail}
 
