@@ -103,8 +103,8 @@ def default_data(model: Path = LOCAL / "model") -> Path:
         parts = json.loads((model / "data.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise StackError(f"It is unknown what the model in {model} was trained on: {advice}") from None
-    folders = {Path(path).parent for part, path in parts.items() if part in PARTS and Path(path).name == part}
-    if set(parts) != set(PARTS) or len(folders) != 1:
+    folders = {Path(path).parent for path in parts.values()}
+    if len(folders) != 1 or parts != {part: str(folder / part) for part in PARTS for folder in folders}:
         raise StackError(f"The model in {model} was not trained on train, validation and test of one folder: {advice}")
     return folders.pop()
 
