@@ -4,7 +4,7 @@ make retrain [DATA=folder] [ARGS="train.py options"] [STACK=name]
 make retrain REMOTE=1 BUCKET=b ROLE=arn STACK=name [ARGS="options of training/launch/job.py"]    a SageMaker job
 
 DATA is a folder that training/prepare.py wrote, with train, validation and test; by default the one on which the model
-in .local/model was trained. Everything is written to .local/retrain: champion, data, training, model, comparison and
+in .local/model was trained. Everything is written to .local/retrain: champion, data, model, training, comparison and
 package. The archive is uploaded to where the champion is, whatever the verdict. Nothing is deployed: the last line says
 how to.
 
@@ -14,6 +14,7 @@ otherwise that of training/compare.py.
 
 import argparse
 import contextlib
+import fcntl
 import json
 import os
 import re
@@ -23,8 +24,9 @@ import signal
 import subprocess
 import sys
 import tarfile
+import unicodedata
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,11 +34,13 @@ from typing import Any
 from botocore.exceptions import ClientError
 
 from endpoint.package import PackageError, check_unpacked_size
-from local.command import LOCAL, ROOT, StackError, UsageError, console, lock, report_errors
+from local.command import LOCAL, ROOT, StackError, UsageError, console, report_errors
 from local.emulator.processes import clean_environment
+from local.registry import in_service, split
 from local.target import Target, target
 
 PARTS = ("train", "validation", "test")
+ARCHIVE = "model.tar.gz"
 MODEL_FILES = ("model.onnx", "metadata.json")
 FOLDER = LOCAL / "retrain"
 HELD_OUT = 0.3  # of all classified images, at most
@@ -69,23 +73,26 @@ class Retrained:
 
 
 def retrain(
-    found: Target, data: Path, folder: Path = FOLDER, arguments: list[str] | None = None, remote: str = ""
+    found: Target, data: Path, folder: Path = FOLDER, arguments: Sequence[str] = (), bucket: str = ""
 ) -> Retrained:
-    """Train, compare and upload a challenger. arguments: options of train.py, or with `remote` of training.launch.job.
+    """Train, compare and upload a challenger, with everything that is written in `folder`.
 
-    remote: the bucket of a SageMaker job, which trains instead of this machine; its role is among the arguments.
-    Raises StackError.
+    arguments: options of training/train.py; with a bucket, a SageMaker job trains, and they are options of
+    training/launch/job.py. Raises StackError.
     """
-    check_data(data, folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    champion = download_champion(found, folder / "champion")
-    prepare(found, data, folder / "data")
-    if remote:
-        train_remotely(found, folder, [*(arguments or []), "--bucket", remote])
-    else:
-        train(champion, folder, arguments or [])
-    comparison = compare(found, champion, folder)
-    url = upload(found, champion, folder)
+    data, folder = data.resolve(), folder.resolve()
+    check_parts(data, folder)
+    url = in_service(found)
+    with locked(folder):
+        champion = download(found, url, folder / "champion")
+        check_labels(data, champion)
+        prepare(found, data, folder / "data")
+        if bucket:
+            train_remotely(found, folder, [*arguments, "--bucket", bucket])
+        else:
+            train(champion, folder, arguments)
+        comparison = compare(found, champion, folder)
+        url = upload(found, url, champion, folder)
     return Retrained(comparison["challenger"]["model_sha256"], url, comparison)
 
 
@@ -96,75 +103,86 @@ def default_data(model: Path = LOCAL / "model") -> Path:
         parts = json.loads((model / "data.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise StackError(f"It is unknown what the model in {model} was trained on: {advice}") from None
-    folders = {Path(path).parent for part, path in parts.items() if part in PARTS and Path(path).name == part}
-    if set(parts) != set(PARTS) or len(folders) != 1:
+    folders = {Path(path).parent for path in parts.values()}
+    if len(folders) != 1 or parts != {part: str(folder / part) for part in PARTS for folder in folders}:
         raise StackError(f"The model in {model} was not trained on train, validation and test of one folder: {advice}")
     return folders.pop()
 
 
-def check_data(data: Path, folder: Path) -> None:
-    """Raise UsageError if these are not three parts, or if they would be replaced."""
+def check_parts(data: Path, folder: Path) -> None:
+    """Raise UsageError if the three parts are not all there, or if they would be replaced."""
     if missing := [part for part in PARTS if not (data / part).is_dir()]:
         raise UsageError(f"DATA={data} has no folder {missing[0]}: give one that training/prepare.py wrote")
-    if data.resolve().is_relative_to(folder.resolve()):
+    if data.is_relative_to(folder):
         raise UsageError(f"DATA={data} is what make retrain wrote: give the original data")
 
 
-def download_champion(found: Target, folder: Path) -> Path:
-    """The archive of the model in service. Raises StackError if the stack has none of this project's."""
-    url, kind = found.parameter("ModelDataUrl"), found.parameter("EndpointType")
-    if kind not in ("serverless", "realtime"):
-        raise StackError(f"EndpointType is {kind}: {found.place} has no model of ours to compare with")
+def check_labels(data: Path, champion: Path) -> None:
+    """Raise UsageError if there are no training images of a label that the champion knows."""
+    labels = {unicodedata.normalize("NFC", path.name) for path in (data / "train").iterdir()}
+    known = json.loads((champion / "metadata.json").read_text(encoding="utf-8"))["labels"]
+    if missing := [label for label in known if label not in labels]:
+        shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+        raise UsageError(f"DATA={data} has no images of {shown}, which the model in service knows: give its own data")
+
+
+def download(found: Target, url: str, folder: Path) -> Path:
+    """Download a model's archive and unpack the model beside it. Returns the folder. Raises StackError."""
     bucket, key = url.removeprefix("s3://").split("/", 1)
-    folder.mkdir(exist_ok=True)
-    archive = folder / "model.tar.gz"
-    try:
-        found.client("s3").download_file(bucket, key, str(archive))
-    except ClientError as error:
-        raise StackError(f"The model in service cannot be downloaded: {url}: {error}") from None
-    return archive
+    with replaced(folder) as new:
+        try:
+            found.client("s3").download_file(bucket, key, str(new / ARCHIVE))
+        except ClientError as error:
+            raise StackError(f"{url} cannot be downloaded: {error}") from None
+        try:
+            with tarfile.open(new / ARCHIVE) as archive:
+                check_unpacked_size(archive, url)
+                for name in MODEL_FILES:
+                    if not (file := archive.extractfile(name)):
+                        raise StackError(f"{url}: {name} is not a file")
+                    (new / name).write_bytes(file.read())
+        except (tarfile.TarError, EOFError, KeyError, zlib.error, PackageError) as error:
+            raise StackError(f"{url} is no model.tar.gz that endpoint/package.py built: {error}") from None
+    return folder
 
 
 def prepare(found: Target, data: Path, output: Path) -> None:
     """Write the original data and the reviewed images, some held out. Raises StackError if these are too few."""
     options = ["--stack", found.name, "--add", str(data), "--hold-out", str(HELD_OUT), "--output", str(output)]
-    run("training/prepare.py", ["reviewed", *options], environment(found))
+    run([sys.executable, "training/prepare.py", "reviewed", *options], environment(found))
     number = sum(path.is_file() for path in (output / "heldout").rglob("*"))
     if number < FEWEST:
         raise StackError(
             f"{number} reviewed images are held out, but even if the challenger were right and the champion wrong on "
-            f"all, it would take {FEWEST} to show that it is better: {FEWEST - number} more audits have to be "
-            f"reviewed. make review shows those that wait; a higher AuditRate chooses more"
+            f"all, it would take {FEWEST} to show that it is better: at least {FEWEST - number} more audits must be "
+            "reviewed. make review shows those that wait; a higher AuditRate chooses more"
         )
 
 
-def train(champion: Path, folder: Path, arguments: list[str]) -> None:
+def train(champion: Path, folder: Path, arguments: Sequence[str]) -> None:
     """Train with train.py. The model folder changes only if that succeeds. Raises StackError."""
     with replaced(folder / "model") as model:
-        unpack(champion, model)  # which makes it the parent in the lineage
+        for name in MODEL_FILES:  # whose sha256 becomes the parent in the lineage
+            shutil.copy(champion / name, model)
         channels = {f"SM_CHANNEL_{part.upper()}": str(folder / "data" / part) for part in PARTS}
         outputs = {"SM_MODEL_DIR": str(model), "SM_OUTPUT_DATA_DIR": str(folder / "training")}
-        run("training/train.py", arguments, clean_environment() | channels | outputs)
+        run([sys.executable, "training/train.py", *arguments], clean_environment() | channels | outputs)
 
 
-def train_remotely(found: Target, folder: Path, arguments: list[str]) -> None:
-    """Train as a SageMaker job, which costs money, and download the model. Raises StackError."""
+def train_remotely(found: Target, folder: Path, arguments: Sequence[str]) -> None:
+    """Train as a SageMaker job, which costs money, and download the model that it packaged. Raises StackError."""
     console.print(
-        "This starts a SageMaker training job, which costs money: by default at most one hour of an ml.m5.xlarge, "
-        "about $0.23. Ctrl-C does not stop the job: the command that does is printed.",
+        "This starts a SageMaker training job, which costs money: by default, at most an hour of one ml.m5.xlarge. "
+        "Ctrl-C does not stop the job, but prints the command that does.",
         soft_wrap=True,
     )
     channels = [text for part in PARTS for text in (f"--{part}", str(folder / "data" / part))]
     command = [str(REMOTE_PYTHON), "-m", "training.launch.job", *channels, *arguments]
-    printed = run_command("training/launch/job.py", command, environment(found), capture=True)
-    url = re.search(r"ModelDataUrl=s3://([^/\s]+)/(\S+)", printed)
-    if not url:
-        raise StackError("No model was trained: with --dry-run true, there is nothing to compare")
-    with replaced(folder / "model") as model:
-        archive = model / "model.tar.gz"
-        found.client("s3").download_file(url[1], url[2], str(archive))
-        unpack(archive, model)
-        archive.unlink()
+    printed = run(command, environment(found), capture=True)
+    if not (url := re.search(r"ModelDataUrl=(s3://\S+)", printed)):
+        raise StackError(f"No job was started, so there is no model to compare:\n{printed}")
+    download(found, url[1], folder / "model")
+    (folder / "model" / ARCHIVE).unlink()
 
 
 def compare(found: Target, champion: Path, folder: Path) -> dict[str, Any]:
@@ -173,42 +191,20 @@ def compare(found: Target, champion: Path, folder: Path) -> dict[str, Any]:
     options = ["--better", str(data / "heldout"), "--not-worse", str(data / "test"), "--output", str(output)]
     if float(threshold := found.parameter("Threshold")) < 1:
         options += ["--threshold", threshold]
-    run("training/compare.py", [str(champion), str(folder / "model"), *options], clean_environment(), VERDICTS)
+    models = [str(champion / ARCHIVE), str(folder / "model")]
+    run([sys.executable, "training/compare.py", *models, *options], clean_environment(), VERDICTS)
     return json.loads((output / "comparison.json").read_text(encoding="utf-8"))
 
 
-def upload(found: Target, champion: Path, folder: Path) -> str:
-    """Package the model and upload it beside the model in service. Returns the archive's s3:// URL."""
-    bucket, prefix = place_of(found.parameter("ModelDataUrl"))
-    with tarfile.open(champion) as archive:
+def upload(found: Target, champion_url: str, champion: Path, folder: Path) -> str:
+    """Package the model as the champion was, and upload it beside that. Returns its s3:// URL. Raises StackError."""
+    bucket, prefix, _ = split(champion_url)
+    with tarfile.open(champion / ARCHIVE) as archive:
         lib = "container" if any(name.startswith("lib/") for name in archive.getnames()) else "none"
     options = ["--model-dir", str(folder / "model"), "--output", str(folder / "package"), "--lib", lib]
     options += ["--comparison", str(folder / "comparison/comparison.json"), "--bucket", bucket, "--prefix", prefix]
-    printed = run("endpoint/package.py", options, environment(found), capture=True)
+    printed = run([sys.executable, "endpoint/package.py", *options], environment(found), capture=True)
     return printed.splitlines()[-1]
-
-
-def place_of(url: str) -> tuple[str, str]:
-    """The bucket and the prefix of a model's URL, s3://bucket/prefix/models/hash/model.tar.gz.
-
-    The prefix is empty if package.py did not choose the key.
-    """
-    bucket, _, key = url.removeprefix("s3://").partition("/")
-    made_by_package = re.fullmatch(r"(?:(.+)/)?models/[^/]+/model\.tar\.gz", key)
-    return bucket, (made_by_package[1] or "") if made_by_package else ""
-
-
-def unpack(archive: Path, folder: Path) -> None:
-    """Write the model's files to the folder. Raises StackError."""
-    try:
-        with tarfile.open(archive) as opened:
-            check_unpacked_size(opened, str(archive))
-            for name in MODEL_FILES:
-                if not (file := opened.extractfile(name)):
-                    raise StackError(f"{archive}: {name} is not a file")
-                (folder / name).write_bytes(file.read())
-    except (tarfile.TarError, EOFError, KeyError, zlib.error, PackageError) as error:
-        raise StackError(f"{archive} is no model.tar.gz that endpoint/package.py built: {error}") from None
 
 
 @contextlib.contextmanager
@@ -230,23 +226,7 @@ def environment(found: Target) -> dict[str, str]:
     return clean_environment() | found.local.aws_variables if found.local else dict(os.environ)
 
 
-def run(
-    script: str,
-    arguments: list[str],
-    variables: Mapping[str, str],
-    allowed: tuple[int, ...] = (0,),
-    capture: bool = False,
-) -> str:
-    return run_command(script, [sys.executable, script, *arguments], variables, allowed, capture)
-
-
-def run_command(
-    name: str,
-    command: list[str],
-    variables: Mapping[str, str],
-    allowed: tuple[int, ...] = (0,),
-    capture: bool = False,
-) -> str:
+def run(command: list[str], variables: Mapping[str, str], allowed: Sequence[int] = (0,), capture: bool = False) -> str:
     """Run a script in the project's folder; its output is shown, or returned with `capture`. Raises StackError.
 
     It has a process group of its own, so that Ctrl-C reaches it and its processes once, however this command ends.
@@ -264,8 +244,21 @@ def run_command(
             os.killpg(process.pid, signal.SIGKILL)
         raise
     if process.returncode not in allowed:
+        name = next(part for part in command[1:] if part != "-m")
         raise StackError(f"{name} failed with status {process.returncode}: its message is above")
     return printed or ""
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Create the folder. Raises StackError if another command is using it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StackError(f"Another make retrain is using {folder}: wait until it has finished.") from None
+        yield
 
 
 def sentences(found: Target, retrained: Retrained) -> list[str]:
@@ -304,14 +297,14 @@ def main() -> None:
     parser.add_argument("--role", default="", help="ARN of the SageMaker job's role")
     options = parser.parse_args()
     with report_errors():
-        arguments = split(options.arguments)
+        arguments = words(options.arguments)
         if options.remote:
             for name in ("stack", "bucket", "role"):
                 if not getattr(options, name):
                     raise UsageError(f"REMOTE=1 needs {name.upper()}")
             arguments += ["--role", options.role]
         data = Path(options.data) if options.data else default_data()
-        with lock() if options.stack else contextlib.nullcontext(), target(options.stack) as found:
+        with target(options.stack, start=False) as found:
             console.print(f"Retraining the model of {found.place} with {data}", markup=False, soft_wrap=True)
             retrained = retrain(found, data, FOLDER, arguments, options.bucket if options.remote else "")
             console.print(f"The challenger is {retrained.url}", markup=False, soft_wrap=True)
@@ -321,7 +314,7 @@ def main() -> None:
     sys.exit(retrained.comparison["exit_status"])
 
 
-def split(arguments: str) -> list[str]:
+def words(arguments: str) -> list[str]:
     """The words of ARGS, as a shell would split them. Raises UsageError."""
     try:
         return shlex.split(arguments)

@@ -13,13 +13,14 @@ from botocore.exceptions import ClientError
 
 from documents import transformed
 from endpoint import package
-from local.command import LOCAL, StackError
+from local.command import LOCAL, ROOT, StackError
 from local.deployment import BUILD, BUILT, deploy, model_archive, sam, upload_model
 from workflow import Workflow
 
 ENDPOINT = {"Model", "ModelRole", "EndpointConfig", "Endpoint"}
 ALARMS = {"EndpointErrorsAlarm", "EndpointLatencyAlarm", "EndpointUpdateErrorsAlarm", "EndpointUpdateLatencyAlarm"}
 SCALING = {"EndpointScalableTarget", "EndpointScalingPolicy"}
+RETRAINING = {f"RetrainingDue{name}" for name in ("StateMachine", "StateMachineRole", "Rule", "RuleRole")}
 EVERYTHING = {
     "InstanceCount": "2",
     "MaxInstanceCount": "4",
@@ -145,6 +146,36 @@ def test_a_stack_is_updated_step_by_step(stack, packaged, model, seven, build_fo
     again = update(EndpointType="serverless").classify("seven.png", seven)
     assert (again.output["endpoint"]["name"], again.output["label"]) == ("updated", "digit 7")
     stack.client("cloudformation").delete_stack(StackName="updated")
+
+
+def test_an_alarm_that_goes_off_publishes_that_retraining_is_due(workflow, stack, packaged, outcome_events):
+    """Nobody but AWS can send CloudWatch's events, so the test does what the rule would."""
+    deploy(stack, "retraining", packaged, EndpointType="none", RetrainOnAlarm="true", RetrainSchedule="rate(30 days)")
+    assert resources(stack, "retraining") >= RETRAINING
+    assert not resources(stack, "image-classification") & RETRAINING
+    events, states = stack.client("events"), stack.client("stepfunctions")
+    rule = events.describe_rule(Name=physical_id(stack, "retraining", "RetrainingDueRule").rpartition("|")[2])
+    (target,) = events.list_targets_by_rule(Rule=rule["Name"])["Targets"]
+    assert (rule["ScheduleExpression"], rule["State"]) == ("rate(30 days)", "ENABLED")
+
+    alarm = json.loads((ROOT / "events/retraining_due_execution.json").read_text())
+    name = alarm["detail"]["alarmName"] = physical_id(stack, "retraining", "AccuracyAlarm")
+    recovered = alarm | {"detail": alarm["detail"] | {"state": {"value": "OK"}}}
+    another = alarm | {"detail": alarm["detail"] | {"alarmName": "another"}}
+    sent = [alarm, recovered, another]
+    matches = [events.test_event_pattern(EventPattern=rule["EventPattern"], Event=json.dumps(each)) for each in sent]
+    assert [each["Result"] for each in matches] == [True, False, False]
+
+    states.start_execution(stateMachineArn=target["Arn"], input=json.dumps(alarm))
+    message = workflow.message_about(outcome_events, "Retraining Due", seconds=30)
+    assert message["detail-type"] == "Retraining Due" and message["source"] == "image-classification"
+    assert message["detail"] == {"stack": "retraining", "reason": name}
+    stack.client("cloudformation").delete_stack(StackName="retraining")
+
+
+def physical_id(stack, name, resource):
+    described = stack.client("cloudformation").describe_stack_resource(StackName=name, LogicalResourceId=resource)
+    return described["StackResourceDetail"]["PhysicalResourceId"]
 
 
 def test_a_second_stack_reads_another_bucket_only_if_a_parameter_names_it(workflow, stack, seven):

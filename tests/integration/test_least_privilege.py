@@ -35,6 +35,8 @@ NOT_SHOWN_ROLES = {
     "RecordOutcomeStateMachineRole": "as above",
     "RecordOutcomeStateMachineExecutionEndedRole": "the emulator does not check the role of a rule",
     "ClassifyBatchStateMachineRole": "as above",
+    "RetrainingDueStateMachineRole": "as above",
+    "RetrainingDueRuleRole": "as above; and the default stack has neither",
     "ClassifyBatchFunctionRole": "test_batches.py runs with them; tests/unit/test_permissions.py finds the needless",
     "SummariseBatchFunctionRole": "as above",
     "ModelRole": "the emulated SageMaker assumes no role",

@@ -92,7 +92,7 @@ def snake_case(name: str) -> str:
     return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
 
 
-CLASSIFY_IMAGE, RECORD_OUTCOME, CLASSIFY_BATCH = MACHINES = [
-    Machine(name) for name in ("ClassifyImage", "RecordOutcome", "ClassifyBatch")
+CLASSIFY_IMAGE, RECORD_OUTCOME, CLASSIFY_BATCH, RETRAINING_DUE = MACHINES = [
+    Machine(name) for name in ("ClassifyImage", "RecordOutcome", "ClassifyBatch", "RetrainingDue")
 ]
 FUNCTIONS = list(dict.fromkeys(function for machine in MACHINES for function in machine.functions.values()))

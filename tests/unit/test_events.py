@@ -18,7 +18,7 @@ import record_outcome
 import record_review
 import retrieve_image
 import start_execution
-from documents import CLASSIFY_BATCH, CLASSIFY_IMAGE, RECORD_OUTCOME, RESOURCES, ROOT, transformed
+from documents import CLASSIFY_BATCH, CLASSIFY_IMAGE, RECORD_OUTCOME, RESOURCES, RETRAINING_DUE, ROOT, transformed
 from test_permissions import evaluated as cloudformation_value
 from test_permissions import policies, statements
 
@@ -37,6 +37,7 @@ PARAMETERS = {
     "ResultsTable": "results",
     "OutcomeTable": "outcomes",
     "ReviewTable": "reviews",
+    "Stack": "image-classification",
     "AuditRate": "0.02",
 }
 CONTEXT = {"Execution": {"Id": EXECUTION, "Name": "name", "StartTime": "2026-11-24T09:00:00.000Z"}}
@@ -46,6 +47,8 @@ def evaluated(template, state_input, variables=None, context=CONTEXT, **paramete
     """A field of a state, its expressions evaluated in a stack with these parameters."""
     if isinstance(template, dict):
         return {name: evaluated(each, state_input, variables, context, **parameters) for name, each in template.items()}
+    if isinstance(template, list):
+        return [evaluated(each, state_input, variables, context, **parameters) for each in template]
     if not isinstance(template, str):
         return template
     for name, value in (PARAMETERS | parameters).items():
@@ -266,9 +269,33 @@ def test_a_batch_without_an_endpoint_fails_before_anything_is_read():
     assert [evaluated(choice, {}, EndpointName=name) for name in ("", "image-classification")] == [True, False]
 
 
+@pytest.mark.parametrize(
+    ("reason", "due"),
+    [
+        ("image-classification-LabelDriftAlarm-1A2B3C4D5E6F", {}),
+        # https://docs.aws.amazon.com/eventbridge/latest/userguide/eb-run-lambda-schedule.html
+        ("schedule", {"source": "aws.events", "detail-type": "Scheduled Event", "detail": {}}),
+    ],
+)
+def test_an_alarm_and_the_schedule_become_the_event_retraining_due(event, reason, due):
+    arguments = RETRAINING_DUE.states["PublishRetrainingDue"]["Arguments"]
+    (entry,) = evaluated(arguments, event("retraining_due_execution") | due)["Entries"]
+    detail = {"stack": "image-classification", "reason": reason}
+    assert entry == {"Source": "image-classification", "DetailType": "Retraining Due", "Detail": detail}
+
+
+def test_the_rule_of_retraining_matches_its_event_and_only_when_an_alarm_goes_off(event):
+    pattern = RESOURCES["RetrainingDueRule"]["Properties"]["EventPattern"]["Fn::If"][1]
+    alarm = event("retraining_due_execution")
+    assert pattern["source"] == [alarm["source"]] and pattern["detail-type"] == [alarm["detail-type"]]
+    assert pattern["detail"]["alarmName"] == [{"Ref": "LabelDriftAlarm"}, {"Ref": "AccuracyAlarm"}]
+    assert pattern["detail"]["state"]["value"] == [alarm["detail"]["state"]["value"]]
+
+
 def test_every_event_file_is_tested_here():
     functions = {"retrieve_image", "classify_image", "check_confidence", "record_outcome", "start_execution"}
     functions |= {"record_review", "publish_review_metrics"}
     functions |= {"prepare_batch", "classify_batch", "summarise_batch"}
     names = {path.stem for path in (ROOT / "events").glob("*.json")}
-    assert names == functions | {"classify_image_execution", "classify_batch_execution"}
+    machines = {"classify_image_execution", "classify_batch_execution", "retraining_due_execution"}
+    assert names == functions | machines

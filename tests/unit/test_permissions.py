@@ -7,7 +7,7 @@ import re
 import pytest
 from botocore.client import BaseClient
 
-from documents import CLASSIFY_BATCH, CLASSIFY_IMAGE, FUNCTIONS, MACHINES, ROOT, snake_case, transformed
+from documents import CLASSIFY_BATCH, CLASSIFY_IMAGE, FUNCTIONS, MACHINES, RETRAINING_DUE, ROOT, snake_case, transformed
 from test_state_machine import NOT_STATES, imported
 
 ENCRYPTED_QUEUE = dict.fromkeys(
@@ -46,6 +46,10 @@ REASONS = {
     },
     "RecordOutcomeStateMachineExecutionEndedRole": {
         "states:StartExecution": "EventBridge starts an execution for each event",
+    },
+    "RetrainingDueStateMachineRole": LOG_DELIVERY,
+    "RetrainingDueRuleRole": {
+        "states:StartExecution": "EventBridge starts an execution on the schedule and for each alarm",
     },
     "RecordReviewFunctionRole": {
         **dict.fromkeys(
@@ -217,10 +221,11 @@ def test_a_state_machine_is_allowed_exactly_what_its_states_call(machine):
 
 
 def test_the_calls_of_the_states_are_found():
-    image, outcome, batch = map(calls_of_states, MACHINES)
+    image, outcome, batch, retraining = map(calls_of_states, MACHINES)
     assert image == {"lambda:InvokeFunction", "dynamodb:PutItem", "events:PutEvents"}
     assert outcome == {"lambda:InvokeFunction", "sqs:SendMessage", "dynamodb:PutItem"}
     assert batch == {"lambda:InvokeFunction", "events:PutEvents"}
+    assert retraining == {"events:PutEvents"}
 
 
 def test_the_right_of_a_machine_to_its_own_map_runs_is_a_policy_of_its_own():
@@ -290,13 +295,20 @@ def test_the_models_role_can_pull_from_its_own_repository_only(repository, versi
     assert evaluated(own_image, values) == f"arn:aws:ecr:us-east-1:123456789012:repository/{repository}"
 
 
-def test_eventbridge_may_start_the_state_machine_of_outcomes_and_nothing_else():
-    (statement,) = statements(policies("RecordOutcomeStateMachineExecutionEndedRole"))
+@pytest.mark.parametrize(
+    ("role", "machine"),
+    [
+        ("RecordOutcomeStateMachineExecutionEndedRole", "RecordOutcomeStateMachine"),
+        ("RetrainingDueRuleRole", "RetrainingDueStateMachine"),
+    ],
+)
+def test_eventbridge_may_start_a_rules_state_machine_and_nothing_else(role, machine):
+    (statement,) = statements(policies(role))
     assert actions(statement) == {"states:StartExecution"}
-    assert statement["Resource"] == {"Ref": "RecordOutcomeStateMachine"}
+    assert statement["Resource"] == {"Ref": machine}
 
 
-@pytest.mark.parametrize("machine", [CLASSIFY_IMAGE, CLASSIFY_BATCH], ids=str)
+@pytest.mark.parametrize("machine", [CLASSIFY_IMAGE, CLASSIFY_BATCH, RETRAINING_DUE], ids=str)
 def test_a_state_machine_can_publish_only_the_events_of_the_workflow(machine):
     granting = statements(policies(f"{machine.name}StateMachineRole"))
     (statement,) = [each for each in granting if "events:PutEvents" in actions(each)]

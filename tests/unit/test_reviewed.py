@@ -1,5 +1,6 @@
 """prepare.py reviewed before it reads a stack: near-duplicates, labels and manifests."""
 
+import hashlib
 import io
 import json
 import re
@@ -165,3 +166,86 @@ def test_the_summary_counts_what_was_left_out_by_reason():
     assert reviewed.summary([ENTRY], left_out) == f"Added: 1. {counts}"
     assert reviewed.summary([], left_out) == f"Added: 0. {counts}\nWarning: no image was added"
     assert reviewed.summary([ENTRY], []) == "Added: 1. Left out: 0"
+
+
+def entry(number, probability, created_at="2026-11-26T08:00:00.000+00:00", label="7"):
+    """A reviewed image, which was chosen with this probability."""
+    reason = "low_confidence" if probability == 1 else "audit"
+    about = {"image": f"s3://images/{number:06}.png", "version": "v", "label": label, "reason": reason}
+    return about | {"selection_probability": probability, "created_at": created_at}
+
+
+def drawn(entries, share):
+    """Of images whose bytes are their numbers."""
+    hashed = [each | {"sha256": hashlib.sha256(each["image"].encode()).hexdigest()} for each in entries]
+    return {each["image"] for each in hashed if reviewed.is_held_out(each, share)}
+
+
+def test_every_classified_image_has_the_same_chance_of_being_held_out():
+    """Of 100,000 images, 30 % are below the threshold and all reviewed; of the others, one in 20 was audited."""
+    unsure, audits = [entry(n, 1) for n in range(30_000)], [entry(n, 0.05) for n in range(30_000, 33_500)]
+    share = reviewed.share_held_out(unsure + audits, 0.3)
+    assert share == 0.05
+    assert drawn(audits, share) == {each["image"] for each in audits}
+    assert len(drawn(unsure, share)) == pytest.approx(0.05 * 30_000, abs=150)
+
+
+def test_the_share_held_out_is_at_most_the_given_fraction_and_an_image_stays_held_out():
+    reviews = [entry(n, 0.5) for n in range(10_000)]
+    share = reviewed.share_held_out(reviews, 0.3)
+    assert share == 0.3 and len(drawn(reviews, share)) == pytest.approx(0.6 * 10_000, abs=200)
+    assert drawn(reviews[:5_000], share) <= drawn(reviews, share)
+    assert drawn(reviews, 0.1) <= drawn(reviews, share)  # a lower AuditRate since then
+
+
+def test_without_an_audit_no_image_is_held_out():
+    with pytest.raises(reviewed.NoAuditError, match="Raise AuditRate, or review the audits"):
+        reviewed.share_held_out([entry(n, 1) for n in range(100)], 0.3)
+
+
+@pytest.fixture
+def written(tmp_path):
+    """A function that writes images as training images, and returns their manifest."""
+
+    def write(images):
+        manifest = []
+        for number, (image, created_at) in enumerate(images):
+            made = entry(number, 0.5, created_at) | {"sha256": hashlib.sha256(image).hexdigest()}
+            manifest.append({"file": reviewed.file_of(made)} | made)
+            reviewed.write(image, tmp_path / manifest[-1]["file"])
+        return manifest
+
+    return write
+
+
+def test_images_are_held_out_and_neither_they_nor_their_likes_are_trained_on(written, tmp_path):
+    images = [encoded(scene(0)), encoded(scene(1)), CHANGES["saved again as a JPEG"](scene(0)), encoded(scene(2))]
+    manifest = written([*((image, "2026-01") for image in images), (encoded(scene(3)), "2026-03")])
+    chosen = {manifest[0]["sha256"], manifest[4]["sha256"]}
+    kept, left_out = reviewed.hold_out(manifest, chosen, "2026-02", tmp_path)
+    assert [(each["image"][-5:], each["file"].split("/")[0]) for each in kept] == [
+        ("0.png", "heldout"), ("1.png", "train"), ("3.png", "train"),
+    ]  # fmt: skip
+    assert [kind for kind, _ in left_out] == [reviewed.TOO_NEW, reviewed.LIKE_REVIEWED]
+    files = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    assert files == {each["file"] for each in kept}
+    assert reviewed.summary(kept, left_out).startswith("Added: 3, of which 1 are held out. Left out: 2")
+
+
+def test_the_manifest_names_the_part_and_nothing_else_of_its_file():
+    image = ENTRY | {"file": "heldout/../../etc/passwd"}
+    assert reviewed.file_of(image, reviewed.part_of(image)) == "heldout/7/0123456789abcdef.jpg"
+    assert reviewed.part_of(ENTRY) == reviewed.part_of(ENTRY | {"file": "validation/7/x"}) == "train"
+
+
+@pytest.mark.parametrize("fraction", ["0", "1", "-0.1", "x", "nan"])
+def test_a_fraction_to_hold_out_is_between_0_and_1(fraction, capsys):
+    with pytest.raises(SystemExit):
+        prepare.parse_options(["reviewed", "--hold-out", fraction])
+    assert "--hold-out: invalid fraction value" in capsys.readouterr().err
+
+
+def test_a_manifest_is_not_held_out_again(capsys):
+    with pytest.raises(SystemExit):
+        prepare.parse_options(["reviewed", "--manifest", "m", "--hold-out", "0.3"])
+    assert "--manifest says which images are held out" in capsys.readouterr().err

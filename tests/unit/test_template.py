@@ -197,7 +197,7 @@ def test_buckets_queues_topic_and_logs_can_have_a_key_and_buckets_and_queues_are
 def test_every_role_can_have_a_permissions_boundary():
     roles = [row for row in transformed()["Resources"].values() if row["Type"] == "AWS::IAM::Role"]
     boundary = {"Fn::If": ["HasBoundary", {"Ref": "PermissionsBoundaryArn"}, {"Ref": "AWS::NoValue"}]}
-    assert len(roles) == 15
+    assert len(roles) == 17
     assert all(role["Properties"]["PermissionsBoundary"] == boundary for role in roles)
 
 
