@@ -84,6 +84,9 @@ promote: .local/.run ## Put a model into service that its comparison allows: MOD
 rollback: .local/.run ## Return to the model that was in service before: [STACK=name]
 	@$(PROJECT) -m local.promote --rollback --stack=$(call quoted,STACK)
 
+loop: .local/.run $(BUILT) ## Show the whole circle: images change, alarms, reviews, a retrained model is promoted: [SIZE=small]
+	@$(PROJECT) -m local.loop --size=$(call quoted,SIZE)
+
 dashboard: .local/.notebook ## Draw the stack's dashboard from the local stack's data
 	@$(PROJECT) -m local.report.dashboard
 

@@ -20,4 +20,4 @@ def test_the_images_change_and_a_retrained_model_is_promoted_and_follows(tmp_pat
     verdicts = {each["requirement"]: each["verdict"] for each in comparison["sets"] if each["requirement"]}
     assert verdicts["better"] == "better"
     assert verdicts["not worse"] in ("not worse", "better")
-    assert "are evaluated here: the emulator only records them" in capsys.readouterr().out
+    assert "which are evaluated here: the emulator only records them" in capsys.readouterr().out

@@ -63,5 +63,5 @@ def test_no_scan_is_used_twice_and_only_changed_ones_are_light_on_dark(tmp_path)
     ink = images.next(20, tmp_path / "ink", is_changed=False)
     changed = images.next(20, tmp_path / "chalk", is_changed=True)
     names = [path.name for path in (*ink, *changed)]
-    assert len({*names, *trained}) == len(names) + len(trained) == 20 + 20 + 550 + 140 + 360
+    assert len({*names, *trained}) == len(names) + len(trained) == 20 + 20 + 600 + 120 + 500
     assert chalk(np.full((8, 8), 255.0), np.random.default_rng(0)).mean() < 20
