@@ -367,14 +367,14 @@ def update(target: "Target", before: Service, url: str, token: str) -> None:
 
 
 def wait(target: "Target") -> None:
-    """Print the resources that the update changes until it has ended. Raises StackError if it was rolled back."""
+    """Print what happens to the endpoint until the update has ended. Raises StackError if it was rolled back."""
     cloudformation = target.client("cloudformation")
     shown = 0
     while True:
         (stack,) = cloudformation.describe_stacks(StackName=target.name)["Stacks"]
         events = update_events(cloudformation, target.name)
         for event in events[shown:]:
-            if event["ResourceStatus"].endswith(("_COMPLETE", "_FAILED")):
+            if event["ResourceType"].startswith("AWS::SageMaker::") or event["ResourceStatus"].endswith("_FAILED"):
                 console.print(f"  {event['LogicalResourceId']}: {event['ResourceStatus']}", markup=False)
         shown = len(events)
         if not stack["StackStatus"].endswith("_IN_PROGRESS"):
