@@ -204,11 +204,13 @@ def promote(target: "Target", model: str, override: str = "") -> Promotion:
 
     override: the reason for promoting it in spite of objections().
     """
-    before = service(target)
+    before = idle(target)
     bucket, prefix, _ = split(before.model_url)
     s3 = target.client("s3")
     chosen = find(s3, bucket, prefix, model)
-    check_update(before, chosen)
+    check_archive(chosen)
+    if chosen.url == before.model_url:
+        raise StackError(f"{chosen.hash} is in service already")
     champion = read(s3, before.model_url, None)
     found = objections(chosen, champion)
     if found and not override.strip():
@@ -232,7 +234,7 @@ def promote(target: "Target", model: str, override: str = "") -> Promotion:
 
 def rollback(target: "Target") -> Promotion:
     """Deploy the model that was in service before the present one. Raises StackError."""
-    before = service(target)
+    before = idle(target)
     bucket, prefix, name = split(before.model_url)
     s3 = target.client("s3")
     history = served(records(s3, bucket, prefix, before.stack_id), before.model_url)
@@ -246,16 +248,25 @@ def rollback(target: "Target") -> Promotion:
     earlier = read(s3, history[-2], uploads(s3, *split(history[-2])[:2]).get(history[-2]))
     if not earlier.uploaded:
         raise StackError(f"{earlier.url} is gone: package that model again and upload it, or promote another one")
-    check_update(before, earlier)
     return deploy(target, before, earlier, "rollback")
 
 
-def check_update(before: Service, model: Model) -> None:
-    """Raises StackError if the stack cannot be updated to the model now."""
-    if before.status.endswith("_IN_PROGRESS"):
-        raise StackError(f"The stack is being updated ({before.status}): wait until that has ended")
-    if model.url == before.model_url:
-        raise StackError(f"{model.hash} is in service already")
+def idle(target: "Target") -> Service:
+    """The stack. Raises StackError if it is being updated."""
+    found = service(target)
+    if found.status.endswith("_IN_PROGRESS"):
+        raise StackError(f"{target.place} is being updated ({found.status}): wait until that has ended")
+    return found
+
+
+def check_archive(model: Model) -> None:
+    """Raises StackError if the comparison is of another archive; one of the model's folder names none."""
+    compared = str((model.comparison or {}).get("challenger", {}).get("archive_sha256", model.hash))
+    if not compared.startswith(model.hash):
+        raise StackError(
+            f"{model.url} is not the archive that was compared, {compared[:16]}: download this one and compare it, or "
+            "compare the model's folder"
+        )
 
 
 def objections(model: Model, champion: Model) -> list[str]:
@@ -282,7 +293,7 @@ def objections(model: Model, champion: Model) -> list[str]:
 
 
 def archive_sha256(s3: BaseClient, model: Model) -> str:
-    """The hash of the archive in the bucket. Raises StackError if its name, or the comparison, has another."""
+    """The hash of the archive in the bucket. Raises StackError if it is not the one in its name."""
     bucket, prefix, name = split(model.url)
     digest = hashlib.sha256()
     with step(f"Checking {name}"):
@@ -290,14 +301,8 @@ def archive_sha256(s3: BaseClient, model: Model) -> str:
         for chunk in body.iter_chunks(1 << 20):
             digest.update(chunk)
     found = digest.hexdigest()
-    compared = (model.comparison or {}).get("challenger", {}).get("archive_sha256", found)
     if not found.startswith(name):
         raise StackError(f"{model.url} is not what was packaged: package that model again and upload it")
-    if compared != found:
-        raise StackError(
-            f"{model.url} is not the archive that was compared, {compared[:16]}: download this one and compare it, or "
-            "compare the model's folder"
-        )
     return found
 
 
@@ -338,6 +343,8 @@ def deploy(target: "Target", before: Service, model: Model, kind: str, **why: An
         console.print("\nAn update that has begun goes on in CloudFormation: make models shows what is in service.")
         raise
     close(s3, bucket, record, PROMOTED, None)
+    if kind == "promotion":
+        register(target, model, record)
     return dataclasses.replace(record, result=PROMOTED)
 
 
@@ -360,14 +367,14 @@ def update(target: "Target", before: Service, url: str, token: str) -> None:
 
 
 def wait(target: "Target") -> None:
-    """Print the resources that the update changes until it has ended. Raises StackError if it was rolled back."""
+    """Print what happens to the endpoint until the update has ended. Raises StackError if it was rolled back."""
     cloudformation = target.client("cloudformation")
     shown = 0
     while True:
         (stack,) = cloudformation.describe_stacks(StackName=target.name)["Stacks"]
         events = update_events(cloudformation, target.name)
         for event in events[shown:]:
-            if event["ResourceStatus"].endswith(("_COMPLETE", "_FAILED")):
+            if event["ResourceType"].startswith("AWS::SageMaker::") or event["ResourceStatus"].endswith("_FAILED"):
                 console.print(f"  {event['LogicalResourceId']}: {event['ResourceStatus']}", markup=False)
         shown = len(events)
         if not stack["StackStatus"].endswith("_IN_PROGRESS"):
@@ -397,21 +404,59 @@ def update_events(cloudformation: BaseClient, name: str) -> list[dict[str, Any]]
 
 def verify(target: "Target", url: str) -> None:
     """Raises StackError unless the endpoint is in service with this model."""
-    sagemaker = target.client("sagemaker")
-    after = service(target)
-    (stack,) = target.client("cloudformation").describe_stacks(StackName=target.name)["Stacks"]
-    name = {row["OutputKey"]: row["OutputValue"] for row in stack["Outputs"]}["EndpointName"]
+    name = target.outputs["EndpointName"]
     try:
-        waiter = sagemaker.get_waiter("endpoint_in_service")
+        waiter = target.client("sagemaker").get_waiter("endpoint_in_service")
         waiter.wait(EndpointName=name, WaiterConfig={"Delay": 1 if target.local else 10, "MaxAttempts": 60})
     except WaiterError as error:
         raise StackError(f"The endpoint {name} is not in service: {error}") from None
-    config = sagemaker.describe_endpoint(EndpointName=name)["EndpointConfigName"]
-    (variant,) = sagemaker.describe_endpoint_config(EndpointConfigName=config)["ProductionVariants"]
-    model = sagemaker.describe_model(ModelName=variant["ModelName"])
-    found = {after.model_url, model["PrimaryContainer"]["ModelDataUrl"]}
+    found = {in_service(target), primary_container(target)["ModelDataUrl"]}
     if found != {url}:
         raise StackError(f"Another update has replaced the model: {' and '.join(sorted(found - {url}))} is in service")
+
+
+def primary_container(target: "Target") -> dict[str, Any]:
+    """The container of the model that the endpoint serves."""
+    sagemaker = target.client("sagemaker")
+    config = sagemaker.describe_endpoint(EndpointName=target.outputs["EndpointName"])["EndpointConfigName"]
+    (variant,) = sagemaker.describe_endpoint_config(EndpointConfigName=config)["ProductionVariants"]
+    return sagemaker.describe_model(ModelName=variant["ModelName"])["PrimaryContainer"]
+
+
+def register(target: "Target", model: Model, record: Promotion) -> None:
+    """Add the model to the stack's model package group, if it has one; the local stack's group has no packages."""
+    group = target.parameter("ModelPackageGroupName")
+    if not group or target.local:
+        return
+    try:
+        container = primary_container(target)
+        target.client("sagemaker").create_model_package(**package_request(group, container, model, record))
+    except ClientError as error:
+        console.print(f"The model is in service, but not in the group {group}: {error}", markup=False)
+
+
+def package_request(group: str, container: dict[str, Any], model: Model, record: Promotion) -> dict[str, Any]:
+    """https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_CreateModelPackage.html"""
+    lineage = model.metadata.get("lineage", {})
+    about = {
+        **{name: value for name, value in record.document.items() if name != "objections"},
+        "record": record.key,
+        **{f"{part}_data_sha256": value for part, value in lineage.get("data", {}).items()},
+        **{name: lineage.get(name) for name in ("manifest_sha256", "parent")},
+        "commit": lineage.get("code", {}).get("commit"),
+    }
+    # At most 256 letters, digits, spaces and _.:/=+-@
+    values = {
+        name: re.sub(r"[^\w.:/=+@-]", " ", str(value))[:256] for name, value in about.items() if value is not None
+    }
+    return {
+        "ModelPackageGroupName": group,
+        "InferenceSpecification": {
+            "Containers": [{name: container[name] for name in ("Image", "ModelDataUrl", "Environment")}]
+        },
+        "ModelApprovalStatus": "Approved",
+        "CustomerMetadataProperties": {name: value for name, value in values.items() if value},
+    }
 
 
 def records(s3: BaseClient, bucket: str, prefix: str, stack_id: str) -> list[Promotion]:

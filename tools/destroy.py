@@ -60,6 +60,11 @@ def leftovers(clients: Clients, stack_name: str) -> list[str]:
         policy = template["Resources"].get(name, {}).get("DeletionPolicy") if isinstance(template, dict) else None
         if policy in ("Retain", "RetainExceptOnCreate") and row["ResourceType"] == "AWS::DynamoDB::Table":
             found.append(f"the table {name}: aws dynamodb delete-table --table-name {row['PhysicalResourceId']}")
+        if row["ResourceType"] == "AWS::SageMaker::ModelPackageGroup":
+            group = parameters["ModelPackageGroupName"]
+            found.append(
+                f"the group {group}: aws sagemaker delete-model-package-group --model-package-group-name {group}"
+            )
         if row["ResourceType"] == "AWS::SageMaker::Endpoint":
             endpoint = row["PhysicalResourceId"].split("/")[-1]
             group = f"/aws/sagemaker/Endpoints/{endpoint}"

@@ -13,6 +13,8 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 
 from documents import TEMPLATE, transformed
+from local import registry
+from local.target import Target
 from test_batches import (  # noqa: F401
     test_a_batch_decides_as_single_executions_do,
     test_a_prefix_is_classified_and_its_summary_is_an_event,
@@ -180,6 +182,24 @@ def test_the_metrics_on_reviews_arrive_and_the_alarm_on_drift_has_a_valid_expres
             each["MetricStat"]["Metric"]["Dimensions"] = service
         expression = drifted["Expression"]["Fn::Sub"].replace("${MaxLabelDrift}", "0.25")
         published(drifted | {"Expression": expression}, *measured)  # or a ValidationError
+
+
+def test_the_previous_template_and_its_transform_are_deployed_with_another_parameter(workflow, stack_name):
+    """As make promote does, but for a parameter that changes no more than an alarm."""
+    target, cloudformation = Target(stack_name, workflow.outputs, boto3.client), boto3.client("cloudformation")
+    (stack,) = cloudformation.describe_stacks(StackName=stack_name)["Stacks"]
+    kept = [{"ParameterKey": row["ParameterKey"], "UsePreviousValue": True} for row in stack["Parameters"]]
+    kept.remove({"ParameterKey": "MaxReviewAge", "UsePreviousValue": True})
+    age = int(target.parameter("MaxReviewAge"))
+    for value in (str(age - 1), str(age)):
+        cloudformation.update_stack(
+            StackName=stack_name,
+            UsePreviousTemplate=True,
+            Parameters=[*kept, {"ParameterKey": "MaxReviewAge", "ParameterValue": value}],
+            Capabilities=registry.CAPABILITIES,
+        )
+        registry.wait(target)
+        assert target.parameter("MaxReviewAge") == value
 
 
 def test_what_the_stack_would_leave_is_listed(stack_name):

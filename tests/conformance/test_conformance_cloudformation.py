@@ -31,6 +31,17 @@ def test_a_stack_with_scaling_deploys(client):
     client("cloudformation").delete_stack(StackName="scaled")
 
 
+def test_a_stack_with_a_model_package_group_deploys(client):
+    """Only recorded, without effect.
+
+    https://docs.aws.amazon.com/AWSCloudFormation/latest/TemplateReference/aws-resource-sagemaker-modelpackagegroup.html
+    """
+    group = {"Type": "AWS::SageMaker::ModelPackageGroup", "Properties": {"ModelPackageGroupName": "g"}}
+    template = {"Resources": {"Group": group}, "Outputs": {"Group": {"Value": {"Ref": "Group"}}}}
+    assert deploy(client, "grouped", json.dumps(template))["Group"]
+    client("cloudformation").delete_stack(StackName="grouped")
+
+
 def test_a_stack_with_composite_alarms_and_saved_queries_deploys(client):
     """Only recorded, without effect: composite alarms, alarms on several metrics, saved queries of Logs and Athena.
 

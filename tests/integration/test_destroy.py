@@ -22,7 +22,8 @@ def test_a_bucket_of_thousands_of_versions_is_emptied(stack):
 
 def test_destroying_a_stack_says_what_is_in_the_way_and_what_remains(stack, seven):
     model = upload_model(stack, model_archive())
-    outputs = deploy(stack, "destroyed", EndpointType="serverless", ModelDataUrl=model)
+    parameters = {"EndpointType": "serverless", "ModelDataUrl": model, "ModelPackageGroupName": "promoted"}
+    outputs = deploy(stack, "destroyed", **parameters)
     bucket, s3 = outputs["ImageBucketName"], stack.client("s3")
     assert destroy.obstacles(stack.client, "destroyed") == []
     s3.put_object(Bucket=bucket, Key="seven.png", Body=seven)
@@ -39,8 +40,9 @@ def test_destroying_a_stack_says_what_is_in_the_way_and_what_remains(stack, seve
     iam.delete_role(RoleName="Reviewers")
     left = destroy.leftovers(stack.client, "destroyed")
     table = outputs["ReviewTableName"]
-    assert left[:3] == [
+    assert left[:4] == [
         "the endpoint's log: aws logs delete-log-group --log-group-name /aws/sagemaker/Endpoints/destroyed",
+        "the group promoted: aws sagemaker delete-model-package-group --model-package-group-name promoted",
         f"the table ReviewTable: aws dynamodb delete-table --table-name {table}",
         f"the model: aws s3 rm {model}",
     ]

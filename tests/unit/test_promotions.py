@@ -1,5 +1,6 @@
 """The registry of models, before it asks AWS, and what it asks CloudFormation."""
 
+import dataclasses
 import hashlib
 import json
 from datetime import UTC, datetime
@@ -11,10 +12,10 @@ from botocore.stub import Stubber
 import compare
 import lineage
 from class_folders import write_classes
-from local import models, registry
+from local import command, deployment, models, promote, registry
 from local.command import StackError
 from local.registry import Model, Promotion, Service
-from local.target import Target
+from local.target import Target, target
 
 CHAMPION = {"sha256": "c" * 64, "labels": ["cat", "dog"]}
 COMPARISON = {
@@ -135,12 +136,44 @@ def test_a_stack_that_creates_no_endpoint_serves_no_model(cloudformation, kind):
         registry.in_service(Target("s", {}, lambda _: client))
 
 
-def test_an_update_in_progress_and_the_model_in_service_are_refused():
-    registry.check_update(BEFORE, model(name="2"))
-    with pytest.raises(StackError, match="is in service already"):
-        registry.check_update(BEFORE, model())
+def test_an_update_in_progress_is_refused(cloudformation):
+    client, stubber = cloudformation
+    values = {"EndpointType": "serverless", "ModelDataUrl": model().url}
+    parameters = [{"ParameterKey": name, "ParameterValue": value} for name, value in values.items()]
+    stack = {"StackName": "s", "StackId": "arn:stack", "CreationTime": datetime.now(UTC), "Parameters": parameters}
+    stubber.add_response("describe_stacks", {"Stacks": [stack | {"StackStatus": "UPDATE_IN_PROGRESS"}]})
+    stubber.add_response("describe_stacks", {"Stacks": [stack | {"StackStatus": "UPDATE_COMPLETE"}]})
+    found = Target("s", {}, lambda _: client)
     with pytest.raises(StackError, match=r"is being updated \(UPDATE_IN_PROGRESS\)"):
-        registry.check_update(Service("arn", "UPDATE_IN_PROGRESS", "", "serverless", (), datetime.now(UTC)), model())
+        registry.idle(found)
+    assert registry.idle(found).parameters == ("EndpointType", "ModelDataUrl")
+
+
+def test_a_package_for_sagemakers_registry_has_metadata_within_its_limits():
+    """botocore checks the request, but no patterns: letters, digits, spaces and _.:/=+-@ in keys and values."""
+    client = boto3.client("sagemaker", "us-east-1", aws_access_key_id="none", aws_secret_access_key="none")
+    container = {"Image": "image", "ModelDataUrl": model().url, "Environment": {"A": "b"}, "Mode": "SingleModel"}
+    data = {"train": "a" * 64, "validation": None, "test": "b" * 64}
+    made_from = {
+        "data": data,
+        "manifest_sha256": None,
+        "code": {"commit": "c" * 40, "modified": False},
+        "parent": "d" * 64,
+    }
+    override = 'it\'s needed (all of it), "now"!\n' + "é" * 300
+    promoted = dataclasses.replace(record("promotion", model().url, "before"), override=override, margin=0.02)
+    request = registry.package_request("group", container, model(lineage=made_from), promoted)
+    with Stubber(client) as stubber:
+        stubber.add_response("create_model_package", {"ModelPackageArn": "arn"}, request)
+        client.create_model_package(**request)
+    metadata = request["CustomerMetadataProperties"]
+    assert metadata["train_data_sha256"] == "a" * 64 and metadata["commit"] == "c" * 40 and metadata["margin"] == "0.02"
+    assert metadata["override"].startswith("it s needed  all of it")
+    assert "validation_data_sha256" not in metadata and len(metadata) <= 50
+    assert all(0 < len(text) <= 256 for pair in metadata.items() for text in pair)
+    assert all(letter.isalnum() or letter in " _.:/=+-@" for pair in metadata.items() for letter in "".join(pair))
+    assert request["ModelApprovalStatus"] == "Approved"
+    assert request["InferenceSpecification"]["Containers"][0].keys() == {"Image", "ModelDataUrl", "Environment"}
 
 
 def test_a_row_shows_accuracy_images_champion_and_the_last_promotion():
@@ -152,6 +185,20 @@ def test_a_row_shows_accuracy_images_champion_and_the_last_promotion():
     assert row[6].startswith("202")
     bare = models.row(model(None, sha256=""), {}, [])
     assert bare[2:] == ["", "", "", "", ""]
+
+
+def test_make_promote_without_a_model_says_what_to_give(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["promote"])
+    with pytest.raises(SystemExit):
+        promote.main()
+    assert capsys.readouterr().out == "UsageError: MODEL is missing: give MODEL=hash; make models lists them\n"
+
+
+def test_without_a_running_stack_there_is_nothing_to_promote(monkeypatch, tmp_path):
+    monkeypatch.setattr(command, "LOCAL", tmp_path)
+    monkeypatch.setattr(deployment, "LOCAL", tmp_path)
+    with pytest.raises(StackError, match="The local stack is not running: make up starts it"), target(start=False):
+        pass
 
 
 def test_the_lineage_names_data_code_and_the_model_before(tmp_path):

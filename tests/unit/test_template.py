@@ -50,10 +50,11 @@ def test_the_upload_trigger_matches_only_its_prefix_so_that_no_output_loops():
     assert re.fullmatch(TEMPLATE["Parameters"]["UploadPrefix"]["AllowedPattern"], "") is None
 
 
-def test_only_the_endpoint_and_the_vended_logs_have_names():
+def test_only_the_endpoint_the_vended_logs_and_the_package_group_have_names():
     named = re.findall(r"^\s+(\w*Name): !?\S", TEXT, re.MULTILINE)
     references = {"ModelName", "EndpointConfigName", "MetricName", "Name", "DatabaseName", "FunctionName"}
-    assert set(named) <= {"EndpointName", "LogGroupName", "VariantName", "PolicyName"} | references
+    names = {"EndpointName", "LogGroupName", "VariantName", "PolicyName", "ModelPackageGroupName"}
+    assert set(named) <= names | references
 
 
 def test_no_partition_region_or_account_is_hard_coded():

@@ -2,8 +2,8 @@
 
 https://docs.aws.amazon.com/AWSCloudFormation/latest/TemplateReference/AWS_SageMaker.html
 
-Endpoint scaling, composite alarms, alarms on several metrics and saved queries, of CloudWatch Logs and Athena, are
-only recorded: they have no effect.
+Endpoint scaling, model package groups, composite alarms, alarms on several metrics and saved queries, of CloudWatch
+Logs and Athena, are only recorded: they have no effect.
 """
 
 import uuid
@@ -113,6 +113,7 @@ provisioners._RESOURCE_HANDLERS |= {  # private: the table of resource types
     "AWS::SageMaker::Model": handlers("Model"),
     "AWS::SageMaker::EndpointConfig": handlers("EndpointConfig"),
     "AWS::SageMaker::Endpoint": ENDPOINT | {"create": create_endpoint, "update": update_endpoint},
+    "AWS::SageMaker::ModelPackageGroup": RECORDED,
     "AWS::ApplicationAutoScaling::ScalableTarget": RECORDED,
     "AWS::ApplicationAutoScaling::ScalingPolicy": RECORDED,
     "AWS::CloudWatch::CompositeAlarm": RECORDED,
