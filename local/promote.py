@@ -22,7 +22,7 @@ def main() -> None:
             name, before = split(done.model_url)[2], split(done.previous_url)[2]
             console.print(f"{name} is in service on {found.place}, in place of {before}.")
             if done.override:
-                console.print(f"Overridden: {'; '.join(done.objections)}", markup=False)
+                console.print(f"Overridden: {'; '.join(done.objections)}", markup=False, soft_wrap=True)
             console.print(f"Recorded as s3://{split(done.model_url)[0]}/{done.key}", markup=False, soft_wrap=True)
             if not options.rollback:
                 console.print(
