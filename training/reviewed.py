@@ -359,7 +359,7 @@ def hold_out(manifest: list[Entry], drawn: set[str], pending: str, folder: Path)
         source = folder / entry["file"]
         if entry["created_at"] >= pending:
             source.unlink()
-            left_out.append((TOO_NEW, f"{name(entry)}: an image that waited before it is still to be reviewed"))
+            left_out.append((TOO_NEW, f"{name(entry)}: an older image is still pending"))
             continue
         entry = entry | {"file": file_of(entry, HELD_OUT)}
         write(source.read_bytes(), folder / entry["file"])

@@ -15,7 +15,9 @@ from documents import transformed
 from endpoint import package
 from local.command import LOCAL, ROOT, StackError
 from local.deployment import BUILD, BUILT, deploy, model_archive, sam, upload_model
-from workflow import Workflow
+from local.retrain import retrain
+from local.target import Target
+from workflow import DIGITS, Workflow
 
 ENDPOINT = {"Model", "ModelRole", "EndpointConfig", "Endpoint"}
 ALARMS = {"EndpointErrorsAlarm", "EndpointLatencyAlarm", "EndpointUpdateErrorsAlarm", "EndpointUpdateLatencyAlarm"}
@@ -148,9 +150,12 @@ def test_a_stack_is_updated_step_by_step(stack, packaged, model, seven, build_fo
     stack.client("cloudformation").delete_stack(StackName="updated")
 
 
-def test_an_alarm_that_goes_off_publishes_that_retraining_is_due(workflow, stack, packaged, outcome_events):
+def test_an_alarm_that_goes_off_publishes_that_retraining_is_due(workflow, stack, packaged, outcome_events, tmp_path):
     """Nobody but AWS can send CloudWatch's events, so the test does what the rule would."""
-    deploy(stack, "retraining", packaged, EndpointType="none", RetrainOnAlarm="true", RetrainSchedule="rate(30 days)")
+    events_on = {"RetrainOnAlarm": "true", "RetrainSchedule": "rate(30 days)"}
+    outputs = deploy(stack, "retraining", packaged, EndpointType="none", **events_on)
+    with pytest.raises(StackError, match="EndpointType none"):
+        retrain(Target("retraining", outputs, stack.client, stack), DIGITS, tmp_path)
     assert resources(stack, "retraining") >= RETRAINING
     assert not resources(stack, "image-classification") & RETRAINING
     events, states = stack.client("events"), stack.client("stepfunctions")

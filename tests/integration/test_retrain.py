@@ -1,21 +1,24 @@
 """make retrain on the deployed stack: reviewed images -> a challenger beside the champion in the bucket."""
 
+import hashlib
 import io
 import json
-import tarfile
+import subprocess
+import sys
 
 import pytest
 from PIL import Image, ImageOps
 
+from local import registry
+from local.command import ROOT, StackError
 from local.deployment import STACK_NAME
+from local.emulator.processes import clean_environment
 from local.retrain import retrain, sentences
 from local.target import Target
 from reviewing import Desk
 from workflow import DIGITS
 
 QUICK = ["--epochs", "3"]
-FILES = ["comparison.json", "metadata.json", "model.tar.gz"]
-FOLDERS = ["champion", "comparison", "data", "lock", "model", "package", "training"]
 
 
 @pytest.fixture
@@ -52,17 +55,22 @@ def digits(number, part="test"):
 def test_reviewed_images_become_a_challenger_in_the_bucket(found, desk, workflow, tmp_path):
     for path in digits(15):
         review(desk, path)
-    pending = desk.add("pending", 0.9)
-    made = retrain(found, DIGITS, tmp_path, QUICK)
+    pending = desk.add("pending")
+    made = retrain(found, DIGITS, tmp_path / "work", QUICK)
     desk.remove(*pending)
 
-    data = tmp_path / "data"
+    data = tmp_path / "work/data"
     manifest = [json.loads(line) for line in (data / "manifest.jsonl").read_text().splitlines()]
     assert len(manifest) == 150 and {entry["reason"] for entry in manifest} == {"audit"}
     held_out = {path.relative_to(data).as_posix() for path in (data / "heldout").rglob("*.png")}
     assert held_out == {entry["file"] for entry in manifest if entry["file"].startswith("heldout/")}
-    assert 20 < len(held_out) < 70
-    assert all((data / entry["file"]).is_file() for entry in manifest)
+    assert 20 < len(held_out) < 70  # of 45 on average
+    again = [sys.executable, "training/prepare.py", "reviewed", "--manifest", data / "manifest.jsonl"]
+    variables = clean_environment() | workflow.stack.aws_variables
+    subprocess.run([*again, "--output", tmp_path / "again"], cwd=ROOT, env=variables, check=True)
+    assert {entry["file"]: (data / entry["file"]).read_bytes() for entry in manifest} == {
+        path.relative_to(tmp_path / "again").as_posix(): path.read_bytes() for path in tmp_path.glob("again/*/*/*.png")
+    }
 
     heldout, original = made.comparison["sets"]
     assert (heldout["requirement"], heldout["images"]) == ("better", len(held_out))
@@ -70,15 +78,33 @@ def test_reviewed_images_become_a_challenger_in_the_bucket(found, desk, workflow
     assert heldout["verdict"] == "better" and heldout["champion"]["accuracy"] < 0.5
     assert made.holds == (original["verdict"] in ("better", "not worse"))
 
-    assert made.url.startswith("s3://models/models/") and made.url != found.parameter("ModelDataUrl")
-    folder = made.url.removeprefix("s3://models/").removesuffix("model.tar.gz")
-    stored = {name: workflow.s3.get_object(Bucket="models", Key=folder + name)["Body"].read() for name in FILES}
-    assert json.loads(stored["comparison.json"]) == made.comparison
-    metadata = json.loads(stored["metadata.json"])
-    assert (metadata["sha256"], metadata["hyperparameters"]["epochs"]) == (made.sha256, 3)
-    assert metadata["lineage"]["parent"] == made.comparison["champion"]["model_sha256"]
-    assert metadata["lineage"]["manifest_sha256"]
-    with tarfile.open(fileobj=io.BytesIO(stored["model.tar.gz"])) as archive:
-        assert json.load(archive.extractfile("metadata.json")) == metadata
-    assert sentences(found, made)[-1].count(f"make promote MODEL={made.name}") == 1
-    assert sorted(path.name for path in tmp_path.iterdir()) == FOLDERS
+    bucket, prefix, name = registry.split(made.url)
+    assert name != registry.split(registry.in_service(found))[2]
+    (listed,) = [each for each in registry.list_models(workflow.s3, bucket, prefix) if each.url == made.url]
+    assert listed.comparison == made.comparison and listed.sha256 == made.sha256
+    assert listed.metadata["hyperparameters"]["epochs"] == 3
+    lineage = listed.metadata["lineage"]
+    assert lineage["parent"] == made.comparison["champion"]["model_sha256"]
+    assert lineage["data"]["test"] == original["sha256"]
+    assert lineage["manifest_sha256"] == hashlib.sha256((data / "manifest.jsonl").read_bytes()).hexdigest()
+    assert f"make promote MODEL={name}" in sentences(found, made)[-1]
+
+
+def test_too_few_reviews_are_refused_before_the_training(found, desk, tmp_path, capfd):
+    def refused(message):
+        with pytest.raises(StackError, match=message):
+            retrain(found, DIGITS, tmp_path, QUICK)
+        assert not (tmp_path / "model").exists()
+        return capfd.readouterr().err
+
+    assert "no image has been given a label yet: make review" in refused("prepare.py failed with status 1")
+    one, *others = digits(1)
+    review(desk, one, confidence=0.5)
+    assert "no reviewed image is an audit" in refused("prepare.py failed with status 1")
+    pending = desk.add("pending")
+    for path in others:
+        review(desk, path)
+    refused(r"^[01] reviewed images are held out.*at least [45] more audits must be reviewed")
+    desk.remove(*pending)
+    (tmp_path / "data/notes.txt").touch()
+    assert "holds notes.txt, so this script did not write it" in refused("prepare.py failed with status 1")

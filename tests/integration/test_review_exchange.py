@@ -374,6 +374,7 @@ def test_decisions_become_training_data_and_their_manifest_makes_it_again(review
         "version": now.version,
         "s3_version_id": now.version,
         "reviewer": "ada",
+        "created_at": now.created_at,
         "reviewed_at": now.reviewed_at,
         "reason": "low_confidence",
         "label": "1",
