@@ -3,9 +3,9 @@
 Against what was really classified: the prediction log and the batches' results. Nothing is deployed or written to AWS.
 
 THRESHOLD=0.9           needs no images: the log has each image's label and confidence
-MODEL=folder            or a model.tar.gz, its s3:// URL, or the start of its hash in the stack's model bucket: it answers
-                        the stored images, in the version that was classified; a random sample of IMAGES if there are more
-THRESHOLD= and MODEL=   both; with MODEL alone, each image keeps the threshold that it had
+MODEL=folder            or a model.tar.gz, its s3:// URL, or the start of its hash in the stack's model bucket. It answers
+                        the stored images in the version that was classified: a random sample of IMAGES, if more
+THRESHOLD= and MODEL=   both. With MODEL alone, each image keeps the threshold that it had
 
 Prints how many images change hands, the load of reviews, the expected error of what is accepted, and what the reviews
 cost. Writes .local/replay/report.html, with the images that change hands, and replay.json.
@@ -22,10 +22,11 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from subprocess import PIPE
+from typing import IO, Any
 
 from botocore.client import BaseClient
 from botocore.exceptions import ClientError
@@ -63,36 +64,38 @@ class AnswererError(StackError):
 class Answerer:
     """A model in a process of training/answers.py, which loads it as compare.py does."""
 
-    def __init__(self, process: "subprocess.Popen[str]") -> None:
-        self.process, self.lock = process, threading.Lock()
+    def __init__(self, process: "subprocess.Popen[str]", errors: IO[str]) -> None:
+        self.process, self.errors, self.lock = process, errors, threading.Lock()
         self.about: dict[str, Any] = json.loads(self.read())
 
     def answer(self, path: Path) -> Answer | str:
         """The answer to an image, or why it has none. Threads take turns. Raises AnswererError."""
         assert self.process.stdin
         with self.lock:
-            try:
+            with suppress(BrokenPipeError):  # read() says why
                 print(json.dumps(str(path)), file=self.process.stdin, flush=True)
-            except BrokenPipeError:
-                pass  # read() says why
             found = json.loads(self.read())
         return found["error"] if "error" in found else Answer(**found)
 
     def read(self) -> str:
-        assert self.process.stdout and self.process.stderr
+        assert self.process.stdout
         if line := self.process.stdout.readline():
             return line
-        reason = self.process.stderr.read().strip().splitlines()[-1:] or ["its process ended"]
-        raise AnswererError(f"MODEL: {reason[0]}")
+        self.process.wait()
+        self.errors.seek(0)
+        reason = self.errors.read().strip().splitlines() or ["its process ended"]
+        raise AnswererError(f"MODEL: {reason[-1]}")
 
 
 @contextmanager
 def answerer(model: Path) -> Iterator[Answerer]:
     command = [sys.executable, str(ROOT / "training/answers.py"), str(model)]
-    pipes = {name: subprocess.PIPE for name in ("stdin", "stdout", "stderr")}
-    with subprocess.Popen(command, **pipes, text=True) as process:
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(command, stdin=PIPE, stdout=PIPE, stderr=errors, text=True) as process,
+    ):
         try:
-            yield Answerer(process)
+            yield Answerer(process, errors)
         finally:
             process.kill()
 
@@ -101,7 +104,9 @@ def model_bucket(stack: Target) -> tuple[str, str]:
     """The bucket of the stack's model, and the prefix before models/. Raises UsageError."""
     url = stack.parameter("ModelDataUrl")
     if not (match := re.fullmatch(r"s3://([^/]+)/(.*?)models/[^/]+/model\.tar\.gz", url)):
-        raise UsageError(f"MODEL: {stack.place} has no model bucket of endpoint/package.py; give a folder or an s3:// URL")
+        raise UsageError(
+            f"MODEL: {stack.place} has no model bucket of endpoint/package.py; give a folder or an s3:// URL"
+        )
     return match[1], match[2]
 
 
@@ -271,7 +276,9 @@ def run(stack: Target, options: argparse.Namespace) -> tuple[dict[str, Any], lis
     made, answers = replayed(stack, past, items, policy, options)
     reviews, s3 = replay.indexed(past, items), stack.client("s3")
     shown = [
-        report.Picture(move, past.images[number], answers[number], reviews.get(number), thumbnail_of(s3, past.images[number]))
+        report.Picture(
+            move, past.images[number], answers[number], reviews.get(number), thumbnail_of(s3, past.images[number])
+        )
         for move, numbers in replay.changed(past, answers, options.threshold).items()
         for number in numbers[: report.SHOWN]
     ]
