@@ -3,8 +3,8 @@
 Against what was really classified: the prediction log and the batches' results. Nothing is deployed or written to AWS.
 
 THRESHOLD=0.9           needs no images: the log has each image's label and confidence
-MODEL=folder            or a model.tar.gz, its s3:// URL, or the start of its hash in the stack's model bucket. It answers
-                        the stored images in the version that was classified: a random sample of IMAGES, if more
+MODEL=folder            or a model.tar.gz, its s3:// URL, or the start of its hash in the stack's model bucket. It
+                        answers the stored images as they were classified: a random sample of IMAGES, if there are more
 THRESHOLD= and MODEL=   both. With MODEL alone, each image keeps the threshold that it had
 
 Prints how many images change hands, the load of reviews, the expected error of what is accepted, and what the reviews
