@@ -60,7 +60,7 @@ class Logs:
 
 
 def threshold() -> str:
-    past = replay.history(outcomes.executions_lines(Logs(), "group"), [])
+    past = replay.history(outcomes.executions_lines(Logs(), "group", fields=replay.FIELDS), [])
     chance = random.Random(1)
     items = [
         {"image": image.image, "version": image.version, "label": image.label, "status": "reviewed",

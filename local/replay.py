@@ -198,7 +198,7 @@ def read_history(stack: Target, since: datetime | None) -> History:
     """Raises StackError if nothing was classified."""
     logs, s3 = stack.client("logs"), stack.client("s3")
     with step("Reading what was classified"):
-        single = outcomes.executions_lines(logs, stack.outputs["PredictionLogGroupName"], since)
+        single = outcomes.executions_lines(logs, stack.outputs["PredictionLogGroupName"], since, replay.FIELDS)
         batches = outcomes.batches_lines(s3, stack.outputs["ResultsBucketName"], since)
         past = replay.history(single, batches)
     if not past.images:

@@ -10,7 +10,7 @@ executions_lines and batches_lines have all that was written of an image, and `t
 import csv
 import json
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -51,9 +51,11 @@ def from_batches(s3: BaseClient, bucket: str, since: datetime | None = None, exe
     return map(row, batches_lines(s3, bucket, since, execution))
 
 
-def executions_lines(logs: BaseClient, group: str, since: datetime | None = None) -> Iterator[Line]:
-    """The lines of the prediction log, from `since`."""
-    for line in prediction_log.from_log_group(logs, group, since):
+def executions_lines(
+    logs: BaseClient, group: str, since: datetime | None = None, fields: Collection[str] = ()
+) -> Iterator[Line]:
+    """The lines of the prediction log, from `since`; only these fields, if given, and the time."""
+    for line in prediction_log.from_log_group(logs, group, since, {*fields, "timestamp"} if fields else ()):
         yield line | {"time": prediction_log.time_of(line).astimezone(UTC).isoformat(timespec="milliseconds")}
 
 

@@ -1,6 +1,6 @@
 """Replay another threshold or model against what was really classified, before it is deployed.
 
-    past = replay.history(outcomes.executions_lines(...), outcomes.batches_lines(...))
+    past = replay.history(outcomes.executions_lines(..., fields=FIELDS), outcomes.batches_lines(...))
     replay.figures(past, replay.logged(past), policy, items)
 
 A threshold needs no images: the log has labels and confidences. A model needs its answers to the stored images, to all
@@ -27,6 +27,8 @@ DAYS = 30  # of a month
 HOUR, DAY = 3600, 86_400  # seconds
 STRATA = {True: "audit", False: "low_confidence"}  # whether an image was accepted -> why it is reviewed
 MOVES = ("accepted_to_review", "review_to_accepted", "other_label")
+OBJECT = ("s3_bucket", "s3_key", "s3_version_id", "s3_etag")
+FIELDS = (*OBJECT, "outcome", "label", "confidence", "threshold", "endpoint", "error")  # that are needed of a line
 GRID = 50  # thresholds of the curve
 BATCH_SIZE = 300  # the template's default; the cost hardly depends on it
 
@@ -49,7 +51,6 @@ class Image:
     accepted: bool
     endpoint: str  # its name and variant
     in_batch: bool
-    resized: bool  # the endpoint saw a smaller JPEG than what is stored
 
     @property
     def image(self) -> str:
@@ -144,7 +145,6 @@ def image_of(line: Line, in_batch: bool) -> Image:
         accepted=line["outcome"] == "accepted",
         endpoint="/".join(filter(None, (endpoint.get("name"), endpoint.get("variant")))),
         in_batch=in_batch,
-        resized=bool((line.get("image") or {}).get("resized")),
     )
 
 
@@ -210,7 +210,7 @@ def figures(past: History, answers: Answers, policy: Policy, items: Iterable[Ite
         "thresholds": dict(Counter(image.threshold for image in past.images).most_common()),
         "endpoints": dict(Counter(image.endpoint for image in past.images).most_common()),
         "without_version": sum(not image.version for image in past.images),
-        "resized": sum(image.resized for image in past.images),
+        "in_batches": sum(image.in_batch for image in past.images),
         "threshold": policy.threshold,
         "present_threshold": policy.present,
         "audit_rate": policy.audit_rate,

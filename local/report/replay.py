@@ -134,7 +134,11 @@ def sources(made: dict[str, Any]) -> list[str]:
         )
     if made["errors"]:
         names = ", ".join(f"{name} ({count:,})" for name, count in made["errors"].items())
-        found.append(f"{images(sum(made['errors'].values()))} ended with an error and are set aside: {names}.")
+        found.append(f"Set aside: {images(sum(made['errors'].values()))} that ended with an error, {names}.")
+    if made["in_batches"]:
+        found.append(
+            f"{images(made['in_batches'])} of batches: the load counts them as if all batches ran with REVIEW=true."
+        )
     if len(made["thresholds"]) > 1:
         each = ", ".join(f"{float(threshold):g} ({count:,})" for threshold, count in made["thresholds"].items())
         kept = "" if made["threshold"] is not None else " Each image keeps its own."
@@ -155,7 +159,7 @@ def of_the_model(made: dict[str, Any]) -> list[str]:
         found.append(f"{images(made['without_version'])} cannot be asked for: their lines name no version.")
     for why, names in model["missing"].items():
         more = f" and {len(names) - NAMED:,} more (replay.json has all)" if len(names) > NAMED else ""
-        found.append(f"{images(len(names))} {why}, left out: {', '.join(names[:NAMED])}{more}.")
+        found.append(f"Left out, {why}: {images(len(names))}, {', '.join(names[:NAMED])}{more}.")
     if model["unknown_labels"]:
         names = ", ".join(f"{label} ({count:,})" for label, count in model["unknown_labels"].items())
         found.append(f"The model does not know the labels {names}: an image of these gets another label.")
@@ -171,14 +175,14 @@ def truths(made: dict[str, Any]) -> list[str]:
         stratum = made["after"]["error"]["strata"][reason]
         if not stratum["images"]:
             continue
+        about = "about " if made["sampled"] else ""
+        text = f"Accepted now, {name}: {about}{images(round(stratum['images']))}; "
         if stratum["reviewed"]:
-            found.append(
-                f"Accepted now, {name}: {stratum['images']:,.0f}, of which {stratum['reviewed']:,} have a decision; "
-                f"{stratum['wrong']:,} of these are wrong "
-                f"({share(stratum['error'])}, {interval((stratum['low'], stratum['high']))})."
-            )
+            bounds = interval((stratum["low"], stratum["high"]))
+            text += f"{stratum['wrong']:,} of {stratum['reviewed']:,} decisions find them wrong "
+            found.append(f"{text}({share(stratum['error'])}, {bounds}).")
         else:
-            found.append(f"Accepted now, {name}: {stratum['images']:,.0f}, none with a decision.")
+            found.append(f"{text}nobody has decided on any.")
     if not made["audit_rate"]:
         found.append("AuditRate is 0: no accepted image gets a decision, so their error stays unknown.")
     found.append(
@@ -207,7 +211,7 @@ def show(made: dict[str, Any]) -> None:
 
 def render(made: dict[str, Any], pictures: list[Picture]) -> str:
     """The page."""
-    return template("replay.html", share=share, interval=interval, number=number, error=error).render(
+    return template("replay.html", share=share, interval=interval, error=error).render(
         created=made["created"],
         what=title(made),
         about=about(made),

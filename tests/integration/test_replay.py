@@ -128,7 +128,7 @@ def test_the_deployed_model_changes_nothing(workflow, classified, tmp_path):
     assert counts_of(made) == counted(results, results)
     assert made["after"]["confidences_error"] == pytest.approx(made["before"]["confidences_error"])
     assert made["errors"] == {"UnsupportedImageError": 1}
-    assert "1 image ended with an error" in text
+    assert "Set aside: 1 image that ended with an error, UnsupportedImageError (1)." in text
 
 
 def test_a_model_decides_as_a_stack_with_it(workflow, stack, classified, challenger, tmp_path):
@@ -159,7 +159,7 @@ def test_a_sample_is_drawn_and_deleted_images_are_named(workflow, classified, ch
     wait_for(lambda: replayed(workflow, tmp_path, *options)[1]["images"] == len(results) + 1)
     text, made = replayed(workflow, tmp_path, *options)
     assert made["model"]["missing"] == {"deleted": [f"s3://{workflow.bucket}/replay/gone.png"]}
-    assert f"1 image deleted, left out: s3://{workflow.bucket}/replay/gone.png." in text
+    assert f"Left out, deleted: 1 image, s3://{workflow.bucket}/replay/gone.png." in text
 
 
 def test_a_threshold_decides_as_executions_with_it(workflow, classified, tmp_path):
