@@ -2,8 +2,6 @@
 
 import io
 import json
-import subprocess
-import sys
 from datetime import UTC, datetime
 
 import onnx
@@ -14,12 +12,19 @@ from PIL import Image
 from endpoint import package
 from local.command import ROOT
 from local.deployment import MODEL_BUCKET, deploy
+from local.target import Target
 from monitoring import prediction_log
 from review.table import ReviewTable
+from test_evaluate_and_trace import run
 from workflow import DIGITS, Workflow, wait_for
 
 LABELS = [str(digit) for digit in range(10)]
 THRESHOLDS = (0.5, 0.9, 0.99)
+
+
+@pytest.fixture(scope="module")
+def stack_name():
+    return "image-classification"
 
 
 def blended(first, second):
@@ -30,12 +35,9 @@ def blended(first, second):
     return buffer.getvalue()
 
 
-def replayed(workflow, folder, *options):
-    """The output of make replay with STACK=name and variables that point at the local stack, and replay.json."""
-    command = [sys.executable, "-m", "local.replay", "--stack", "image-classification", "--output", str(folder)]
-    done = subprocess.run(
-        [*command, *map(str, options)], cwd=ROOT, env=workflow.stack.aws_variables, capture_output=True, text=True
-    )
+def replayed(workflow, stack_name, folder, *options):
+    """The output of make replay with STACK=name, and replay.json; None if it failed."""
+    done = run(workflow, stack_name, "replay", "--output", str(folder), *map(str, options))
     text = " ".join(done.stdout.split())
     assert done.returncode == 0 or "Error" in text, done.stdout + done.stderr
     return text, json.loads((folder / "replay.json").read_text()) if done.returncode == 0 else None
@@ -119,22 +121,20 @@ def challenger(workflow, tmp_path_factory):
     s3.delete_object(Bucket=MODEL_BUCKET, Key=key)
 
 
-def test_the_deployed_model_changes_nothing(workflow, classified, tmp_path):
+def test_the_deployed_model_changes_nothing(workflow, stack_name, classified, tmp_path):
     since, results = classified
-    deployed = workflow.stack.client("cloudformation").describe_stacks(StackName="image-classification")
-    (url,) = [row["ParameterValue"] for row in deployed["Stacks"][0]["Parameters"]
-              if row["ParameterKey"] == "ModelDataUrl"]  # fmt: skip
-    text, made = replayed(workflow, tmp_path, "--since", since, "--model", url)
+    url = Target(stack_name, workflow.outputs, workflow.stack.client).parameter("ModelDataUrl")
+    text, made = replayed(workflow, stack_name, tmp_path, "--since", since, "--model", url)
     assert counts_of(made) == counted(results, results)
     assert made["after"]["confidences_error"] == pytest.approx(made["before"]["confidences_error"])
     assert made["errors"] == {"UnsupportedImageError": 1}
     assert "Set aside: 1 image that ended with an error, UnsupportedImageError (1)." in text
 
 
-def test_a_model_decides_as_a_stack_with_it(workflow, stack, classified, challenger, tmp_path):
+def test_a_model_decides_as_a_stack_with_it(workflow, stack, stack_name, classified, challenger, tmp_path):
     since, results = classified
-    _, made = replayed(workflow, tmp_path, "--since", since, "--model", challenger[:8])
-    _, both = replayed(workflow, tmp_path, "--since", since, "--model", challenger, "--threshold", 0.4)
+    _, made = replayed(workflow, stack_name, tmp_path, "--since", since, "--model", challenger[:8])
+    _, both = replayed(workflow, stack_name, tmp_path, "--since", since, "--model", challenger, "--threshold", 0.4)
     url = f"s3://{MODEL_BUCKET}/models/{challenger}/model.tar.gz"
     buckets = f"arn:aws:s3:::{workflow.bucket}"
     other = deploy(stack, "replayed", EndpointType="serverless", ModelDataUrl=url, FurtherImageBuckets=buckets)
@@ -148,21 +148,21 @@ def test_a_model_decides_as_a_stack_with_it(workflow, stack, classified, challen
     assert both["after"]["confidences_error"] == pytest.approx(sum(expected) / len(expected))
 
 
-def test_a_sample_is_drawn_and_deleted_images_are_named(workflow, classified, challenger, seven, tmp_path):
+def test_a_sample_is_drawn_and_deleted_images_are_named(workflow, stack_name, classified, challenger, seven, tmp_path):
     since, results = classified
     options = ("--since", since, "--model", f"s3://{MODEL_BUCKET}/models/{challenger}/model.tar.gz")
-    _, made = replayed(workflow, tmp_path, *options, "--images", 5)
+    _, made = replayed(workflow, stack_name, tmp_path, *options, "--images", 5)
     assert (made["sampled"], made["model"]["asked"], made["moves"]["other_label"]["high"] > 0) == (5, 5, True)
     gone = workflow.classify("replay/gone.png", seven)
     version = gone.output["s3_version_id"]
     workflow.s3.delete_object(Bucket=workflow.bucket, Key="replay/gone.png", VersionId=version)
-    wait_for(lambda: replayed(workflow, tmp_path, *options)[1]["images"] == len(results) + 1)
-    text, made = replayed(workflow, tmp_path, *options)
+    wait_for(lambda: replayed(workflow, stack_name, tmp_path, *options)[1]["images"] == len(results) + 1)
+    text, made = replayed(workflow, stack_name, tmp_path, *options)
     assert made["model"]["missing"] == {"deleted": [f"s3://{workflow.bucket}/replay/gone.png"]}
     assert f"Left out, deleted: 1 image, s3://{workflow.bucket}/replay/gone.png." in text
 
 
-def test_a_threshold_decides_as_executions_with_it(workflow, classified, tmp_path):
+def test_a_threshold_decides_as_executions_with_it(workflow, stack_name, classified, tmp_path):
     """The last test: its executions are lines too. Reviewers have decided by the truth, so the error is known."""
     since, results = classified
     table = ReviewTable(workflow.stack.client("dynamodb"), workflow.outputs["ReviewTableName"])
@@ -170,7 +170,7 @@ def test_a_threshold_decides_as_executions_with_it(workflow, classified, tmp_pat
         if not result["accepted"]:
             review = table.get(f"s3://{workflow.bucket}/{result['s3_key']}", result["s3_version_id"])
             table.decide(review, "maria", "label", name[0])
-    made = {each: replayed(workflow, tmp_path / str(each), "--since", since, "--threshold", each)
+    made = {each: replayed(workflow, stack_name, tmp_path / str(each), "--since", since, "--threshold", each)
             for each in THRESHOLDS}  # fmt: skip
     page = (tmp_path / "0.5/report.html").read_text()
     for threshold, (_, found) in made.items():
@@ -198,6 +198,6 @@ def test_a_threshold_decides_as_executions_with_it(workflow, classified, tmp_pat
         (["--threshold", "0.9", "--since", "2099-01-01"], "No image was classified in the stack image-classification"),
     ],
 )
-def test_what_cannot_be_replayed_is_said(workflow, classified, options, sentence, tmp_path):
-    text, made = replayed(workflow, tmp_path, *options)
+def test_what_cannot_be_replayed_is_said(workflow, stack_name, classified, options, sentence, tmp_path):
+    text, made = replayed(workflow, stack_name, tmp_path, *options)
     assert made is None and sentence in text

@@ -79,7 +79,7 @@ def test_the_page_is_self_contained_and_escapes_labels(threshold):
     reviews = replay.indexed(past, [item(4, "1", label=HOSTILE)])
     pictures = [
         Picture("accepted_to_review", past.images[number], Answer(past.images[number].label, 0.8), reviews.get(number),
-                thumbnail) for number, thumbnail in ((1, None), (4, "data:image/png;base64,x"))
+                thumbnail) for number, thumbnail in ((1, None), (3, "data:image/png;base64,x"))
     ]  # fmt: skip
     html = report.render(made, pictures)
     assert "<script" not in html and "http" not in html.replace("http-equiv", "")
