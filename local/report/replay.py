@@ -78,8 +78,9 @@ def rows(made: dict[str, Any]) -> list[list[str]]:
     """Name, before, after, change."""
     before, after = made["before"], made["after"]
 
-    def row(name: str, values: list[float], form: str = "{:,.0f}", signed: str = "{:+,.0f}") -> list[str]:
-        return [name, *map(form.format, values), signed.format(values[1] - values[0] + 0.0)]
+    def row(name: str, values: list[float], digits: int = 1) -> list[str]:
+        change = round(values[1] - values[0], digits) + 0.0  # -0.0 + 0.0 is 0.0
+        return [name, *(f"{value:,.{digits}f}" for value in values), f"{change:+,.{digits}f}"]
 
     loads = [each["reviews_a_day"] for each in (before, after)]
     usd = [each["reviews_usd_a_month"] for each in (before, after)]
@@ -89,18 +90,18 @@ def rows(made: dict[str, Any]) -> list[list[str]]:
     return [
         ["accepted", number(before["accepted"]), number(after["accepted"]), f"{difference:+,.0f}"],
         ["for review", number(before["review"]), number(after["review"]), f"{-difference + 0.0:+,.0f}"],
-        row("reviews a day", [each["total"] for each in loads], "{:,.1f}", "{:+,.1f}"),
-        row("  below the threshold", [each["low_confidence"] for each in loads], "{:,.1f}", "{:+,.1f}"),
-        row("  audits", [each["audit"] for each in loads], "{:,.1f}", "{:+,.1f}"),
-        ["wrong of what is accepted, by decisions", error(before["error"]), error(after["error"]), ""],
+        row("reviews a day", [each["total"] for each in loads]),
+        row("  below the threshold", [each["low_confidence"] for each in loads]),
+        row("  audits", [each["audit"] for each in loads]),
+        ["error of accepted images, by decisions", error(before["error"]), error(after["error"]), ""],
         [
-            "the same, as the model's confidences expect",
+            "error of accepted images, by confidences",
             *("" if doubt is None else share(doubt) for doubt in doubts),
             "" if None in doubts else f"{100 * (doubts[1] - doubts[0]):+.1f} points",
         ],
-        row("people, hours a month", [each["hours_a_month"] for each in (before, after)], "{:,.1f}", "{:+,.1f}"),
-        row("AWS's bill for the reviews, USD a month", usd, "{:,.2f}", "{:+,.2f}"),
-        row("AWS's bill without the endpoint's hours, USD a month", total, "{:,.2f}", "{:+,.2f}"),
+        row("people, hours a month", [each["hours_a_month"] for each in (before, after)]),
+        row("AWS's bill for the reviews, USD a month", usd, digits=2),
+        row("AWS's bill without the endpoint's hours, USD a month", total, digits=2),
     ]
 
 
@@ -249,7 +250,7 @@ def error_chart(made: dict[str, Any]) -> str:
     doubts = [100 * each["confidences_error"] for each in expected]
     inside += charts.line("b", [each["threshold"] for each in expected], doubts, x, y) + marks(made, x, y)
     by = "by decisions with its 95% interval (blue), and " if known else "no decisions; "
-    caption = f"Wrong of what is accepted, percent: {by}as the model's confidences expect (orange)."
+    caption = f"Error of accepted images, percent: {by}by the model's confidences (orange)."
     return charts.chart(caption, ("threshold", *x), ("percent", *y), inside)
 
 

@@ -183,7 +183,7 @@ def test_a_threshold_decides_as_executions_with_it(workflow, stack_name, classif
         assert (stratum["images"], stratum["reviewed"]) == (len(now), len(now))
         assert stratum["wrong"] == sum(known[name]["label"] != name[0] for name in now)
     text, found = made[0.5]
-    assert found["moves"]["review_to_accepted"]["count"] > 0 and "wrong of what is accepted, by decisions" in text
+    assert found["moves"]["review_to_accepted"]["count"] > 0 and "error of accepted images, by decisions" in text
     assert page.count('src="data:image/png;base64,') == found["moves"]["review_to_accepted"]["count"]
     assert "reviewed: " in page
 

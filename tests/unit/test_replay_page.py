@@ -41,7 +41,7 @@ def test_the_figures_are_said_in_words(threshold):
     assert report.moved(made) == "accepted → review: 2, review → accepted: 0, accepted with another label: 0"
     rows = {name.strip(): rest for name, *rest in report.rows(made)}
     assert rows["accepted"] == ["3", "1", "-2"] and rows["for review"] == ["2", "4", "+2"]
-    assert rows["wrong of what is accepted, by decisions"] == [
+    assert rows["error of accepted images, by decisions"] == [
         "50.0% (1.3% to 98.7%, few)", "0.0% (0.0% to 97.5%, few)", ""
     ]  # fmt: skip
     text = " ".join(report.sentences(made))
@@ -57,7 +57,7 @@ def test_what_is_unknown_is_said():
     text = " ".join(report.sentences(made))
     assert "Accepted now, for review before: 1 image; nobody has decided on any." in text
     assert "AuditRate is 0: no accepted image gets a decision" in text
-    assert ["wrong of what is accepted, by decisions", "unknown", "unknown", ""] in report.rows(made)
+    assert ["error of accepted images, by decisions", "unknown", "unknown", ""] in report.rows(made)
     assert "no decisions" in report.render(made, []) and json.dumps(made, allow_nan=False)
 
 
