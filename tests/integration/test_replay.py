@@ -52,9 +52,7 @@ def classified(workflow):
     files |= {f"{first}-{second}.png": blended(first, second) for first, second in pairs}
     executions = {name: workflow.classify(f"replay/{name}", data) for name, data in files.items()}
     workflow.classify("replay/broken.png", b"no image")
-    logs, group = workflow.stack.client("logs"), workflow.outputs["PredictionLogGroupName"]
-    start = datetime.fromisoformat(since)
-    wait_for(lambda: len(prediction_log.from_log_group(logs, group, start)) == len(files) + 1)
+    wait_for(lambda: len(lines_since(workflow, since)) == len(files) + 1)
     results = {
         name: each.output or json.loads(each.cause) for name, each in executions.items()
     }  # CheckConfidence's, accepted or not
@@ -63,6 +61,11 @@ def classified(workflow):
     for result in results.values():
         key = {"image": {"S": f"s3://{workflow.bucket}/{result['s3_key']}"}, "version": {"S": result["s3_version_id"]}}
         workflow.reviews.client.delete_item(TableName=workflow.reviews.name, Key=key)
+
+
+def lines_since(workflow, since):
+    logs, group = workflow.stack.client("logs"), workflow.outputs["PredictionLogGroupName"]
+    return prediction_log.from_log_group(logs, group, datetime.fromisoformat(since))
 
 
 def decided(workflow, results, **more):
@@ -148,22 +151,8 @@ def test_a_model_decides_as_a_stack_with_it(workflow, stack, stack_name, classif
     assert both["after"]["confidences_error"] == pytest.approx(sum(expected) / len(expected))
 
 
-def test_a_sample_is_drawn_and_deleted_images_are_named(workflow, stack_name, classified, challenger, seven, tmp_path):
-    since, results = classified
-    options = ("--since", since, "--model", f"s3://{MODEL_BUCKET}/models/{challenger}/model.tar.gz")
-    _, made = replayed(workflow, stack_name, tmp_path, *options, "--images", 5)
-    assert (made["sampled"], made["model"]["asked"], made["moves"]["other_label"]["high"] > 0) == (5, 5, True)
-    gone = workflow.classify("replay/gone.png", seven)
-    version = gone.output["s3_version_id"]
-    workflow.s3.delete_object(Bucket=workflow.bucket, Key="replay/gone.png", VersionId=version)
-    wait_for(lambda: replayed(workflow, stack_name, tmp_path, *options)[1]["images"] == len(results) + 1)
-    text, made = replayed(workflow, stack_name, tmp_path, *options)
-    assert made["model"]["missing"] == {"deleted": [f"s3://{workflow.bucket}/replay/gone.png"]}
-    assert f"Left out, deleted: 1 image, s3://{workflow.bucket}/replay/gone.png." in text
-
-
 def test_a_threshold_decides_as_executions_with_it(workflow, stack_name, classified, tmp_path):
-    """The last test: its executions are lines too. Reviewers have decided by the truth, so the error is known."""
+    """Reviewers have decided by the truth, so the error is known. The executions replace what was classified before."""
     since, results = classified
     table = ReviewTable(workflow.stack.client("dynamodb"), workflow.outputs["ReviewTableName"])
     for name, result in results.items():
@@ -174,10 +163,8 @@ def test_a_threshold_decides_as_executions_with_it(workflow, stack_name, classif
             for each in THRESHOLDS}  # fmt: skip
     page = (tmp_path / "0.5/report.html").read_text()
     for threshold, (_, found) in made.items():
-        after = decided(workflow, results, threshold=threshold)
-        known = {name: after[name] for name in results}
-        extra = found["images"] - len(results)  # the deleted image of the test before
-        assert counts_of(found) == counted(results, known) | {"accepted": counted(results, known)["accepted"] + extra}
+        known = decided(workflow, results, threshold=threshold)
+        assert counts_of(found) == counted(results, known)
         now = [name for name, each in known.items() if each["accepted"] and not results[name]["accepted"]]
         stratum = found["after"]["error"]["strata"]["low_confidence"]
         assert (stratum["images"], stratum["reviewed"]) == (len(now), len(now))
@@ -186,6 +173,20 @@ def test_a_threshold_decides_as_executions_with_it(workflow, stack_name, classif
     assert found["moves"]["review_to_accepted"]["count"] > 0 and "error of accepted images, by decisions" in text
     assert page.count('src="data:image/png;base64,') == found["moves"]["review_to_accepted"]["count"]
     assert "reviewed: " in page
+
+
+def test_a_sample_is_drawn_and_deleted_images_are_named(workflow, stack_name, classified, challenger, seven, tmp_path):
+    model = ("--model", f"s3://{MODEL_BUCKET}/models/{challenger}/model.tar.gz")
+    _, made = replayed(workflow, stack_name, tmp_path, *model, "--since", classified[0], "--images", 5)
+    assert (made["sampled"], made["images"], made["after"]["accepted"]["high"] > 0) == (5, len(classified[1]), True)
+    since = datetime.now(UTC).isoformat()
+    gone, _ = (workflow.classify(f"replay/{name}.png", seven) for name in ("gone", "kept"))
+    wait_for(lambda: len(lines_since(workflow, since)) == 2)
+    version = gone.output["s3_version_id"]
+    workflow.s3.delete_object(Bucket=workflow.bucket, Key="replay/gone.png", VersionId=version)
+    text, made = replayed(workflow, stack_name, tmp_path, *model, "--since", since)
+    assert made["model"]["missing"] == {"deleted": [f"s3://{workflow.bucket}/replay/gone.png"]}
+    assert f"Left out, deleted: 1 image, s3://{workflow.bucket}/replay/gone.png." in text
 
 
 @pytest.mark.parametrize(
