@@ -201,7 +201,9 @@ def figures(past: History, answers: Answers, policy: Policy, items: Iterable[Ite
     before = logged(past)
     sample = [number for number in (before if policy.sample is None else policy.sample) if number in answers]
     drawn = None if policy.sample is None or len(sample) == len(past.images) else len(sample)
-    moves = Counter(move_of(past.images[number], answers[number], policy.threshold) for number in sample)
+    counts = Counter(move_of(past.images[number], answers[number], policy.threshold) for number in sample)
+    moves = {move: scaled(counts[move], len(sample), len(past.images)) for move in MOVES}
+    unmoved = {move: scaled(0, 1, 1) for move in MOVES}
     return {
         "images": len(past.images),
         "days": past.days,
@@ -216,9 +218,9 @@ def figures(past: History, answers: Answers, policy: Policy, items: Iterable[Ite
         "audit_rate": policy.audit_rate,
         "seconds_per_review": policy.seconds,
         "sampled": drawn,
-        "moves": {move: scaled(moves[move], len(sample), len(past.images)) for move in MOVES},
-        "before": side(past, before, range(len(past.images)), None, policy, reviews),
-        "after": side(past, answers, sample, policy.threshold, policy, reviews),
+        "moves": moves,
+        "before": side(past, before, range(len(past.images)), None, unmoved, policy, reviews),
+        "after": side(past, answers, sample, policy.threshold, moves, policy, reviews),
         "curve": list(curve(past, answers, sample, policy, reviews)),
     }
 
@@ -236,20 +238,29 @@ def side(
     answers: Answers,
     sample: Sequence[int],
     threshold: float | None,
+    moves: Mapping[str, Mapping[str, float]],
     policy: Policy,
     reviews: Mapping[int, Item],
 ) -> dict[str, Any]:
-    """One side of the comparison: what is accepted, the load of reviews, the expected error and the cost."""
-    accepted = [number for number in sample if is_accepted(past.images[number], answers[number], threshold)]
-    total = len(past.images)
-    count = scaled(len(accepted), len(sample), total)
-    doubts = [1 - answers[number].confidence for number in accepted]
-    scale = total / max(len(sample), 1)
-    strata = {was: scale * sum(past.images[number].accepted == was for number in accepted) for was in STRATA}
+    """One side of the comparison: what is accepted, the load of reviews, the expected error and the cost.
+
+    What is accepted is what was accepted before, known of all images, and the moves: a sample adds no other noise.
+    """
+    total, before = len(past.images), sum(image.accepted for image in past.images)
+    lost, won = moves["accepted_to_review"], moves["review_to_accepted"]
+    accepted = {
+        "count": before - lost["count"] + won["count"],
+        "low": max(0, before - lost["high"] + won["low"]),
+        "high": min(total, before - lost["low"] + won["high"]),
+    }
+    review = {"count": total - accepted["count"], "low": total - accepted["high"], "high": total - accepted["low"]}
+    strata = {True: before - lost["count"], False: won["count"]}
+    numbers = [number for number in sample if is_accepted(past.images[number], answers[number], threshold)]
+    doubts = [1 - answers[number].confidence for number in numbers]
     return {
-        "accepted": count,
-        "review": scaled(len(sample) - len(accepted), len(sample), total),
-        **load(count["count"], total, past.days, policy),
+        "accepted": accepted,
+        "review": review,
+        **load(accepted["count"], total, past.days, policy),
         "error": dataclasses.asdict(error(past, answers, threshold, strata, reviews)),
         "confidences_error": float(np.mean(doubts)) if doubts else None,
     }

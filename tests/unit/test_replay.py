@@ -189,3 +189,12 @@ def test_the_bill_is_that_of_the_scale_document():
         for run, count in ((cost.counted()["single"], 300_000), (cost.batches_of(300), 600_000))
     )
     assert replay.classification_usd(month) == pytest.approx(single + batch)
+
+
+def test_a_sample_without_moves_changes_nothing():
+    """Whatever share of the images it happens to draw that were accepted before."""
+    past = past_of(*[line(number, 0.9 if number % 10 else 0.5) for number in range(500)])
+    made = replay.figures(past, replay.logged(past), policy(sample=replay.draw(range(500), 50, 1)), [])
+    assert made["before"]["accepted"]["count"] == made["after"]["accepted"]["count"] == 450
+    assert made["after"]["accepted"]["low"] < 450 < made["after"]["accepted"]["high"] <= 500
+    assert made["before"]["reviews_a_day"] == made["after"]["reviews_a_day"]
