@@ -13,7 +13,8 @@ unexport PYTHONHOME PYTHONPATH PYTHONSAFEPATH PYTHONWARNINGS
 PYTHON ?= python3
 PROJECT = .venv/bin/python
 DIGITS = .local/data/digits
-MODEL = .local/model/metadata.json
+# Not MODEL, which users give.
+TRAINED = .local/model/metadata.json
 PACKAGE = .local/package/archive.txt
 BUILT = .local/sam/build/template.yaml
 # As modules: a script of an environment names its Python by the path where it was installed.
@@ -87,6 +88,9 @@ rollback: .local/.run ## Return to the model that was in service before: [STACK=
 loop: .local/.run $(BUILT) ## Show the whole circle: images change, alarms, reviews, a retrained model is promoted: [SIZE=small]
 	@$(PROJECT) -m local.loop --size=$(call quoted,SIZE)
 
+replay: .local/.run $(if $(STACK),,$(PACKAGE) $(BUILT)) ## Show what another threshold or model would change: THRESHOLD=t, MODEL=folder, s3:// URL or hash [SINCE=30d IMAGES=1000 SECONDS_PER_REVIEW=10 STACK=name]
+	@$(PROJECT) -m local.replay --threshold=$(call quoted,THRESHOLD) --model=$(call quoted,MODEL) --since=$(call quoted,SINCE) --images=$(call quoted,IMAGES) --seconds-per-review=$(call quoted,SECONDS_PER_REVIEW) --stack=$(call quoted,STACK)
+
 dashboard: .local/.notebook ## Draw the stack's dashboard from the local stack's data
 	@$(PROJECT) -m local.report.dashboard
 
@@ -118,7 +122,7 @@ test-exchange: .local/.label-studio ## Test the exchange of reviews with Label S
 test-notebook: .local/.notebook $(BUILT) ## Run training/starter.ipynb on its own local stack
 	@$(PROJECT) -m pytest tests/notebook
 
-test-aws: .local/.test $(MODEL) ## Run the scenarios on a test stack on AWS: AWS_STACK_NAME=name
+test-aws: .local/.test $(TRAINED) ## Run the scenarios on a test stack on AWS: AWS_STACK_NAME=name
 	@$(PROJECT) -m pytest tests/aws
 
 notebook: .local/.notebook $(BUILT) ## Set up training/starter.ipynb and show how to open it
@@ -202,10 +206,10 @@ $(DIGITS): training/prepare.py | .local/.run
 	@$(PROJECT) training/prepare.py digits --output $@
 
 # Trained only if missing, because it can be a model of your own; make train retrains it.
-$(MODEL): | .local/.run $(DIGITS)
+$(TRAINED): | .local/.run $(DIGITS)
 	@$(PROJECT) training/train.py
 
-$(PACKAGE): $(MODEL) endpoint/package.py endpoint/inference.py endpoint/pixels.py
+$(PACKAGE): $(TRAINED) endpoint/package.py endpoint/inference.py endpoint/pixels.py
 	@mkdir -p $(@D)
 	@$(PROJECT) endpoint/package.py --model-dir .local/model --output $(@D) | tee $@.log
 	@tail -n 1 $@.log > $@ && rm $@.log

@@ -6,59 +6,22 @@ From what real runs on the local stack used (benchmarks/usage.json, written by b
 functions/prices.json, and AWS's documented quotas.
 """
 
-import json
 import math
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+from monitoring import cost
+from monitoring.cost import PARTS, Counts, batches_of, counted
+
 MILLION = 1_000_000
 ENDPOINT_VCPUS = 2  # of ml.c6i.large, and of a serverless endpoint's 2 GB
 FOR_REVIEW, AUDITED = 0.05, 0.02  # of all images, and of those accepted (AuditRate)
-EXPRESS_GB = 64 / 1024  # the smallest billed memory of an Express execution
 # https://docs.aws.amazon.com/step-functions/latest/dg/service-quotas.html and each service's own
 CHILDREN_PER_SECOND = 1000  # Express executions that a Map Run starts
 GETS_PER_SECOND = 5500  # per prefix of a bucket
-PARTS = {
-    "Step Functions": {
-        "transitions": "step_functions_transition",
-        "express_requests": "express_request",
-        "express_gb_seconds": "express_gb_second",
-    },
-    "Lambda": {"lambda_requests": "lambda_request", "lambda_gb_seconds": "lambda_arm_gb_second"},
-    "endpoint": {
-        "endpoint_gb": "sagemaker_data_gb",
-        "realtime_hours": "sagemaker_c6i_large_hour",
-        "serverless_seconds": "sagemaker_serverless_2gb_second",
-        "transform_hours": "batch_transform_c6i_large_hour",
-    },
-    "S3": {"s3_get": "s3_get", "s3_put": "s3_put", "s3_list": "s3_list"},
-    "events, logs, claims": {"events": "eventbridge_event", "log_gb": "logs_gb", "dynamodb_writes": "dynamodb_write"},
-}
-
-Counts = dict[str, float]
-
-
-def counted() -> dict[str, Any]:
-    return json.loads((ROOT / "benchmarks/usage.json").read_text())
-
-
-def batches_of(size: int) -> dict[str, Any]:
-    return next(run for run in counted()["batches"] if run["batch_size"] == size)
 
 
 def million(run: dict[str, Any]) -> Counts:
-    """What a million images use: a batch's execution once, the rest in proportion to the images."""
-    fixed = run["fixed"]
-    used = {
-        name: (value - fixed.get(name, 0)) * MILLION / run["images"] + fixed.get(name, 0)
-        for name, value in run["counts"].items()
-    }
-    return used | {
-        "express_gb_seconds": used.get("express_seconds", 0) * EXPRESS_GB,
-        "endpoint_gb": used["endpoint_bytes"] / 1e9,
-        "log_gb": used["log_bytes"] / 1e9,
-    }
+    return cost.classification(run, MILLION)
 
 
 def hours(used: Counts) -> float:
@@ -78,13 +41,7 @@ def serverless(run: dict[str, Any]) -> Counts:
 
 def reviews() -> Counts:
     """What the reviews of a million images cost in addition to their classification."""
-    made = counted()["reviews"]
-    reviewed = {"low_confidence": FOR_REVIEW * MILLION, "audit": AUDITED * (1 - FOR_REVIEW) * MILLION}
-    used = {
-        name: sum(made[reason]["counts"][name] / made[reason]["images"] * images for reason, images in reviewed.items())
-        for name in made["audit"]["counts"]
-    }
-    return used | {"log_gb": used["log_bytes"] / 1e9}
+    return cost.reviews({"low_confidence": FOR_REVIEW * MILLION, "audit": AUDITED * (1 - FOR_REVIEW) * MILLION})
 
 
 def transform() -> Counts:
@@ -94,19 +51,6 @@ def transform() -> Counts:
         "s3_get": MILLION,
         "s3_put": MILLION,
         "s3_list": MILLION / 1000,
-    }
-
-
-def prices() -> Counts:
-    listed = json.loads((ROOT / "functions/prices.json").read_text())
-    return {name: price["usd"] for name, price in listed.items() if name != "comment"}
-
-
-def cost(used: Counts) -> dict[str, float]:
-    """USD by part of the bill."""
-    usd = prices()
-    return {
-        part: sum(used.get(name, 0) * usd[price] for name, price in priced.items()) for part, priced in PARTS.items()
     }
 
 
@@ -125,8 +69,8 @@ def cost_table() -> str:
         "in addition: reviews of 5 %, audits of 2 %": reviews(),
     }
     rows = [
-        [name, *(f"{usd:.2f}" for usd in cost(used).values()), f"**{sum(cost(used).values()):.2f}**"]
-        for name, used in ways.items()
+        [name, *(f"{usd:.2f}" for usd in parts.values()), f"**{sum(parts.values()):.2f}**"]
+        for name, parts in ((name, cost.cost(used)) for name, used in ways.items())
     ]
     return table(["a million 50 kB images, USD", *PARTS, "total"], rows)
 

@@ -1,7 +1,7 @@
 """A line of the prediction log: the outcome of one image.
 
 outcome       accepted, review (the confidence is below the threshold) or error
-s3_bucket, s3_key, s3_version_id, execution_arn
+s3_bucket, s3_key, s3_version_id (s3_etag in a bucket without versions), execution_arn
 trace_id      the execution's trace in X-Ray: accepted and review
 label, confidence, threshold, predictions (the best MAX_PREDICTIONS), endpoint, image    accepted and review
 error, cause                                                                            error: its name and message
@@ -13,7 +13,7 @@ from typing import Any
 MESSAGE = "prediction"  # identifies these lines among others of the log group
 MAX_PREDICTIONS = 5
 MAX_CAUSE = 1000  # characters
-OBJECT = ("s3_bucket", "s3_key", "s3_version_id", "execution_arn")
+OBJECT = ("s3_bucket", "s3_key", "s3_version_id", "execution_arn", "s3_etag")
 DECISION = ("trace_id", "label", "confidence", "threshold", "endpoint", "image")
 
 

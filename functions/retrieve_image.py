@@ -7,7 +7,6 @@ out  + s3_version_id, or s3_etag in a bucket without versions; image: {content_t
 
 import base64
 import hashlib
-import io
 from typing import Any
 
 from aws_lambda_powertools import Logger, Metrics, Tracer
@@ -17,16 +16,13 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, IncompleteReadError
 from botocore.exceptions import ConnectionError as S3ConnectionError
 from botocore.session import get_session
-from PIL import Image
 
 import pixels
 from contract import RETRIEVE_IMAGE, InvalidInputError, validator
 from pixels import ImageTooLargeError, UnsupportedImageError
+from shrink import MAX_IMAGE_BYTES, MAX_SIDE, shrink
 
-# A state's payload is limited to 256 KiB. A 144 KiB image is 192 KiB in base64, under 200 KiB with the longest key.
-MAX_IMAGE_BYTES = 144 * 1024
 MAX_SOURCE_BYTES = 32 * 1024 * 1024
-MAX_SIDE = 1024  # of an image that is shrunk
 # To check a JPEG, all of its data is read, but the pixels are computed at down to an eighth of its size: half the time.
 CHECKED_SIDE = 64
 
@@ -139,19 +135,6 @@ def fit(source: bytes, uri: str) -> dict[str, Any]:
         "resized": resized,
         "data": base64.b64encode(data).decode(),
     }
-
-
-def shrink(image: Image.Image, size: tuple[int, int]) -> tuple[bytes, tuple[int, int]]:
-    """A JPEG of at most MAX_IMAGE_BYTES with the proportions of `size` (width, height), and its own size."""
-    side = min(MAX_SIDE, max(size))
-    while True:
-        width, height = (max(1, round(each * side / max(size))) for each in size)
-        smaller = image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=2)
-        buffer = io.BytesIO()
-        smaller.save(buffer, "JPEG", quality=90)
-        if buffer.tell() <= MAX_IMAGE_BYTES:
-            return buffer.getvalue(), (width, height)
-        side = side * 3 // 4
 
 
 @logger.inject_lambda_context(correlation_id_path="execution_arn")

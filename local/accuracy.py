@@ -23,6 +23,8 @@ from local.report.evaluation import interval, share
 from local.results import start_of
 from local.target import target
 from monitoring.accuracy import MIN_REVIEWED, Estimate
+from monitoring.replay import Image
+from review.images import ImageError, get_version
 from review.table import Review, ReviewTable
 
 
@@ -38,12 +40,12 @@ def reviews_since(table: ReviewTable, since: datetime | None) -> list[Review]:
     return list(found.values())
 
 
-def thumbnail(s3: BaseClient, review: Review) -> str | None:
+def thumbnail(s3: BaseClient, image: Review | Image) -> str | None:
     """The image in the version that was classified, as a data: URL; None if it is gone or cannot be read."""
-    version = {"VersionId": review.s3_version_id} if review.s3_version_id else {"IfMatch": review.version}
     try:
-        data = s3.get_object(Bucket=review.s3_bucket, Key=review.s3_key, **version)["Body"].read()
-    except ClientError:
+        response = get_version(s3, image.s3_bucket, image.s3_key, image.s3_version_id, image.version)
+        data = response["Body"].read()
+    except (ImageError, ClientError):
         return None
     return record.thumbnail(data)
 

@@ -4,12 +4,13 @@
     rows = outcomes.from_executions(boto3.client("logs"), outputs["PredictionLogGroupName"], since=last_week)
 
 The same calls work on AWS and on the local stack. A row has the keys COLUMNS; what an image does not have is None.
+executions_lines and batches_lines have all that was written of an image, and `time`.
 """
 
 import csv
 import json
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,20 +38,33 @@ READERS = 16
 FOLDER = "results/"  # of the results bucket
 
 Row = dict[str, Any]
+Line = dict[str, Any]
 
 
 def from_executions(logs: BaseClient, group: str, since: datetime | None = None) -> Iterator[Row]:
     """A row for each line of the prediction log, from `since`."""
-    for line in prediction_log.from_log_group(logs, group, since):
-        yield row(line | {"time": prediction_log.time_of(line).astimezone(UTC).isoformat(timespec="milliseconds")})
+    return map(row, executions_lines(logs, group, since))
 
 
 def from_batches(s3: BaseClient, bucket: str, since: datetime | None = None, execution: str = "") -> Iterator[Row]:
     """A row for each line of the batches' results, from `since`, of one execution if its name is given."""
+    return map(row, batches_lines(s3, bucket, since, execution))
 
-    def read(key: str) -> list[Row]:
+
+def executions_lines(
+    logs: BaseClient, group: str, since: datetime | None = None, fields: Collection[str] = ()
+) -> Iterator[Line]:
+    """The lines of the prediction log, from `since`; only these fields, if given, and the time."""
+    for line in prediction_log.from_log_group(logs, group, since, {*fields, "timestamp"} if fields else ()):
+        yield line | {"time": prediction_log.time_of(line).astimezone(UTC).isoformat(timespec="milliseconds")}
+
+
+def batches_lines(s3: BaseClient, bucket: str, since: datetime | None = None, execution: str = "") -> Iterator[Line]:
+    """The lines of the batches' results, from `since`, of one execution if its name is given."""
+
+    def read(key: str) -> list[Line]:
         text = s3.get_object(Bucket=bucket, Key=key)["Body"].read().decode()
-        return [row(json.loads(line)) for line in text.splitlines()]
+        return [json.loads(line) for line in text.splitlines()]
 
     prefix = f"{FOLDER}execution={execution}/" if execution else FOLDER
     pages = s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
@@ -62,11 +76,11 @@ def from_batches(s3: BaseClient, bucket: str, since: datetime | None = None, exe
     ]
     with ThreadPoolExecutor(READERS) as pool:
         for start in range(0, len(keys), READERS):  # so that memory stays bounded
-            for rows in pool.map(read, keys[start : start + READERS]):
-                yield from rows
+            for lines in pool.map(read, keys[start : start + READERS]):
+                yield from lines
 
 
-def row(line: dict[str, Any]) -> Row:
+def row(line: Line) -> Row:
     return {name: line.get(name) for name in COLUMNS}
 
 

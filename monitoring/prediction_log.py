@@ -11,7 +11,7 @@ anything that is not JSON are skipped. The same calls work on AWS and on the loc
 import gzip
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,18 @@ FILTER = f'{{ $.message = "{MESSAGE}" }}'  # the emulator ignores it, so parsed(
 TIME_FORMAT = "%Y-%m-%d %H:%M:%S,%f%z"  # of Powertools Logger
 
 
-def from_log_group(logs: BaseClient, name: str, since: datetime | None = None) -> list[dict[str, Any]]:
-    """The lines of a log group in chronological order, starting at `since`. `logs` is a boto3 client."""
+def from_log_group(
+    logs: BaseClient, name: str, since: datetime | None = None, fields: Collection[str] = ()
+) -> list[dict[str, Any]]:
+    """The lines of a log group in chronological order, starting at `since`. `logs` is a boto3 client.
+
+    fields: the only ones that are kept of each line, for many lines.
+    """
     query: dict[str, Any] = {"logGroupName": name, "filterPattern": FILTER}
     if since:
         query["startTime"] = int(since.timestamp() * 1000)
     pages = logs.get_paginator("filter_log_events").paginate(**query)
-    return parsed(event["message"] for page in pages for event in page["events"])
+    return parsed((event["message"] for page in pages for event in page["events"]), fields)
 
 
 def from_files(paths: Iterable[Path]) -> list[dict[str, Any]]:
@@ -46,7 +51,7 @@ def texts_of(path: Path) -> Iterator[str]:
         yield from file
 
 
-def parsed(texts: Iterable[str]) -> list[dict[str, Any]]:
+def parsed(texts: Iterable[str], fields: Collection[str] = ()) -> list[dict[str, Any]]:
     """The texts that are lines of the prediction log, parsed: the last one of each execution."""
     lines: dict[Any, dict[str, Any]] = {}
     for number, text in enumerate(texts):
@@ -58,7 +63,7 @@ def parsed(texts: Iterable[str]) -> list[dict[str, Any]]:
         if isinstance(line, dict) and line.get("message") == MESSAGE and "outcome" in line:
             execution = re.sub(r"-redrive-\d+$", "", line["execution_arn"]) if "execution_arn" in line else number
             lines.pop(execution, None)  # so that the last line takes its own place in time
-            lines[execution] = line
+            lines[execution] = {name: line[name] for name in fields if name in line} if fields else line
     return list(lines.values())
 
 

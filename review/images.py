@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterator
 from io import BytesIO
+from typing import Any
 
 from botocore.client import BaseClient
 from botocore.exceptions import ClientError
@@ -58,15 +59,7 @@ MESSAGES = {
 
 def open_image(s3: BaseClient, review: Review) -> tuple[str, Iterator[bytes]]:
     """The content type and the bytes of the version that was classified. Raises ImageError; other errors of S3."""
-    etag = review.version.strip('"')
-    exactly = {"VersionId": review.s3_version_id} if review.s3_version_id else {"IfMatch": f'"{etag}"'}
-    try:
-        response = s3.get_object(Bucket=review.s3_bucket, Key=review.s3_key, **exactly)
-    except ClientError as error:
-        named = NAMED.get(error.response["Error"]["Code"])
-        if named is None:
-            raise
-        raise named(f"{review.image} {MESSAGES[named]}") from None
+    response = get_version(s3, review.s3_bucket, review.s3_key, review.s3_version_id, review.version)
     if response["ContentLength"] > MAX_BYTES:
         response["Body"].close()
         raise ImageUnreadableError(f"{review.image} has {response['ContentLength']:,} bytes: too many to show")
@@ -76,6 +69,22 @@ def open_image(s3: BaseClient, review: Review) -> tuple[str, Iterator[bytes]]:
     if kind in SHOWN:
         return SHOWN[kind], joined(first, chunks)
     return "image/png", iter([converted(review, first + b"".join(chunks))])
+
+
+def get_version(s3: BaseClient, bucket: str, key: str, version_id: str | None, etag: str) -> dict[str, Any]:
+    """GetObject's response for this version, or this ETag in a bucket without versions.
+
+    Raises ImageError; other errors of S3.
+    """
+    bare = etag.strip('"')
+    exactly = {"VersionId": version_id} if version_id else {"IfMatch": f'"{bare}"'}
+    try:
+        return s3.get_object(Bucket=bucket, Key=key, **exactly)
+    except ClientError as error:
+        named = NAMED.get(error.response["Error"]["Code"])
+        if named is None:
+            raise
+        raise named(f"s3://{bucket}/{key} {MESSAGES[named]}") from None
 
 
 def joined(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:

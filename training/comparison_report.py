@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 import calibration
+import charts
 import report  # before inference: it finds the folder endpoint
 from inference import preprocess
 
@@ -287,33 +288,33 @@ def difference_chart(sets: list[dict[str, Any]], margin: float) -> str:
     low = min(0.0, -margin, *(each["at_least"] for each in sets), *(limits(each)[0] for each in sets))
     high = max(0.0, margin, *(limits(each)[1] for each in sets))
     low, high = 100 * low - 0.3, 100 * high + 0.3
-    bottom = report.MARGIN + ROW * len(sets)
+    bottom = charts.MARGIN + ROW * len(sets)
     grid = "".join(
-        f'<path class="grid" d="M{report.across(value, low, high):.1f} {report.MARGIN}V{bottom}"/>'
-        f'<text x="{report.across(value, low, high):.1f}" y="{bottom + 15}" text-anchor="middle">{name}</text>'
-        for value, name in [(value, f"{value:+g}" if value else "0") for value in report.ticks(low, high)]
+        f'<path class="grid" d="M{charts.across(value, low, high):.1f} {charts.MARGIN}V{bottom}"/>'
+        f'<text x="{charts.across(value, low, high):.1f}" y="{bottom + 15}" text-anchor="middle">{name}</text>'
+        for value, name in [(value, f"{value:+g}" if value else "0") for value in charts.ticks(low, high)]
     )
     rows = ""
     for at, each in enumerate(sets):
-        y = report.MARGIN + ROW * at + 32
-        left, right = (report.across(100 * value, low, high) for value in limits(each))
-        bound, middle = (report.across(100 * each[key], low, high) for key in ("at_least", "difference"))
+        y = charts.MARGIN + ROW * at + 32
+        left, right = (charts.across(100 * value, low, high) for value in limits(each))
+        bound, middle = (charts.across(100 * each[key], low, high) for key in ("at_least", "difference"))
         name = each["folder"] if len(each["folder"]) <= 40 else "…" + each["folder"][-39:]
         rows += (
-            f'<text class="name" x="{report.LEFT}" y="{y - 14}">{html.escape(name)}: {each["verdict"]}</text>'
+            f'<text class="name" x="{charts.LEFT}" y="{y - 14}">{html.escape(name)}: {each["verdict"]}</text>'
             f'<polyline class="a" points="{left:.1f},{y} {right:.1f},{y}"/>'
             f'<circle class="a" cx="{middle:.1f}" cy="{y}" r="4"/>'
             f'<path class="b" stroke-width="2" d="M{bound:.1f} {y - 7}V{y + 7}"/>'
         )
-    zero, allowed = report.across(0, low, high), report.across(-100 * margin, low, high)
+    zero, allowed = charts.across(0, low, high), charts.across(-100 * margin, low, high)
     marks = (
-        f'<path style="stroke: var(--ink)" d="M{zero:.1f} {report.MARGIN}V{bottom}"/>'
-        f'<path class="dash" d="M{allowed:.1f} {report.MARGIN}V{bottom}"/>'
-        f'<text x="{(report.LEFT + report.WIDTH) / 2}" y="{bottom + 32}" text-anchor="middle">points of accuracy</text>'
+        f'<path style="stroke: var(--ink)" d="M{zero:.1f} {charts.MARGIN}V{bottom}"/>'
+        f'<path class="dash" d="M{allowed:.1f} {charts.MARGIN}V{bottom}"/>'
+        f'<text x="{(charts.LEFT + charts.WIDTH) / 2}" y="{bottom + 32}" text-anchor="middle">points of accuracy</text>'
     )
     return (
-        f'<figure style="width: {report.WIDTH}px; max-width: 100%">'
-        f'<svg viewBox="0 0 {report.WIDTH} {bottom + 38}" role="img">'
+        f'<figure style="width: {charts.WIDTH}px; max-width: 100%">'
+        f'<svg viewBox="0 0 {charts.WIDTH} {bottom + 38}" role="img">'
         f"{grid}{marks}{rows}</svg><figcaption>Challenger minus champion: dot and 95% bootstrap interval (blue); it is "
         "above the orange mark with 95% confidence (exact). Dashed: the margin.</figcaption></figure>"
     )
@@ -331,17 +332,17 @@ def reliability_chart(answers: list[Any]) -> str:
         bins = calibration.reliability(each.confidences, each.right)
         most = max(bin["count"] for bin in bins)
         dots += "".join(
-            f'<circle class="{style}" opacity=".75" cx="{report.across(bin["confidence"], 0, 1):.1f}" '
-            f'cy="{report.up(bin["accuracy"], 0, 1):.1f}" r="{3 + 7 * math.sqrt(bin["count"] / most):.1f}">'
+            f'<circle class="{style}" opacity=".75" cx="{charts.across(bin["confidence"], 0, 1):.1f}" '
+            f'cy="{charts.up(bin["accuracy"], 0, 1):.1f}" r="{3 + 7 * math.sqrt(bin["count"] / most):.1f}">'
             f"<title>{name}: {images(bin['count'])}, confidence {bin['confidence']:.3f}, "
             f"accuracy {bin['accuracy']:.3f}</title></circle>"
             for bin in bins
         )
-    return report.chart(
+    return charts.chart(
         "Reliability: on the diagonal, confidence equals accuracy. Champion blue, challenger orange.",
         ("confidence", 0, 1),
         ("accuracy", 0, 1),
-        report.line("dash", [0, 1], [0, 1], (0, 1), (0, 1)) + dots,
+        charts.line("dash", [0, 1], [0, 1], (0, 1), (0, 1)) + dots,
     )
 
 
@@ -356,13 +357,13 @@ def coverage_chart(answers: list[Any], threshold: float) -> str:
         dots.append((accepted["coverage"], accepted["accuracy"]))
     lowest = min([*(curve[1].min() for curve in curves), *(dot[1] for dot in dots if dot[1] is not None)])
     x, y = (0, 1), (min(math.floor(10 * lowest) / 10, 0.9), 1)
-    drawn = "".join(report.line(style, *curve, x, y) for style, curve in zip("ab", curves, strict=True))
+    drawn = "".join(charts.line(style, *curve, x, y) for style, curve in zip("ab", curves, strict=True))
     drawn += "".join(
-        f'<circle class="{style}" cx="{report.across(dot[0], *x):.1f}" cy="{report.up(dot[1], *y):.1f}" r="4.5"/>'
+        f'<circle class="{style}" cx="{charts.across(dot[0], *x):.1f}" cy="{charts.up(dot[1], *y):.1f}" r="4.5"/>'
         for style, dot in zip("ab", dots, strict=True)
         if dot[1] is not None
     )
-    return report.chart(
+    return charts.chart(
         "Accuracy of the most confident images against their share. Champion blue, challenger orange; dots: threshold.",
         ("share of the images accepted", *x),
         ("accuracy", *y),

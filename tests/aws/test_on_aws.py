@@ -61,6 +61,11 @@ from test_redrive import (  # noqa: F401
     test_an_interrupted_redrive_starts_nothing_twice,
     test_what_fails_again_returns_to_the_queue_under_its_next_name,
 )
+from test_replay import (  # noqa: F401
+    classified,
+    test_a_threshold_decides_as_executions_with_it,
+    test_the_deployed_model_changes_nothing,
+)
 from test_review_exchange import (  # noqa: F401
     reviews,
     test_a_presigned_url_shows_the_version_that_was_classified,

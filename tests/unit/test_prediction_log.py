@@ -74,3 +74,18 @@ def test_the_time_of_a_line_is_its_parsed_timestamp():
 
 def test_the_reader_looks_for_the_message_that_the_function_writes():
     assert prediction_log.MESSAGE == writer.MESSAGE
+
+
+def test_only_the_fields_that_are_needed_are_kept_and_redrives_are_one_image_all_the_same(logs):
+    client, stubber = logs
+    arn = "arn:aws:states:us-east-1:0:execution:ClassifyImage:name"
+    lines = [ERROR | {"execution_arn": arn}, ACCEPTED | {"execution_arn": f"{arn}-redrive-1"}]
+    stubber.add_response("filter_log_events", {"events": [{"message": json.dumps(line)} for line in lines]})
+    found = prediction_log.from_log_group(client, "predictions", fields=("label", "outcome", "s3_etag"))
+    assert found == [{"label": "7", "outcome": "accepted"}]
+
+
+def test_a_line_names_the_version_or_in_a_bucket_without_versions_the_etag():
+    result = {"s3_key": "a.png", "label": "7", "confidence": 0.9, "accepted": True, "predictions": []}
+    assert writer.decided(result | {"s3_version_id": "v"})["s3_version_id"] == "v"
+    assert writer.decided(result | {"s3_etag": "abc"})["s3_etag"] == "abc"

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import calibration
+import charts
 import report
 from data import Dataset
 from documents import ROOT
@@ -96,7 +97,7 @@ def test_models_without_mistakes_and_with_many_classes_have_reports(tmp_path):
 
 @pytest.mark.parametrize("low, high, ticks", [(0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1]), (0, 22, [0, 5, 10, 15, 20])])
 def test_the_ticks_of_an_axis_are_round_numbers(low, high, ticks):
-    assert report.ticks(low, high) == ticks
+    assert charts.ticks(low, high) == ticks
 
 
 def test_the_marked_threshold_is_the_templates_default():

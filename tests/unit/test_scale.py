@@ -2,9 +2,10 @@
 
 from benchmarks import scale, usage
 from documents import ROOT
+from monitoring import cost
 
-BATCHES = scale.cost(scale.realtime(scale.batches_of(500)))
-SINGLE = scale.cost(scale.realtime(scale.counted()["single"]))
+BATCHES = cost.cost(scale.realtime(cost.batches_of(500)))
+SINGLE = cost.cost(scale.realtime(cost.counted()["single"]))
 
 
 def test_the_documents_tables_are_computed():
@@ -15,7 +16,7 @@ def test_the_documents_tables_are_computed():
 
 def test_a_million_images_cost_at_most_two_dollars():
     assert sum(BATCHES.values()) <= 2.00
-    assert sum(BATCHES.values()) < sum(scale.cost(scale.transform()).values())
+    assert sum(BATCHES.values()) < sum(cost.cost(scale.transform()).values())
 
 
 def test_batches_cost_a_small_fraction_of_single_executions():
@@ -34,13 +35,13 @@ def test_the_part_of_an_execution_that_does_not_grow_is_counted_once():
 
 
 def test_every_price_is_used_and_every_used_one_has_a_price():
-    priced = {price for part in scale.PARTS.values() for price in part.values()}
-    assert priced == set(scale.prices())
+    priced = {price for part in cost.PARTS.values() for price in part.values()}
+    assert priced == set(cost.prices())
 
 
 def test_reviews_are_counted_per_image_of_their_reason():
     """5 % of a million for review, and 2 % of the others audited."""
-    made = scale.counted()["reviews"]
+    made = cost.counted()["reviews"]
     gets = {reason: run["counts"]["s3_get"] / run["images"] for reason, run in made.items()}
     assert gets == {"low_confidence": 1, "audit": 1}
     assert scale.reviews()["s3_get"] == 69_000
