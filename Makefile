@@ -75,6 +75,9 @@ review-drain: .local/.run ## Save the review queue of an older version before it
 accuracy: .local/.run $(if $(STACK),,$(PACKAGE) $(BUILT)) ## Show how accurate the model is in production, by its reviewers: [SINCE=30d STACK=name]
 	@$(PROJECT) -m local.accuracy --since=$(call quoted,SINCE) --stack=$(call quoted,STACK)
 
+shadow: .local/.run $(if $(STACK),,$(PACKAGE) $(BUILT)) ## Compare an endpoint's model with its shadow model on real requests: [SINCE=7d STACK=name]
+	@$(PROJECT) -m local.shadow --since=$(call quoted,SINCE) --stack=$(call quoted,STACK)
+
 dashboard: .local/.notebook ## Draw the stack's dashboard from the local stack's data
 	@$(PROJECT) -m local.report.dashboard
 

@@ -3,7 +3,7 @@
 https://docs.aws.amazon.com/sagemaker/latest/dg/model-shadow-deployment.html
 https://docs.aws.amazon.com/sagemaker/latest/dg/model-monitor-data-capture-endpoint.html
 
-The caller waits for neither: both are threads with bounded queues. What a full queue cannot take is dropped and counted.
+The caller waits for neither: both are threads with bounded queues. What exceeds a queue is dropped and counted.
 """
 
 import json
