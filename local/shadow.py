@@ -60,7 +60,7 @@ def variants_of(stack: Target) -> Variants:
     """Raises StackError if the stack's endpoint has no shadow variant."""
     if not stack.parameter("ShadowModelDataUrl"):
         raise StackError(f"The endpoint of {stack.place} has no shadow model: {HOW_TO_DEPLOY}")
-    sagemaker, endpoint = stack.client("sagemaker"), stack.outputs["EndpointName"]
+    sagemaker, endpoint = stack.client("sagemaker"), f"{stack.name}-realtime"  # as template.yaml names it
     described = sagemaker.describe_endpoint(EndpointName=endpoint)
     config = sagemaker.describe_endpoint_config(EndpointConfigName=described["EndpointConfigName"])
     if not config.get("ShadowProductionVariants"):

@@ -42,7 +42,8 @@ class Shadow:
         self.dropped = 0
         self.stopped = threading.Event()
         self.copies: queue.Queue[tuple[bytes, Message]] = queue.Queue(MAX_COPIES)
-        threading.Thread(target=self._run, daemon=True).start()
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.thread.start()
 
     def copy(self, body: bytes, headers: Message) -> None:
         """Never waits, never raises."""
