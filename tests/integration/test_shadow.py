@@ -112,4 +112,5 @@ def test_a_stack_without_a_shadow_model_is_refused_with_what_to_do(stack, workfl
     environment = clean_environment() | stack.aws_variables
     ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert ended.returncode == 1
-    assert "has no shadow model: deploy it with EndpointType=realtime, DataCaptureUrl and Shadow" in ended.stdout
+    printed = " ".join(ended.stdout.split())  # without line breaks
+    assert "has no shadow model: deploy it with EndpointType=realtime, DataCaptureUrl and Shadow" in printed
