@@ -91,6 +91,9 @@ loop: .local/.run $(BUILT) ## Show the whole circle: images change, alarms, revi
 replay: .local/.run $(if $(STACK),,$(PACKAGE) $(BUILT)) ## Show what another threshold or model would change: THRESHOLD=t, MODEL=folder, s3:// URL or hash [SINCE=30d IMAGES=1000 SECONDS_PER_REVIEW=10 STACK=name]
 	@$(PROJECT) -m local.replay --threshold=$(call quoted,THRESHOLD) --model=$(call quoted,MODEL) --since=$(call quoted,SINCE) --images=$(call quoted,IMAGES) --seconds-per-review=$(call quoted,SECONDS_PER_REVIEW) --stack=$(call quoted,STACK)
 
+shadow: .local/.run $(if $(STACK),,$(PACKAGE) $(BUILT)) ## Compare an endpoint's model with its shadow model on real requests: [SINCE=7d STACK=name]
+	@$(PROJECT) -m local.shadow --since=$(call quoted,SINCE) --stack=$(call quoted,STACK)
+
 dashboard: .local/.notebook ## Draw the stack's dashboard from the local stack's data
 	@$(PROJECT) -m local.report.dashboard
 

@@ -20,6 +20,7 @@ import queue
 import sys
 import threading
 import uuid
+from collections.abc import Collection
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -85,23 +86,32 @@ class Capture:
 
 
 def capture_event(
-    time: datetime, content_type: str, body: bytes, response_type: str, response: bytes, inference_id: str | None = None
+    time: datetime,
+    content_type: str,
+    body: bytes,
+    response_type: str,
+    response: bytes,
+    inference_id: str | None = None,
+    json_types: Collection[str] = JSON_TYPES,
 ) -> dict[str, Any]:
-    """One event, as in https://docs.aws.amazon.com/sagemaker/latest/dg/model-monitor-data-capture-endpoint.html"""
+    """One event, as in https://docs.aws.amazon.com/sagemaker/latest/dg/model-monitor-data-capture-endpoint.html
+
+    json_types: the content types captured as text; base64 is for all others.
+    """
     metadata = {"eventId": str(uuid.uuid4()), "inferenceTime": f"{time:%Y-%m-%dT%H:%M:%SZ}"}
     return {
         "captureData": {
-            "endpointInput": _side("INPUT", content_type, body),
-            "endpointOutput": _side("OUTPUT", response_type, response),
+            "endpointInput": _side("INPUT", content_type, body, json_types),
+            "endpointOutput": _side("OUTPUT", response_type, response, json_types),
         },
         "eventMetadata": metadata | ({"inferenceId": inference_id} if inference_id else {}),
         "eventVersion": "0",
     }
 
 
-def _side(mode: str, content_type: str, data: bytes) -> dict[str, str]:
+def _side(mode: str, content_type: str, data: bytes, json_types: Collection[str]) -> dict[str, str]:
     media_type = content_type.split(";")[0].strip().lower()
-    if media_type in JSON_TYPES:
+    if media_type in json_types:
         text, encoding = data.decode(errors="replace"), "JSON"
     else:
         text, encoding = base64.b64encode(data).decode(), "BASE64"

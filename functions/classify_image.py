@@ -19,6 +19,7 @@ from botocore.session import get_session
 
 from contract import CLASSIFY_IMAGE, InvalidInputError, validator
 from predictions import EndpointResponseError, parse_predictions, split_labels
+from review_item import inference_id
 
 HOW_TO_DEPLOY = "Deploy the stack with EndpointType serverless, realtime or existing."
 
@@ -90,10 +91,12 @@ def endpoint_error(error: ClientError, endpoint: str) -> Exception:
 
 
 @tracer.capture_method(capture_response=False)
-def invoke_endpoint(endpoint: str, body: bytes, content_type: str, accept: str) -> tuple[bytes, str]:
-    """The body of the endpoint's response, and the name of the variant that sent it."""
+def invoke_endpoint(endpoint: str, body: bytes, content_type: str, accept: str, **options: str) -> tuple[bytes, str]:
+    """The body of the endpoint's response, and the name of the variant that sent it. options: of InvokeEndpoint."""
     try:
-        response = runtime.invoke_endpoint(EndpointName=endpoint, Body=body, ContentType=content_type, Accept=accept)
+        response = runtime.invoke_endpoint(
+            EndpointName=endpoint, Body=body, ContentType=content_type, Accept=accept, **options
+        )
         return response["Body"].read(), response.get("InvokedProductionVariant", "")
     except ClientError as error:
         raise endpoint_error(error, endpoint) from None
@@ -119,7 +122,9 @@ def lambda_handler(event: dict[str, Any], context: LambdaContext) -> dict[str, A
     image = dict(request["image"])
     started = time.perf_counter()
     data = decode(image.pop("data"))
-    body, variant = invoke_endpoint(endpoint["name"], data, image["content_type"], endpoint["accept"])
+    body, variant = invoke_endpoint(
+        endpoint["name"], data, image["content_type"], endpoint["accept"], InferenceId=inference_id(request)
+    )
     milliseconds = (time.perf_counter() - started) * 1000
     metrics.add_metric("EndpointLatency", MetricUnit.Milliseconds, milliseconds)
     predictions = parse_predictions(body, split_labels(endpoint["labels"]))

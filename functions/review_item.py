@@ -31,6 +31,12 @@ def is_drawn(image: str, version: str, audit_rate: float) -> bool:
     return int.from_bytes(digest[:8]) < audit_rate * 2**64
 
 
+def inference_id(request: dict[str, Any]) -> str:
+    """The InferenceId of an image in InvokeEndpoint, at most 64 characters: finds a reviewed image in captured data."""
+    version = request.get("s3_version_id") or request.get("s3_etag", "")
+    return hashlib.sha256(f"s3://{request['s3_bucket']}/{request['s3_key']}#{version}".encode()).hexdigest()
+
+
 def item_for(result: dict[str, Any], audit_rate: float) -> Item:
     """The review of CheckConfidence's result; empty for an accepted image that is not audited."""
     image, version = f"s3://{result['s3_bucket']}/{result['s3_key']}", version_of(result)

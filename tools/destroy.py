@@ -69,8 +69,9 @@ def leftovers(clients: Clients, stack_name: str) -> list[str]:
             endpoint = row["PhysicalResourceId"].split("/")[-1]
             group = f"/aws/sagemaker/Endpoints/{endpoint}"
             found.append(f"the endpoint's log: aws logs delete-log-group --log-group-name {group}")
-    if url := parameters.get("ModelDataUrl"):
-        found.append(f"the model: aws s3 rm {url}")
+    for name, what in {"ModelDataUrl": "the model", "ShadowModelDataUrl": "the shadow model"}.items():
+        if url := parameters.get(name):
+            found.append(f"{what}: aws s3 rm {url}")
     if url := parameters.get("DataCaptureUrl"):
         found.append(f"captured requests and responses: aws s3 rm {url} --recursive")
     if url := parameters.get("InferenceImageUri"):

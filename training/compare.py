@@ -24,6 +24,10 @@ count once. Images of the folders in a model's data.json (its training and valid
 has no data.json. Images that were reviewed because the champion was unsure favour the challenger, even one that is no
 better on others: require it to be not worse on a frozen test set too.
 
+--captured FILE compares answers that an endpoint with a shadow variant gave, as make shadow collects them, instead of
+asking the models. The folders then hold the images of them whose label is known; without one, nothing is decided, but
+agreement, changed labels and crossings of the threshold are shown.
+
 Images whose label a model does not know count as wrong for it. Unreadable files are listed and left out for both.
 
 Files in the output folder: report.html, with the images whose answer changes from right to wrong or back, and
@@ -54,8 +58,10 @@ import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as errors
 
 import calibration
+import captured
 import paired
-from comparison_report import NAMES, lines, write_report
+from captured import NAMES
+from comparison_report import lines, write_report
 from data import Skipped, print_skipped, show_progress
 from folders import DataError, list_images
 from inference import THREADS, Model, classify, input_fn, model_fn, output_fn, predict_fn
@@ -109,7 +115,10 @@ class Images:
 
 @dataclass(frozen=True)
 class Answers:
-    """What a model answered to N images: predicted labels, confidences [N], right [N], and CPU seconds [N]."""
+    """What a model answered to N images: predicted labels, confidences [N], right [N], and CPU seconds [N].
+
+    seconds: NaN for captured answers.
+    """
 
     labels: list[str]
     confidences: np.ndarray
@@ -235,11 +244,14 @@ def answer(path: Path, models: list[Model]) -> list[tuple[str, float, float]] | 
     return answers
 
 
-def ask(images: Images, candidates: list[Candidate]) -> tuple[Images, list[Answers]]:
-    """Both models' answers to the images, and the images that are readable. Raises NoImagesError."""
+Row = list[tuple[str, float, float]] | str  # each model's label, confidence and CPU seconds; or why there are none
+
+
+def ask(images: Images, candidates: list[Candidate]) -> list[Row]:
+    """Both models' answers to the images."""
     models = [candidate.model for candidate in candidates]
 
-    def in_turns(number: int) -> list[tuple[str, float, float]] | str:
+    def in_turns(number: int) -> Row:
         """Each model is first for half of the images: the second finds the image in the processor's cache."""
         if number % 2 == 0:
             return answer(images.paths[number], models)
@@ -249,10 +261,21 @@ def ask(images: Images, candidates: list[Candidate]) -> tuple[Images, list[Answe
     with ThreadPoolExecutor(THREADS) as pool:
         try:
             numbers = range(len(images.paths))
-            everything = list(show_progress(pool.map(in_turns, numbers), len(numbers), str(images.folder)))
+            return list(show_progress(pool.map(in_turns, numbers), len(numbers), str(images.folder)))
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def look_up(images: Images, answers: dict[str, dict[str, Any]]) -> list[Row]:
+    """Both models' captured answers to the images."""
+    found = [answers.get(digest_of(path)) for path in images.paths]
+    return [[(*row[name], np.nan) for name in NAMES] if row else "no captured answers" for row in found]
+
+
+def readable_images(images: Images, candidates: list[Candidate], everything: list[Row]) -> tuple[Images, list[Answers]]:
+    """The images that both models answered, and their answers. Raises NoImagesError."""
+    models = [candidate.model for candidate in candidates]
     rows = [(path, label, row) for path, label, row in zip(images.paths, images.labels, everything, strict=True)]
     images.skipped["unreadable"].extend((path, row) for path, _, row in rows if isinstance(row, str))
     readable = [(path, label, row) for path, label, row in rows if not isinstance(row, str)]
@@ -316,7 +339,7 @@ def figures_of(answers: Answers, threshold: float) -> dict[str, Any]:
         "coverage": accepted["coverage"],
         "accepted": accepted["accepted"],
         "accepted_accuracy": accepted["accuracy"],
-        "cpu_milliseconds": 1000 * float(answers.seconds.mean()),
+        "cpu_milliseconds": None if np.isnan(answers.seconds).any() else 1000 * float(answers.seconds.mean()),
     }
 
 
@@ -389,6 +412,8 @@ def changed(images: Images, answers: list[Answers]) -> list[dict[str, Any]]:
 def decide(sets: list[dict[str, Any]]) -> tuple[str, int]:
     """The verdict on all folders with a requirement, and the exit status."""
     required = [each for each in sets if each["requirement"]]
+    if not required:
+        return "undecided", UNDECIDED
     if all(each["holds"] for each in required):
         return "better" if any(each["requirement"] == "better" for each in required) else "not worse", HOLDS
     verdicts = {each["verdict"] for each in required}
@@ -422,6 +447,11 @@ def fraction(text: str) -> float:
     return number
 
 
+def threshold(text: str) -> float:
+    """A number above 0 and up to 1, as the stack's Threshold."""
+    return 1.0 if float(text) == 1 else fraction(text)
+
+
 def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
@@ -431,12 +461,13 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
     add("--data", **folders, help="folders of class folders")
     add("--better", **folders, help="the challenger must be better on these")
     add("--not-worse", **folders, help="the challenger must be not worse by more than --margin on these")
-    add("--threshold", type=fraction, default=THRESHOLD, help="of confidence, for what is accepted [%(default)s]")
+    add("--captured", type=Path, metavar="FILE", help="compare these answers, which make shadow wrote")
+    add("--threshold", type=threshold, default=THRESHOLD, help="of confidence, for what is accepted [%(default)s]")
     add("--margin", type=fraction, default=0.02, help="of accuracy: 0.02 is two points [%(default)s]")
     add("--seed", type=int, default=0, help="of the bootstrap [%(default)s]")
     add("--output", type=Path, default=ROOT / ".local/comparison", help="[.local/comparison]")
     options = parser.parse_args(argv)
-    if not requirements(options):
+    if not requirements(options) and not options.captured:
         parser.error("pass at least one folder of class folders with --data, --better or --not-worse")
     if options.seed < 0:
         parser.error("--seed must be at least 0")
@@ -448,9 +479,12 @@ def main(argv: list[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):  # not every terminal and file name is UTF-8
         sys.stdout.reconfigure(errors="backslashreplace")
     candidates = [load(name, getattr(options, name)) for name in NAMES]
+    answered = captured.read(options.captured) if options.captured else None
     sets, details = [], []
     for folder, requirement in requirements(options).items():
-        images, answers = ask(find_images(folder, candidates), candidates)
+        images = find_images(folder, candidates)
+        rows = look_up(images, answered.answers) if answered else ask(images, candidates)
+        images, answers = readable_images(images, candidates, rows)
         print_left_out(images)
         sets.append(compare(images, candidates, answers, requirement, options))
         details.append(answers)
@@ -466,6 +500,7 @@ def main(argv: list[str] | None = None) -> int:
         "seed": options.seed,
         "onnxruntime": onnxruntime.__version__,
         **{each.name: {**each.about, "training_data_known": each.trained_on is not None} for each in candidates},
+        "captured": captured.summary(answered, options.threshold) if answered else None,
         "sets": sets,
     }
     print("\n".join(lines(comparison)))

@@ -12,11 +12,12 @@ import numpy as np
 import calibration
 import charts
 import report  # before inference: it finds the folder endpoint
+from captured import NAMES
 from inference import preprocess
 
-NAMES = ("champion", "challenger")
 MAX_IMAGES = 24  # of each kind
 MAX_LABELS = 40
+MAX_CHANGES = 10  # of labels, as text
 ROW = 46  # pixels: the height of a folder in the chart of differences
 FIGURES = {
     "accuracy": "accuracy",
@@ -47,6 +48,7 @@ h3 { font-size: 1rem; margin: 1.2rem 0 .3rem } details { margin: .3rem 0 }
 <p>$summary</p>
 <div class="scroll">$models</div>
 $notes
+$captured
 <div class="charts">$differences</div>
 $sets
 </html>
@@ -80,7 +82,8 @@ def write_report(path: Path, comparison: dict[str, Any], answers: list[list[Any]
         f"{comparison['threshold']:g}, margin {100 * comparison['margin']:g} points, seed {comparison['seed']}.",
         models=models_table(comparison),
         notes="".join(f"<p>{html.escape(note)}</p>" for note in notes(comparison)),
-        differences=difference_chart(sets, comparison["margin"]),
+        captured=captured_section(comparison["captured"], side) if comparison["captured"] else "",
+        differences=difference_chart(sets, comparison["margin"]) if sets else "",
         sets="".join(
             section(each, both, comparison["threshold"], side) for each, both in zip(sets, answers, strict=True)
         ),
@@ -91,6 +94,8 @@ def write_report(path: Path, comparison: dict[str, Any], answers: list[list[Any]
 def lines(comparison: dict[str, Any]) -> list[str]:
     """The comparison as text."""
     text = [f"{name}: {describe(comparison[name])}" for name in NAMES] + notes(comparison)
+    if comparison["captured"]:
+        text += ["", *captured_sentences(comparison["captured"])]
     for each in comparison["sets"]:
         text += ["", f"{each['folder']}: {each['images']:,} images"]
         rows = [["", *NAMES, "difference (95% interval)"], *figure_rows(each)]
@@ -105,6 +110,8 @@ def lines(comparison: dict[str, Any]) -> list[str]:
 def verdict(comparison: dict[str, Any]) -> str:
     """The verdict, and the one on each folder that has a requirement."""
     required = [each for each in comparison["sets"] if each["requirement"]]
+    if not required:
+        return "undecided: no captured image has been reviewed"
     each_one = "; ".join(f"{each['folder']} {each['verdict']}, must be {each['requirement']}" for each in required)
     holds = "all requirements hold" if comparison["holds"] else "not all requirements hold"
     return f"{comparison['verdict']}, {holds} ({each_one})"
@@ -159,6 +166,45 @@ def sentences(each: dict[str, Any]) -> list[str]:
             change = "gains" if row["gained"] > row["lost"] else "loses"
             found.append(f"label {row['label']}: clearly {change} ({row['gained']} gained, {row['lost']} lost)")
     return found
+
+
+def captured_sentences(captured: dict[str, Any]) -> list[str]:
+    """What differs between the captured answers."""
+    count = captured["images"]
+    (both, falls), (rises, neither) = captured["crossings"]
+    found = [f"captured since {captured['since']} in {captured['place']}: {images(count)} answered by both models"]
+    found += [
+        f"{images(captured['only'][name])} answered by the {name} alone, or captured for it alone"
+        for name in NAMES
+        if captured["only"][name]
+    ]
+    if count:
+        found.append(f"same label: {captured['agree']:,} ({captured['agree'] / count:.2%})")
+        found += [f"  {old} -> {new}: {images(number)}" for old, new, number in captured["changes"][:MAX_CHANGES]]
+        found.append(
+            f"accepted by both {both:,}, by the champion alone {falls:,}, by the challenger alone {rises:,}, "
+            f"for review with both {neither:,}"
+        )
+    for name in NAMES:
+        each = captured[name]
+        latency = "" if each["milliseconds"] is None else f", model latency {each['milliseconds']:.1f} ms on average"
+        found.append(f"{name}: {each['requests']:,.0f} requests, {each['errors']:,.0f} errors{latency}")
+    return found
+
+
+def captured_section(captured: dict[str, Any], side: int) -> str:
+    """All captured images, whether their label is known or not."""
+    sentences = "<br>".join(html.escape(sentence) for sentence in captured_sentences(captured))
+    fates = ["accepted", "for review"]
+    rows = [[fate, *map(str, row)] for fate, row in zip(fates, captured["crossings"], strict=True)]
+    shown = [row for row in captured["changed"] if row["file"]][:MAX_IMAGES]
+    return (
+        f"<h2>All captured images: {captured['images']:,}</h2><p>{sentences}</p>"
+        f'<p>Rows: with the champion. Columns: with the challenger.</p><div class="scroll">'
+        f"{report.table(['', *fates], rows)}</div><h3>Other labels</h3>"
+        f"<p>{len(shown):,} of {images(len(captured['changed']))}, the challenger's most confident first.</p>"
+        f'<div class="images">{figures(shown, side)}</div>'
+    )
 
 
 def images(count: int) -> str:
@@ -265,17 +311,22 @@ def changed_images(rows: list[dict[str, Any]], side: int) -> str:
             found += f"<h3>{title}{', differently' if kind == 'other' else ''}</h3><p>None.</p>"
             continue
         shown = of_kind[:MAX_IMAGES]
-        figures = "".join(
-            f'<figure><img alt="" src="{report.data_url(preprocess(Path(row["file"]).read_bytes(), (side, side)))}">'
-            f'<figcaption title="{html.escape(row["file"])}">{html.escape(row["label"])}: '
-            + " → ".join(f"{html.escape(row[name]['label'])} ({row[name]['confidence']:.2f})" for name in NAMES)
-            + "</figcaption></figure>"
-            for row in shown
-        )
         count = f"{len(shown):,} of {images(len(of_kind))}, the challenger's most confident first."
         found += f"<h3>{title}{', differently' if kind == 'other' else ''}</h3><p>{count} True label: champion's "
-        found += f'label → challenger\'s label.</p><div class="images">{figures}</div>'
+        found += f'label → challenger\'s label.</p><div class="images">{figures(shown, side)}</div>'
     return found
+
+
+def figures(rows: list[dict[str, Any]], side: int) -> str:
+    """Images with both models' labels, and with the true one if it is known."""
+    return "".join(
+        f'<figure><img alt="" src="{report.data_url(preprocess(Path(row["file"]).read_bytes(), (side, side)))}">'
+        f'<figcaption title="{html.escape(row["file"])}">'
+        + (f"{html.escape(row['label'])}: " if "label" in row else "")
+        + " → ".join(f"{html.escape(row[name]['label'])} ({row[name]['confidence']:.2f})" for name in NAMES)
+        + "</figcaption></figure>"
+        for row in rows
+    )
 
 
 def skipped_files(what: str, files: list[list[str]]) -> str:

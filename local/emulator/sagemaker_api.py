@@ -27,13 +27,14 @@ import urllib3
 
 from endpoint.package import check_unpacked_size
 from local.emulator.browsers import Guarded
+from local.emulator.variants import Recorder, Shadow
 
 ACCOUNT, REGION = "000000000000", os.environ.get("AWS_DEFAULT_REGION", "us-east-1")
 KINDS = {"Model": "model", "EndpointConfig": "endpoint-config", "Endpoint": "endpoint"}  # the resource types in ARNs
 TIMEOUT = 60  # seconds, of startup and of an invocation
 resources: dict[str, dict[str, dict[str, Any]]] = {kind: {} for kind in KINDS}
 lock = threading.RLock()  # of resources
-containers: dict[str, "Container"] = {}  # by endpoint name
+fleets: dict[str, "Fleet"] = {}  # by endpoint name
 processes: list[subprocess.Popen[bytes]] = []
 
 
@@ -46,10 +47,10 @@ class ApiError(Exception):
 
 
 class Container:
-    """A model server process for one version of a model."""
+    """A model server process for one version of a model. recorder: of what it answers, None without data capture."""
 
-    def __init__(self, endpoint_name: str, config: dict[str, Any]) -> None:
-        (variant,) = config["ProductionVariants"]
+    def __init__(self, endpoint_name: str, variant: dict[str, Any], recorder: Recorder | None) -> None:
+        self.recorder = recorder
         self.variant = variant["VariantName"]
         serverless = variant.get("ServerlessConfig")
         self.body_limit = 4_194_304 if serverless else 6_291_456
@@ -99,6 +100,27 @@ class Container:
             return False
 
     def invoke(self, body: bytes, headers: Message) -> tuple[bytes, dict[str, str]]:
+        started = time.perf_counter()
+        status, answer = 500, None
+        try:
+            response, response_headers = self.respond(body, headers)
+            status, answer = 200, (response, response_headers["Content-Type"])
+        except ApiError as error:
+            status = error.body.get("OriginalStatusCode", error.status)
+            raise
+        finally:
+            if self.recorder:
+                self.recorder.add(self.variant, time.perf_counter() - started, body, headers, status, answer)
+        return response, response_headers
+
+    def invoke_copy(self, body: bytes, headers: Message) -> None:
+        """Answer a copy of a request, as a shadow variant. A failure, also of a restart, is only logged."""
+        try:
+            self.invoke(body, headers)
+        except (ApiError, RuntimeError) as error:
+            print(f"{self.variant}: {error}", file=sys.stderr, flush=True)
+
+    def respond(self, body: bytes, headers: Message) -> tuple[bytes, dict[str, str]]:
         """https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_runtime_InvokeEndpoint.html"""
         if len(body) > self.body_limit:
             raise ApiError(413, "413", f"HTTP content length exceeded {self.body_limit} bytes.")
@@ -125,25 +147,62 @@ class Container:
         return response.data, {"Content-Type": content_type, "x-amzn-invoked-production-variant": self.variant}
 
 
+class Fleet:
+    """The processes of an endpoint's configuration: its production variant, which answers, and its shadow variant."""
+
+    def __init__(self, endpoint_name: str, config: dict[str, Any]) -> None:
+        (variant,), shadows = config["ProductionVariants"], config.get("ShadowProductionVariants", [])
+        capture = config.get("DataCaptureConfig", {})
+        enabled = capture and str(capture.get("EnableCapture", True)).lower() == "true"
+        self.recorder = Recorder(endpoint_name, capture, REGION) if enabled else None
+        self.containers: list[Container] = []
+        self.shadows: list[Shadow] = []
+        try:
+            for each in [variant, *shadows]:
+                self.containers.append(Container(endpoint_name, each, self.recorder))
+        except BaseException:
+            self.stop()
+            raise
+        weight = float(variant.get("InitialVariantWeight", 1))
+        self.shadows = [
+            Shadow(container.invoke_copy, float(each.get("InitialVariantWeight", 1)) / weight)
+            for container, each in zip(self.containers[1:], shadows, strict=True)
+        ]
+
+    def invoke(self, body: bytes, headers: Message) -> tuple[bytes, dict[str, str]]:
+        for shadow in self.shadows:
+            shadow.copy(body, headers)
+        return self.containers[0].invoke(body, headers)
+
+    def stop(self) -> None:
+        for shadow in self.shadows:
+            shadow.stop()
+        for container in self.containers:
+            container.process.terminate()
+        if self.recorder:
+            self.recorder.stop()
+
+
 def deploy(endpoint: dict[str, Any], config_name: str) -> None:
-    """Start the configuration's container and switch to it; the previous container serves until then."""
+    """Start the configuration's fleet and switch to it; the previous fleet serves until then."""
     name = endpoint["EndpointName"]
     try:
-        container = Container(name, find("EndpointConfig", config_name))
+        fleet = Fleet(name, find("EndpointConfig", config_name))
     except Exception as error:  # DescribeEndpoint reports every failure
         endpoint |= {"EndpointStatus": "Failed", "FailureReason": str(error)}
         return
     with lock:
-        old = containers.get(name)
+        old = fleets.get(name)
         if endpoint is resources["Endpoint"].get(name):
-            containers[name] = container
+            fleets[name] = fleet
             endpoint |= {"EndpointStatus": "InService", "EndpointConfigName": config_name}
+            endpoint["LastModifiedTime"] = time.time()
             endpoint.pop("FailureReason", None)
             save()
         else:
-            old = container  # the endpoint was deleted meanwhile
+            old = fleet  # the endpoint was deleted meanwhile
     if old:
-        old.process.terminate()
+        old.stop()
 
 
 def save() -> None:
@@ -182,8 +241,8 @@ def control(target: str, request: dict[str, Any]) -> dict[str, Any]:
     resource = find(kind, name)
     if action == "Delete":
         del resources[kind][name]
-        if kind == "Endpoint" and name in containers:
-            containers.pop(name).process.terminate()
+        if kind == "Endpoint" and name in fleets:
+            fleets.pop(name).stop()
     elif kind == "Endpoint" and action != "Describe":
         resource["EndpointStatus"] = "Creating" if action == "Create" else "Updating"
         threading.Thread(target=deploy, args=(resource, request["EndpointConfigName"]), daemon=True).start()
@@ -214,9 +273,9 @@ class Api(Guarded):
                 save()
             return response.encode(), {"Content-Type": "application/x-amz-json-1.1"}
         name = self.path.split("/")[2]
-        if name not in containers:
+        if name not in fleets:
             raise ApiError(400, "ValidationError", f"Endpoint {name} of account {ACCOUNT} not found.")
-        return containers[name].invoke(body, self.headers)
+        return fleets[name].invoke(body, self.headers)
 
 
 if __name__ == "__main__":

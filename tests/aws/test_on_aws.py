@@ -13,7 +13,7 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 
 from documents import TEMPLATE, transformed
-from local import registry
+from local import registry, shadow
 from local.target import Target
 from test_batches import (  # noqa: F401
     test_a_batch_decides_as_single_executions_do,
@@ -247,6 +247,24 @@ def test_the_metrics_of_a_realtime_endpoint_name_its_configuration(workflow, sev
     for metric in ("ModelLatency", "Invocation5XXErrors"):
         query = {"Namespace": "AWS/SageMaker", "MetricName": metric, "Dimensions": wanted}
         assert wait_for(lambda query=query: boto3.client("cloudwatch").list_metrics(**query)["Metrics"], 900)
+
+
+def test_a_shadow_variant_gets_copies_and_both_variants_are_captured_and_measured(workflow, stack_name, seven):
+    """What make shadow relies on: the layout, the image's bytes in both events, and the metrics of both variants."""
+    stack = Target(stack_name, workflow.outputs, boto3.client)
+    if not stack.parameter("ShadowModelDataUrl"):
+        pytest.skip("needs EndpointType realtime with DataCaptureUrl and ShadowModelDataUrl")
+    variants, start = shadow.variants_of(stack), datetime.now(UTC)
+    assert workflow.classify("shadowed.png", seven).output["endpoint"]["variant"] == "AllTraffic"
+    found = {}
+    for role, name in variants.roles.items():
+        url = f"{variants.url}/{variants.endpoint}/{name}"
+        found[role] = wait_for(
+            lambda url=url: shadow.collect(shadow.events(boto3.client("s3"), url, start), []).answers, 900
+        )
+        measure = (boto3.client("cloudwatch"), variants.endpoint, name, start - timedelta(minutes=1))
+        assert wait_for(lambda measure=measure: shadow.metrics(*measure)["milliseconds"], 900)
+    assert found["champion"].keys() & found["challenger"].keys()
 
 
 def test_a_region_without_a_scikit_learn_image_demands_another_and_takes_it(stack_name):

@@ -38,14 +38,14 @@ class Server(http.server.BaseHTTPRequestHandler):
 
     def do_POST(self):
         body = self.rfile.read(int(self.headers["Content-Length"]))
+        weights = open(os.environ["SM_MODEL_DIR"] + "/weights.txt").read()
         if body == b"slow":
             time.sleep(1)
         if body == b"fail":
             self.respond(500, b"no such label")
-        elif body == b"die":
+        elif body == b"die" or weights == "dies":
             os._exit(1)
         else:
-            weights = open(os.environ["SM_MODEL_DIR"] + "/weights.txt").read()
             self.respond(200, json.dumps({"weights": weights, "environment": dict(os.environ)}).encode())
 
 if open(os.environ["SM_MODEL_DIR"] + "/weights.txt").read() == "broken":

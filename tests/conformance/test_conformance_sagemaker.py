@@ -2,9 +2,11 @@
 
 import io
 import json
+import re
 import tarfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from botocore.exceptions import ClientError, WaiterError
@@ -22,6 +24,42 @@ def upload_model(client, weights):
     client("s3").create_bucket(Bucket="models")
     client("s3").put_object(Bucket="models", Key=f"{weights}/model.tar.gz", Body=archive.getvalue())
     return f"s3://models/{weights}/model.tar.gz"
+
+
+def shadow_template(model_data_url, shadow_url, name):
+    """A realtime endpoint with a shadow variant and data capture."""
+    template = json.loads(endpoint_template(model_data_url, name))
+    resources = template["Resources"]
+    model = resources["Model"]["Properties"]
+    container = model["PrimaryContainer"] | {"ModelDataUrl": shadow_url}
+    resources["Challenger"] = resources["Model"] | {"Properties": model | {"PrimaryContainer": container}}
+    instance = {"InstanceType": "ml.c6i.large", "InitialInstanceCount": "1", "InitialVariantWeight": 1}
+    resources["EndpointConfig"]["Properties"] = {
+        kind: [instance | {"VariantName": variant, "ModelName": {"Fn::GetAtt": [model, "ModelName"]}}]
+        for kind, variant, model in [
+            ("ProductionVariants", "AllTraffic", "Model"),
+            ("ShadowProductionVariants", "Shadow", "Challenger"),
+        ]
+    } | {
+        "DataCaptureConfig": {
+            "EnableCapture": True,
+            "InitialSamplingPercentage": "100",
+            "DestinationS3Uri": "s3://models/captured",
+            "CaptureOptions": [{"CaptureMode": "Input"}, {"CaptureMode": "Output"}],
+            "CaptureContentTypeHeader": {"JsonContentTypes": ["application/json"]},
+        }
+    }
+    return json.dumps(template)
+
+
+def captured(client, name, variant):
+    """The keys of the variant's captured data after the endpoint's prefix, and the events."""
+    s3, prefix = client("s3"), f"captured/{name}/{variant}/"
+    keys = [row["Key"] for row in s3.list_objects_v2(Bucket="models", Prefix=prefix).get("Contents", [])]
+    texts = [s3.get_object(Bucket="models", Key=key)["Body"].read().decode() for key in keys]
+    return [key.removeprefix(prefix) for key in keys], [
+        json.loads(line) for text in texts for line in text.splitlines()
+    ]
 
 
 def endpoint_template(model_data_url, name):
@@ -137,3 +175,51 @@ def test_the_runtime_api_returns_the_documented_errors(client, endpoint):
         assert error_of(client, endpoint, b"{}")[:2] == (429, "ThrottlingException")
         assert slow.result()["ContentType"] == "application/json"
     assert error_of(client, endpoint, b"die")[:2] == (503, "ServiceUnavailable")
+
+
+def test_a_shadow_variant_answers_copies_and_the_data_of_both_variants_is_captured(client):
+    """The caller gets the production variant's answer.
+
+    https://docs.aws.amazon.com/sagemaker/latest/dg/model-shadow-deployment.html
+    https://docs.aws.amazon.com/sagemaker/latest/dg/model-monitor-data-capture-endpoint.html, layout and format
+    https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_runtime_InvokeEndpoint.html, InferenceId
+    """
+    template = shadow_template(upload_model(client, "champion"), upload_model(client, "challenger"), "shadowed")
+    deploy(client, "shadowed", template)
+    response = client("sagemaker-runtime").invoke_endpoint(
+        EndpointName="shadowed", Body=b"\x89PNG", ContentType="image/png", InferenceId="mine"
+    )
+    assert json.load(response["Body"])["weights"] == "champion"
+    assert response["InvokedProductionVariant"] == "AllTraffic"
+    for variant, weights in [("AllTraffic", "champion"), ("Shadow", "challenger")]:
+        assert eventually(lambda variant=variant: captured(client, "shadowed", variant)[1])
+        (key,), (event,) = captured(client, "shadowed", variant)
+        assert re.fullmatch(r"\d{4}/\d\d/\d\d/\d\d/\d\d-\d\d-\d{3}-[0-9a-f-]{36}\.jsonl", key)
+        sides = event["captureData"]
+        assert sides["endpointInput"] == {
+            "observedContentType": "image/png", "mode": "INPUT", "data": "iVBORw==", "encoding": "BASE64"
+        }  # fmt: skip
+        assert sides["endpointOutput"]["encoding"] == "JSON"
+        assert json.loads(sides["endpointOutput"]["data"])["weights"] == weights
+        assert set(event["eventMetadata"]) == {"eventId", "inferenceId", "inferenceTime"}
+    client("cloudformation").delete_stack(StackName="shadowed")
+
+
+def test_a_shadow_variant_that_dies_does_not_affect_the_caller_and_counts_errors(client):
+    """https://docs.aws.amazon.com/sagemaker/latest/dg/monitoring-cloudwatch.html, by EndpointName and VariantName"""
+    deploy(client, "dying", shadow_template(upload_model(client, "champion"), upload_model(client, "dies"), "dying"))
+    assert [json.load(invoke(client, "dying")["Body"])["weights"] for _ in range(3)] == ["champion"] * 3
+
+    def total(variant, metric):
+        now = datetime.now(UTC)
+        rows = client("cloudwatch").get_metric_statistics(
+            Namespace="AWS/SageMaker", MetricName=metric, StartTime=now - timedelta(hours=1), EndTime=now,
+            Dimensions=[{"Name": "EndpointName", "Value": "dying"}, {"Name": "VariantName", "Value": variant}],
+            Period=60, Statistics=["Sum"],
+        )["Datapoints"]  # fmt: skip
+        return sum(row["Sum"] for row in rows)
+
+    assert eventually(lambda: total("Shadow", "Invocation5XXErrors") == 3)
+    assert (total("AllTraffic", "Invocations"), total("AllTraffic", "Invocation5XXErrors")) == (3, 0)
+    assert captured(client, "dying", "Shadow") == ([], [])
+    client("cloudformation").delete_stack(StackName="dying")

@@ -31,6 +31,7 @@ EVERYTHING = {
     "DataCaptureUrl": "s3://models/captured",
     "InferenceImageUri": "000000000000.dkr.ecr.us-east-1.amazonaws.com/team/endpoint:1",
 }
+SHADOW = {"ShadowModelDataUrl": "s3://models/shadow/model.tar.gz"}
 
 
 @pytest.fixture
@@ -269,6 +270,11 @@ session.create_client("ec2")
         ({"EndpointType": "serverless", "DataCaptureUrl": "s3://b/p"}, "omit DataCaptureUrl"),
         ({"EndpointType": "serverless", "KmsKeyArn": EVERYTHING["KmsKeyArn"]}, "omit KmsKeyArn"),
         ({"EndpointType": "serverless", "NetworkIsolation": "true"}, "omit NetworkIsolation"),
+        ({"EndpointType": "serverless", **SHADOW}, "use EndpointType realtime"),
+        ({"EndpointType": "none", **SHADOW}, "use EndpointType realtime"),
+        ({"EndpointType": "existing", "ExistingEndpointName": "own", **SHADOW}, "use EndpointType realtime"),
+        ({"EndpointType": "realtime", **SHADOW}, "ShadowModelDataUrl needs DataCaptureUrl"),
+        ({"EndpointType": "realtime", **SHADOW, "InstanceType": "ml.inf1.xlarge"}, "ml.inf1 instances"),
         ({"EndpointType": "realtime", "MaxInstanceCount": "8", "InstanceCount": "5"}, "InstanceCount must be 1 to 4"),
         ({"EndpointType": "realtime", "MaxInstanceCount": "8", "InstanceType": "ml.t2.large"}, "ml.t2 instances"),
         ({"ModelDataUrl": "bucket/model.tar.gz"}, "ModelDataUrl"),

@@ -16,6 +16,7 @@ from classify_image import (
 )
 from contract import InvalidInputError
 from predictions import EndpointResponseError
+from review_item import inference_id
 
 
 @pytest.fixture
@@ -45,6 +46,7 @@ def test_the_endpoint_receives_the_image_and_the_output_drops_its_data(runtime, 
         Body=base64.b64decode(request["image"]["data"]),
         ContentType="image/png",
         Accept="application/json",
+        InferenceId=inference_id(request),
     )
     output = classify_image.lambda_handler(request, context)
     assert output == {
@@ -120,6 +122,7 @@ def test_wrapped_base64_is_read(runtime, event, context):
     request["image"]["data"] = base64.encodebytes(data).decode().replace("\n", "\r\n")
     assert request["image"]["data"].count("\r\n") > 1
     expected = {"EndpointName": "image-classification", "ContentType": "image/png", "Accept": "application/json"}
+    expected["InferenceId"] = inference_id(request)
     respond(runtime, {"predictions": [{"label": "7", "probability": 0.97}]}, Body=data, **expected)
     assert classify_image.lambda_handler(request, context)["predictions"][0]["label"] == "7"
 

@@ -250,6 +250,17 @@ def test_further_buckets_are_read_like_the_stacks_own_and_only_if_the_parameter_
     assert objects["Resource"] == {"Fn::Split": [",", joined]}
 
 
+def test_the_models_role_can_read_both_archives_and_nothing_else():
+    reading = [each["Resource"] for each in statements(policies("ModelRole")) if "s3:GetObject" in actions(each)]
+    values = {
+        "AWS::Partition": "aws",
+        "ModelDataUrl": "s3://models/a/model.tar.gz",
+        "ShadowModelDataUrl": "s3://models/b/model.tar.gz",
+    }
+    arns = [evaluated(resource, values) for resource in reading]
+    assert arns == ["arn:aws:s3:::models/a/model.tar.gz", "arn:aws:s3:::models/b/model.tar.gz"]
+
+
 def test_what_sagemaker_calls_in_the_models_role_is_listed():
     assert granted("ModelRole") == set(REASONS["ModelRole"])
 

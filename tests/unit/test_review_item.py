@@ -1,5 +1,6 @@
 import json
 import random
+import re
 from datetime import datetime
 
 import pytest
@@ -86,3 +87,13 @@ def test_an_item_of_a_model_with_many_labels_stays_below_dynamodbs_maximum():
 def test_every_attribute_is_documented():
     unversioned = item_for(RESULT | {"trace_id": "1-6b"}, 0)
     assert all(name in review_item.__doc__ for name in unversioned)
+
+
+def test_the_inference_id_is_of_the_images_version_and_fits_into_invoke_endpoint():
+    """https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_runtime_InvokeEndpoint.html: 1 to 64 characters"""
+    names = [
+        review_item.inference_id(RESULT | changes)
+        for changes in ({}, {"s3_version_id": "v2"}, {"s3_key": "é" * 500}, {"s3_version_id": "", "s3_etag": "v1"})
+    ]
+    assert all(re.fullmatch("[0-9a-f]{64}", name) for name in names)
+    assert len(set(names)) == 3 and names[0] == names[3]

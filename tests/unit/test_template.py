@@ -249,3 +249,15 @@ def test_only_classify_batch_turns_the_tracer_off():
     variables = {name: row["Properties"].get("Environment", {}).get("Variables", {}) for name, row in FUNCTIONS.items()}
     off = {name for name, value in variables.items() if value.get("POWERTOOLS_TRACE_DISABLED") == "true"}
     assert off == {"ClassifyBatchFunction"}
+
+
+def test_the_shadow_model_is_served_like_the_model():
+    model, shadow = (RESOURCES[name]["Properties"] for name in ("Model", "ShadowModel"))
+    archive = shadow["PrimaryContainer"] | {"ModelDataUrl": {"Ref": "ModelDataUrl"}}
+    assert shadow["PrimaryContainer"]["ModelDataUrl"] == {"Ref": "ShadowModelDataUrl"}
+    assert shadow | {"PrimaryContainer": archive} == model
+    config = RESOURCES["EndpointConfig"]["Properties"]
+    (production,) = (variant["Fn::If"][2] for variant in config["ProductionVariants"])
+    condition, (copy,), nothing = config["ShadowProductionVariants"]["Fn::If"]
+    assert (condition, nothing) == ("HasShadow", {"Ref": "AWS::NoValue"})
+    assert copy == production | {"VariantName": "Shadow", "ModelName": {"Fn::GetAtt": ["ShadowModel", "ModelName"]}}
