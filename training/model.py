@@ -1,8 +1,9 @@
 """The network: a small wide residual network for images of any size.
 
-WRN-16 (Zagoruyko and Komodakis, 2016), with average pooling in the shortcuts that halve the resolution (He and others,
-2018). Its input is either pixels or gradients: histograms of gradient directions (Dalal and Triggs, 2005). With few
-images, features that need no learning help, and networks of the two kinds make different mistakes.
+WRN-16 or, for few images, WRN-10 (Zagoruyko and Komodakis, 2016), with average pooling in the shortcuts that halve the
+resolution (He and others, 2018). Its input is either pixels or gradients: histograms of gradient directions (Dalal and
+Triggs, 2005). With few images, features that need no learning help, and networks of the two kinds make different
+mistakes.
 """
 
 import math
@@ -13,7 +14,6 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-BLOCKS = 2  # in each of three groups
 LARGE_SIDE = 40  # pixels; above it, the first layer halves the image, or training would take four times as long
 DIRECTIONS = 9  # of gradients, over half a turn
 FAINT = 0.1  # added to the gradients in the neighbourhood, so that noise in flat areas is not amplified
@@ -23,7 +23,8 @@ class Classifier(nn.Module):
     """Images to logits.
 
     Input: float32 [N, 3, height, width], RGB, 0 to 1. Output: float32 [N, classes].
-    Normalisation is part of the model, so that callers need not know `mean` and `std` (each [3]).
+    Normalisation is part of the model, so that callers need not know `mean` and `std` (each [3]). Each of the three
+    groups of layers has `blocks` residual blocks: 2 for WRN-16, 1 for WRN-10.
     """
 
     mean: torch.Tensor
@@ -38,6 +39,7 @@ class Classifier(nn.Module):
         width: int = 32,
         dropout: float = 0.0,
         gradients: bool = False,
+        blocks: int = 2,
     ) -> None:
         super().__init__()
         self.register_buffer("mean", torch.as_tensor(mean, dtype=torch.float32).reshape(1, 3, 1, 1))
@@ -53,7 +55,7 @@ class Classifier(nn.Module):
             channels = width // 2
             layers = [convolution(3, channels, stride)]
         for wider, stride in ((width, 1), (2 * width, 2), (4 * width, 2)):
-            for _ in range(BLOCKS):
+            for _ in range(blocks):
                 layers.append(Block(channels, wider, stride))
                 channels, stride = wider, 1
         self.features = nn.Sequential(

@@ -185,7 +185,7 @@ def random_images(count, side, colour):
     [
         (
             random_images(100, 16, colour=False),
-            {"networks": 1, "width": 16, "epochs": 40, "flip": 0, "light": 0, "mix": 0},
+            {"networks": 1, "width": 16, "blocks": 2, "epochs": 40, "flip": 0, "light": 0, "mix": 0},
         ),
         (
             random_images(100, 16, colour=True),
@@ -197,6 +197,7 @@ def random_images(count, side, colour):
                 "networks": 2,
                 "gradients": 0,
                 "width": 32,
+                "blocks": 1,
                 "epochs": 150,
                 "patches": 800,
                 "flip": 0,
@@ -206,7 +207,7 @@ def random_images(count, side, colour):
         ),
         (
             random_images(10_000, 32, colour=True),
-            {"networks": 1, "width": 32, "epochs": 30, "patches": 0, "flip": 0.5, "light": 0.3, "mix": 0.5},
+            {"networks": 1, "blocks": 2, "epochs": 30, "patches": 0, "flip": 0.5, "light": 0.3, "mix": 0.5},
         ),
     ],
 )
@@ -220,6 +221,7 @@ def test_defaults_depend_on_the_data(dataset, expected):
 def test_given_options_are_not_changed():
     given = ["--flip", "0", "--width", "8", "--epochs", "3", "--light", "0", "--mix", "0"]
     given += ["--learning-rate", "0.05", "--patience", "2", "--networks", "1", "--gradients", "0", "--patches", "0"]
+    given += ["--blocks", "3"]
     options = train.parse_options(["--train", "images", *given])
     before = dict(vars(options))
     train.choose_defaults(options, random_images(100, 32, colour=True))
@@ -281,6 +283,7 @@ def test_the_default_data_is_the_digits_unless_a_channel_is_given(monkeypatch):
     [
         (["--epochs", "0"], "--epochs must be at least 1"),
         (["--batch-size", "-1"], "--batch-size must be at least 1"),
+        (["--blocks", "0"], "--blocks must be at least 1"),
         (["--seed", "-1"], "--seed must be at least 0"),
         (["--learning-rate", "nan"], "--learning-rate must be at least 0"),
         (["--rotate", "inf"], "--rotate must be at least 0"),
@@ -303,11 +306,12 @@ def test_an_output_folder_that_is_not_writable_is_reported_before_training(tmp_p
         train.make_folders(options)
 
 
-@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize("gradients, blocks", [(False, 2), (True, 1)])
 @pytest.mark.parametrize("side", [16, 18, 28, 56, 64])
-def test_the_exported_model_classifies_images_of_any_size(side, gradients, tmp_path):
+def test_the_exported_model_classifies_images_of_any_size(side, gradients, blocks, tmp_path):
     torch.manual_seed(0)
-    model = Probabilities(Classifier(2, [0.5] * 3, [0.2] * 3, (side, side), width=8, gradients=gradients)).eval()
+    network = Classifier(2, [0.5] * 3, [0.2] * 3, (side, side), width=8, gradients=gradients, blocks=blocks)
+    model = Probabilities(network).eval()
     train.export(model, (side, side), tmp_path / "model.onnx")
     images = random_images(4, side, colour=True)
     assert train.largest_difference(model, tmp_path / "model.onnx", images) < 1e-5
