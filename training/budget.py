@@ -25,7 +25,7 @@ NETWORK_EXPORT, PATCHES_EXPORT = 4.5, 1.0  # duration, relative to the export of
 PATCHES_FIT = 1.4  # duration of patches.fit, relative to the features of all images
 CLOSING = 2.5  # seconds: processes that end, the report, the end of Python
 LONGEST = 2  # times the default number of epochs; more was not found to help (benchmarks/README.md)
-ALL_PARTS = 0.3  # of the default epochs; with fewer, one network that gets all the time is better than two
+ALL_PARTS = 0.6  # of the default epochs; with fewer, one network that gets all the time is as good as two
 PATCHES_SHARE = 0.35  # of the time that is left; a longer fit of patches.py costs more than it gains
 MIN_EPOCHS = 2
 
