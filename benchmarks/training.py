@@ -1,8 +1,9 @@
 """Accuracy and calibration on unseen images, and duration of the training, over several seeds.
 
-    PYTHONPATH=endpoint .venv/bin/python -m benchmarks.training DIR [--seeds 5] [--unseen 0.2]
-    PYTHONPATH=endpoint .venv/bin/python -m benchmarks.training DIR --minutes 1 3 6 15 --seeds 0-4 --points points.jsonl
-    PYTHONPATH=endpoint .venv/bin/python -m benchmarks.training --points points.jsonl --chart docs/training-budget.svg
+    export PYTHONPATH=endpoint:training
+    .venv/bin/python -m benchmarks.training DIR [--seeds 5] [--unseen 0.2]
+    .venv/bin/python -m benchmarks.training DIR --minutes 1 3 6 15 --seeds 0-4 --points points.jsonl
+    .venv/bin/python -m benchmarks.training --points points.jsonl --chart docs/training-budget.svg
 
 DIR is a folder of class folders. For each seed, a fraction of every class is held out, and `training/train.py` gets the
 rest as its only channel, with no option except the seed. Its model then classifies the held-out images through
@@ -27,9 +28,10 @@ from typing import Any
 
 import numpy as np
 
+import calibration
 import inference
-from training import calibration
-from training.data import list_images, load, stratified_split
+from data import load, stratified_split
+from folders import list_images
 
 ROOT = Path(__file__).parents[1]
 

@@ -1,7 +1,9 @@
 """Choose the networks, the dictionary of patches.py and the epochs that suit a time budget on this machine."""
 
 import argparse
+import contextlib
 import copy
+import io
 import math
 import statistics
 import tempfile
@@ -59,17 +61,18 @@ def seconds_per_image(model: nn.Module, train: Dataset) -> float:
     return statistics.median(times) / len(images)
 
 
-def seconds_per_epoch(network: nn.Module, train: Dataset, options: argparse.Namespace, threads: int) -> float:
-    """Measured on a few steps with this number of threads."""
+def seconds_per_epoch(network: nn.Module, train: Dataset, options: argparse.Namespace) -> float:
+    """Measured on a few steps with one thread: on a busy machine, more threads mostly wait for each other."""
     before = torch.get_num_threads()
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in PyTorch's stubs
     average, optimizer = copy.deepcopy(network), create_optimizer(network, options)
     steps = math.ceil(len(train) / options.batch_size)
     for count in (1, min(3, steps)):  # the first step takes longer
         part = train.subset(torch.randperm(len(train))[: count * options.batch_size].numpy())
         started = time.monotonic()
-        train_epoch(1, network, average, optimizer, part, options, "", Schedule(1000, Clock()))
+        with contextlib.redirect_stdout(io.StringIO()):  # its progress
+            train_epoch(1, network, average, optimizer, part, options, "", Schedule(1000, Clock()))
     seconds = (time.monotonic() - started) / count * steps
     torch.set_num_threads(before)
     return seconds
@@ -96,8 +99,9 @@ def choose(
     build: Build,
     threads: Callable[[int], int],
 ) -> None:
-    """Set options.networks, .gradients, .patches and .epochs to what the time allows. Raises BudgetError.
+    """Set options.networks, .gradients, .patches and .epochs to what the time allows; warn if it is too short.
 
+    Raises BudgetError if there is no time for any training.
     given: the options before their defaults were chosen; what was given there stays. The second network is left out
     first, then half of the dictionary, then all of it: per second, the network on gradients gains most.
     """
@@ -122,7 +126,7 @@ def choose(
             views = Average(second, options.flip > 0)
             fitting = PATCHES_FIT * len(train) * seconds_per_image(views, train)
         finish = seconds_to_finish(Average([*parts, *second], options.flip > 0), sets, unit)
-        epoch = seconds_per_epoch(parts[-1], train, options, threads(networks))
+        epoch = seconds_per_epoch(parts[-1], train, options) / threads(networks)
         left = end - time.monotonic() - finish
         possible = (left - fitting) / epoch
         enough = ALL_PARTS * epochs if (networks, size) == kinds[0] else MIN_EPOCHS
@@ -130,7 +134,10 @@ def choose(
             break
     if possible < MIN_EPOCHS:
         least = (time.monotonic() - started + fitting + finish + MIN_EPOCHS * epoch) / 60
-        raise BudgetError(
+        problem = (
             f"--minutes {options.minutes:g} is too short for these {len(train):,} images on this machine: "
-            f"at least {math.ceil(11 * least) / 10:g} are needed"
+            f"at least {math.ceil(11 * least) / 10:g} are needed for {MIN_EPOCHS} epochs"
         )
+        if possible <= 0:
+            raise BudgetError(problem)
+        print(f"Warning: {problem}", flush=True)

@@ -104,11 +104,11 @@ def test_a_budget_of_no_time_is_rejected(capsys):
 
 def test_training_ends_when_its_time_is_up(tmp_path):
     write_classes(tmp_path / "images", {"cat": 60, "dog": 60})
-    command = [sys.executable, train.__file__, "--train", tmp_path / "images", "--minutes", "0.6", "--epochs", "100000"]
+    command = [sys.executable, train.__file__, "--train", tmp_path / "images", "--minutes", "1", "--epochs", "100000"]
     command += ["--model-dir", tmp_path / "model", "--output-data-dir", tmp_path / "output", "--width", "8"]
     job = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert (job.returncode, job.stderr) == (0, "")
     metadata = json.loads((tmp_path / "model/metadata.json").read_text())
-    assert metadata["hyperparameters"]["minutes"] == 0.6
+    assert metadata["hyperparameters"]["minutes"] == 1
     assert 1 <= metadata["epochs"] < 100_000
     assert math.isfinite(metadata["figures"]["validation"]["loss"])
