@@ -1,13 +1,21 @@
 """Accuracy and calibration on unseen images, and duration of the training, over several seeds.
 
-    PYTHONPATH=endpoint:training .venv/bin/python -m benchmarks.training DIR [--seeds 5] [--unseen 0.2]
+    export PYTHONPATH=endpoint:training
+    .venv/bin/python -m benchmarks.training DIR [--seeds 5] [--unseen 0.2]
+    .venv/bin/python -m benchmarks.training DIR --minutes 1 3 6 15 --seeds 0-4 --points points.jsonl
+    .venv/bin/python -m benchmarks.training --points points.jsonl --chart docs/training-budget.svg
 
 DIR is a folder of class folders. For each seed, a fraction of every class is held out, and `training/train.py` gets the
 rest as its only channel, with no option except the seed. Its model then classifies the held-out images through
 `endpoint/inference.py`. They are not used in training: neither for the weights nor to choose the epoch or temperature.
+
+With --minutes, train.py also gets each of these budgets. With --points, each result is a line of JSON in that file, and
+what is in it already is not measured again, so that an interrupted measurement can go on.
 """
 
 import argparse
+import json
+import math
 import os
 import resource
 import shutil
@@ -16,6 +24,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -39,7 +48,7 @@ def hold_out(folder: Path, fraction: float, seed: int, work: Path) -> None:
             shutil.copyfile(paths[index], target)
 
 
-def train(work: Path, seed: int) -> tuple[float, float]:
+def train(work: Path, seed: int, minutes: float | None) -> tuple[float, float]:
     """Train on work/train. Returns wall-clock and CPU seconds."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SM_")} | {
         "SM_CHANNEL_TRAIN": str(work / "train"),
@@ -48,6 +57,7 @@ def train(work: Path, seed: int) -> tuple[float, float]:
     }
     started, before = time.perf_counter(), cpu_seconds()
     command = [sys.executable, str(ROOT / "training/train.py"), "--seed", str(seed)]
+    command += ["--minutes", str(minutes)] if minutes else []
     subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - started, cpu_seconds() - before
 
@@ -57,40 +67,159 @@ def cpu_seconds() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def classify(work: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Classify work/unseen. Returns confidences [N] and right [N]."""
+def classify(work: Path) -> tuple[np.ndarray, np.ndarray, float]:
+    """Classify work/unseen. Returns confidences [N], right [N] and the log loss."""
     model = inference.model_fn(work / "model")
     unseen = load(list_images(work / "unseen"), model.size, model.labels)
-    best = [inference.classify([pixels], model)[0]["predictions"][0] for pixels in unseen.images]
-    right = [each["label"] == unseen.labels[target] for each, target in zip(best, unseen.targets, strict=True)]
-    return np.array([each["probability"] for each in best]), np.array(right)
+    responses = [inference.classify([pixels], model)[0]["predictions"] for pixels in unseen.images]
+    named = [{each["label"]: each["probability"] for each in response} for response in responses]
+    probabilities = np.array([[row[label] for label in unseen.labels] for row in named])
+    confidences, right = calibration.confidence(probabilities, unseen.targets)
+    return confidences, right, float(calibration.losses(probabilities, unseen.targets).mean())
+
+
+def measure(folder: Path, unseen: float, seed: int, minutes: float | None) -> dict[str, Any]:
+    """Train with one seed and one budget, None for none; the figures on the unseen images, and the time."""
+    with tempfile.TemporaryDirectory() as work:
+        hold_out(folder, unseen, seed, Path(work))
+        seconds, cpu = train(Path(work), seed, minutes)
+        confidences, right, log_loss = classify(Path(work))
+        options = json.loads((Path(work) / "model/metadata.json").read_text())["hyperparameters"]
+    gate = calibration.accepted(confidences, right, 0.75)
+    return {
+        "folder": folder.name,
+        "unseen_fraction": unseen,
+        "minutes": minutes,
+        "seed": seed,
+        "unseen": len(right),
+        "accuracy": float(right.mean()),
+        "log_loss": log_loss,
+        "calibration_error": calibration.expected_calibration_error(confidences, right),
+        "accepted": gate["coverage"],
+        "accuracy_of_accepted": gate["accuracy"],
+        "seconds": seconds,
+        "cpu_seconds": cpu,
+        "parts": {name: options[name] for name in ("networks", "gradients", "patches", "epochs")},
+    }
+
+
+def seeds_of(text: str) -> list[int]:
+    """5 means 0 to 4; 3-4 means 3 and 4."""
+    first, _, last = text.rpartition("-")
+    return list(range(int(first), int(last) + 1) if first else range(int(last)))
+
+
+def mean_and_error(values: list[float]) -> tuple[float, float]:
+    """The mean and its standard error, 0 for a single value."""
+    return float(np.mean(values)), float(np.std(values, ddof=1) / len(values) ** 0.5) if len(values) > 1 else 0.0
+
+
+def by_budget(points: list[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:
+    """[(name of the budget, its points)], the shortest first and training without a budget last."""
+    budgets = sorted({point["minutes"] or math.inf for point in points})
+    groups = [[point for point in points if (point["minutes"] or math.inf) == budget] for budget in budgets]
+    return [
+        ("default" if math.isinf(budget) else f"{budget:g} min", group)
+        for budget, group in zip(budgets, groups, strict=True)
+    ]
+
+
+def chart(points: list[dict[str, Any]]) -> str:
+    """Accuracy and log loss with standard errors against CPU seconds, as SVG, in light and dark mode."""
+    groups = by_budget(points)
+    times = [float(np.mean([point["cpu_seconds"] for point in group])) for _, group in groups]
+    width, left, right, high = 480, 56, 24, 160
+    low_time, high_time = math.log(min(times) / 1.3), math.log(max(times) * 1.3)
+    across = [left + (width - left - right) * (math.log(each) - low_time) / (high_time - low_time) for each in times]
+    parts, top = [], 0
+    for figure, title in (("accuracy", "Accuracy on unseen images"), ("log_loss", "Log loss on unseen images")):
+        values = [mean_and_error([point[figure] for point in group]) for _, group in groups]
+        least, most = min(mean - error for mean, error in values), max(mean + error for mean, error in values)
+        margin = 0.1 * (most - least) or 0.01
+        least, most = least - margin, most + margin
+        top += 44
+        bottom = top + high
+
+        def y(value: float) -> float:
+            return bottom - high * (value - least) / (most - least)  # noqa: B023  # called in this round only
+
+        parts.append(f'<text x="12" y="{top - 16}" class="title">{title}</text>')
+        for line in (least + margin, (least + most) / 2, most - margin):
+            parts.append(f'<path d="M{left} {y(line):.1f}H{width - right}" class="grid"/>')
+            parts.append(f'<text x="{left - 8}" y="{y(line) + 5:.1f}" text-anchor="end">{line:.3f}</text>')
+        path = " ".join(f"{x:.1f},{y(mean):.1f}" for x, (mean, _) in zip(across, values, strict=True))
+        parts.append(f'<polyline points="{path}" class="curve"/>')
+        for x, (mean, error), (name, group) in zip(across, values, groups, strict=True):
+            shown = f"{name}: {mean:.3f}, standard error {error:.3f}, {len(group)} seeds"
+            parts.append(f'<path d="M{x:.1f} {y(mean - error):.1f}V{y(mean + error):.1f}" class="curve"/>')
+            parts.append(f'<circle cx="{x:.1f}" cy="{y(mean):.1f}" r="4" class="own"><title>{shown}</title></circle>')
+        for x, seconds, (name, _) in zip(across, times, groups, strict=True):
+            parts.append(f'<text x="{x:.1f}" y="{bottom + 20}" text-anchor="middle">{name}</text>')
+            parts.append(
+                f'<text x="{x:.1f}" y="{bottom + 38}" text-anchor="middle" class="faint">{seconds:,.0f}</text>'
+            )
+        top = bottom + 44
+    height = top + 20
+    parts.append(
+        f'<text x="{width - right}" y="{height - 12}" text-anchor="end" class="faint">CPU seconds, mean</text>'
+    )
+    style = (
+        "svg{--page:#fff;--text:#24292f;--own:#2563eb;--peer:#9ca3af}"
+        "@media(prefers-color-scheme:dark){svg{--page:#0d1117;--text:#e6edf3;--own:#6cb0ff;--peer:#6e7681}}"
+        "text{font:14px system-ui,sans-serif;fill:var(--text)}.title{font-weight:600}.page{fill:var(--page)}"
+        ".own{fill:var(--own)}.curve{fill:none;stroke:var(--own);stroke-width:2}.grid{stroke:var(--peer);opacity:.4}"
+        ".faint{opacity:.7}"
+    )
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}">'
+        f'<style>{style}</style><rect width="{width}" height="{height}" class="page"/>\n'
+        + "\n".join(parts)
+        + "\n</svg>\n"
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("folder", type=Path, nargs="?")
+    parser.add_argument("--seeds", type=seeds_of, default="5", metavar="N|FIRST-LAST", help="[%(default)s: 0 to 4]")
     parser.add_argument("--unseen", type=float, default=0.2, help="held-out fraction of each class [%(default)s]")
+    parser.add_argument("--minutes", type=float, nargs="*", default=[0], help="budgets; 0 for training without one [0]")
+    parser.add_argument("--points", type=Path, help="add the results to this file, and measure what it does not have")
+    parser.add_argument("--chart", type=Path, help="draw all results in --points as SVG")
     args = parser.parse_args()
+    if not (args.folder or (args.points and args.chart)):
+        parser.error("the folder is missing; without one, --points and --chart are needed")
 
-    print("| seed | unseen | accuracy | calibration error | at 0.75: accepted | accuracy | seconds | CPU seconds |")
-    print("|---|---|---|---|---|---|---|---|", flush=True)
-    accuracies = []
-    for seed in range(args.seeds):
-        with tempfile.TemporaryDirectory() as folder:
-            hold_out(args.folder, args.unseen, seed, Path(folder))
-            seconds, cpu = train(Path(folder), seed)
-            confidences, right = classify(Path(folder))
-        accuracies.append(right.mean())
-        error = calibration.expected_calibration_error(confidences, right)
-        gate = calibration.accepted(confidences, right, 0.75)
+    points = []
+    if args.points and args.points.exists():
+        points = [json.loads(line) for line in args.points.read_text().splitlines()]
+    wanted = [(minutes or None, seed) for seed in args.seeds for minutes in args.minutes] if args.folder else []
+    print("| minutes | seed | unseen | accuracy | log loss | calibration error", end=" ")
+    print("| at 0.75: accepted | accuracy | seconds | CPU seconds |\n" + "|---" * 10 + "|", flush=True)
+    for minutes, seed in wanted:
+        same = {"folder": args.folder.name, "unseen_fraction": args.unseen, "minutes": minutes, "seed": seed}
+        point = next((point for point in points if same.items() <= point.items()), None)
+        if not point:
+            point = measure(args.folder, args.unseen, seed, minutes)
+            points.append(point)
+            if args.points:
+                with open(args.points, "a") as file:
+                    file.write(json.dumps(point) + "\n")
         print(
-            f"| {seed} | {len(right):,} | {right.mean():.4f} | {error:.4f} | {gate['coverage']:.3f} | "
-            f"{gate['accuracy'] or float('nan'):.4f} | {seconds:.0f} | {cpu:.0f} |",
+            f"| {minutes or 'default'} | {seed} | {point['unseen']:,} | {point['accuracy']:.4f} | "
+            f"{point['log_loss']:.4f} | {point['calibration_error']:.4f} | {point['accepted']:.3f} | "
+            f"{point['accuracy_of_accepted'] or math.nan:.4f} | {point['seconds']:.0f} | {point['cpu_seconds']:.0f} |",
             flush=True,
         )
-    print(f"\nmean {np.mean(accuracies):.4f}, lowest {min(accuracies):.4f}, highest {max(accuracies):.4f}", end="")
-    print(f", standard deviation {np.std(accuracies, ddof=1):.4f}" if len(accuracies) > 1 else "")
+    print("\n| budget | seeds | accuracy (standard error) | log loss (standard error) | seconds | CPU seconds |")
+    print("|---|---|---|---|---|---|")
+    for name, group in by_budget(points):
+        cells = [mean_and_error([point[figure] for point in group]) for figure in ("accuracy", "log_loss")]
+        seconds, cpu = (np.mean([point[figure] for point in group]) for figure in ("seconds", "cpu_seconds"))
+        shown = " | ".join(f"{mean:.4f} ({error:.4f})" for mean, error in cells)
+        print(f"| {name} | {len(group)} | {shown} | {seconds:.0f} | {cpu:.0f} |")
+    if args.chart:
+        args.chart.write_text(chart(points))
 
 
 if __name__ == "__main__":

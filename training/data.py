@@ -95,15 +95,21 @@ def print_skipped(kind: str, files: Skipped) -> None:
             print(f"  {path}: {reason}")
 
 
-def show_progress(results: Iterable[Result], total: int, title: str) -> Iterator[Result]:
-    """Pass the results on; while it takes longer than two seconds, print how many are done and the time left."""
+def show_progress(
+    results: Iterable[Result], total: int, title: str, unit: str = "images", step: int = 1
+) -> Iterator[Result]:
+    """Pass the results on; while it takes longer than two seconds, print how many are done and the time left.
+
+    step: units in one result.
+    """
     started = shown = time.monotonic()
-    for done, result in enumerate(results, 1):
+    for number, result in enumerate(results, 1):
         yield result
+        done = number * step
         now = time.monotonic()
         if done < total and now - shown >= SECONDS_BETWEEN_LINES:
             left = (now - started) / done * (total - done)
-            print(f"{title}: {done:,} of {total:,} images, about {left:.0f} s left", flush=True)
+            print(f"{title}: {done:,} of {total:,} {unit}, about {left:.0f} s left", flush=True)
             shown = now
 
 

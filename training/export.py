@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
+from torch import nn
 
 from data import Dataset
 from fit import outputs_of
@@ -24,7 +25,7 @@ class ExportMismatchError(Exception):
     """The exported model's probabilities differ from the trained model's."""
 
 
-def export(model: Probabilities, size: tuple[int, ...], path: Path) -> None:
+def export(model: nn.Module, size: tuple[int, ...], path: Path) -> None:
     """Write `model` as ONNX for images of `size` (height, width), without the exporter's traces of this machine."""
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():

@@ -13,59 +13,92 @@ from torch.nn import functional
 
 import calibration
 from augment import augment
+from checkpoint import Checkpoint
 from data import Dataset
+from schedule import Clock, Schedule, duration
 
 SECONDS_BETWEEN_LINES = 5
 Epoch = tuple[int, np.ndarray, dict[str, Any]]  # its number, the validation loss of each image, the averaged weights
 
 
 def fit(
-    model: nn.Module, train: Dataset, validation: Dataset, options: argparse.Namespace, name: str = ""
+    model: nn.Module,
+    train: Dataset,
+    validation: Dataset,
+    options: argparse.Namespace,
+    number: int = 1,
+    clock: Clock = Clock(),  # noqa: B008  # immutable
+    checkpoint: Checkpoint | None = None,
 ) -> list[dict[str, Any]]:
-    """Train `model` in place, then load the averaged weights of the epoch that `choose_epoch` selects.
+    """Train `model`, network `number`, in place; then load the averaged weights of the epoch `choose_epoch` selects.
 
-    Returns one dict per epoch and prints each, prefixed with `name`. "kept" is 1 for the selected epoch, otherwise 0.
+    Returns one dict per epoch and prints each. "kept" is 1 for the selected epoch, otherwise 0.
     """
+    checkpoint = checkpoint or Checkpoint()
+    name = f"network={number} " if options.networks > 1 else ""
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in PyTorch's stubs
     average = copy.deepcopy(model)
     optimizer = create_optimizer(model, options)
     history: list[dict[str, Any]] = []
     best: Epoch = (0, np.empty(0), {})  # replaced in the first epoch
-    for epoch in range(1, options.epochs + 1):
+    last, spent = best, 0.0
+    if state := checkpoint.load(f"network-{number}"):
+        model.load_state_dict(state["model"])
+        average.load_state_dict(state["average"])
+        optimizer.load_state_dict(state["optimizer"])
+        best_epoch, best_losses, best_weights = state["best"]
+        best = best_epoch, best_losses.numpy(), best_weights
+        last = len(state["history"]), state["losses"].numpy(), copy.deepcopy(average.state_dict())
+        history, spent = state["history"], state["spent"]
+        torch.set_rng_state(state["random"])
+        say(f"{name}continues after epoch {len(history)} of the checkpoint")
+    steps = math.ceil(len(train) / options.batch_size)
+    schedule = Schedule(options.epochs * steps, clock, len(history) * steps, spent)
+    epoch = len(history)
+    while epoch < options.epochs and epoch - best[0] < options.patience and not (epoch and schedule.over()):
+        epoch += 1
         started = time.perf_counter()
-        train_loss = train_epoch(epoch, model, average, optimizer, train, options, name)
+        train_loss = train_epoch(epoch, model, average, optimizer, train, options, name, schedule)
         losses, accuracy = evaluate(average, validation)
         line = {
             "epoch": epoch,
             "train_loss": train_loss,
-            "validation_loss": losses.mean(),
+            "validation_loss": float(losses.mean()),
             "validation_accuracy": accuracy,
             "seconds": time.perf_counter() - started,
         }
         history.append(line | {"kept": 0})
-        left = (options.epochs - epoch) * sum(past["seconds"] for past in history) / epoch
-        if epoch == 1:
-            whole = f"{name}takes about {duration(left + line['seconds'])} for {options.epochs} epochs\n"
-            print(whole, end="", flush=True)
-        text = name + " ".join(f"{key}={value:.4g}" for key, value in line.items()) + f" left={duration(left)}"
-        print(text + "\n", end="", flush=True)  # a single write, even if unbuffered: two processes share the output
+        left = schedule.left(epoch * steps)
+        if epoch == 1 and number == options.networks:  # the networks take equally long
+            say(f"Takes about {duration(time.monotonic() - clock.started + left)} in all, {duration(left)} from now")
+        say(name + " ".join(f"{key}={value:.4g}" for key, value in line.items()) + f" left={duration(left)}")
         last = epoch, losses, copy.deepcopy(average.state_dict())
         if epoch == 1 or losses.mean() < best[1].mean():
             best = last
-        elif epoch - best[0] >= options.patience:
-            break
-    epoch, _, weights = choose_epoch(best, last, ended_early=len(history) < options.epochs)
+        state = {
+            "model": model.state_dict(),
+            "average": average.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "history": history,
+            "losses": torch.from_numpy(losses),
+            "best": [best[0], torch.from_numpy(best[1]), best[2]],
+            "random": torch.get_rng_state(),
+            "spent": schedule.spent(),
+            "elapsed": time.monotonic() - clock.started,
+        }
+        ended = epoch == options.epochs or epoch - best[0] >= options.patience or schedule.over()
+        checkpoint.save(f"network-{number}", state, always=ended)
+    ended_early = epoch < options.epochs and epoch - best[0] >= options.patience
+    epoch, _, weights = choose_epoch(best, last, ended_early)
     history[epoch - 1]["kept"] = 1
     model.load_state_dict(weights)
     model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # likewise
     return history
 
 
-def duration(seconds: float) -> str:
-    """40s, 12m or 3h."""
-    if seconds < 100:
-        return f"{seconds:.0f}s"
-    return f"{seconds / 60:.0f}m" if seconds < 6000 else f"{seconds / 3600:.0f}h"
+def say(line: str) -> None:
+    """Print a line in a single write, even if unbuffered: the networks' processes share the output."""
+    print(line + "\n", end="", flush=True)
 
 
 def choose_epoch(best: Epoch, last: Epoch, ended_early: bool) -> Epoch:
@@ -93,16 +126,19 @@ def train_epoch(
     train: Dataset,
     options: argparse.Namespace,
     name: str,
+    schedule: Schedule,
 ) -> float:
-    """Train for one epoch and update `average` after each step. Returns the mean loss."""
+    """Train for one epoch, or until the time is up; update `average` after each step. Returns the mean loss."""
     images, truth = torch.from_numpy(train.images), torch.eye(len(train.labels))[train.targets]
     bfloat16 = torch.cpu.get_capabilities().get("amx_bf16", False) and not train.small  # not faster elsewhere
     batches = torch.randperm(len(train)).split(options.batch_size)
     printed, loss_sum, done = time.perf_counter(), 0.0, 0
     model.train()
     for number, batch in enumerate(batches, 1 + (epoch - 1) * len(batches)):
+        if done and schedule.over():
+            break
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(number / (options.epochs * len(batches)), options.learning_rate)
+            group["lr"] = learning_rate(schedule.progress(number), options.learning_rate)
         augmented, mixed_truth = augment(images[batch], truth[batch], options)
         augmented = augmented.contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
@@ -117,8 +153,8 @@ def train_epoch(
         done += len(batch)
         if time.perf_counter() - printed > SECONDS_BETWEEN_LINES:
             printed = time.perf_counter()
-            print(f"{name}epoch {epoch}: {done:,} of {len(train):,} images", flush=True)
-    return loss_sum / len(train)
+            say(f"{name}epoch {epoch}: {done:,} of {len(train):,} images, {duration(schedule.left(number))} left")
+    return loss_sum / done
 
 
 def learning_rate(progress: float, peak: float) -> float:

@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from data import show_progress
+
 SIDE = 6  # pixels, of a patch
 GRID = 4  # cells per side; features are averaged over each cell
 SAMPLED = 200_000  # patches from which whitening and dictionary are computed
@@ -87,7 +89,7 @@ def sample_patches(model: Patches, images: torch.Tensor) -> torch.Tensor:
     """Random patches, equally many of each image: [at most SAMPLED, values]."""
     each = max(1, SAMPLED // len(images))
     chosen = []
-    for image in images.split(1):
+    for image in show_progress(images.split(1), len(images), "Sampling patches"):
         patches = model.patches(image)[0].flatten(1).T
         chosen.append(patches[torch.randint(len(patches), (each,))])
     return torch.cat(chosen)[:SAMPLED]
@@ -97,7 +99,7 @@ def spherical_k_means(points: torch.Tensor, count: int) -> torch.Tensor:
     """Unit vectors [count, values] around which the directions of the points [N, values] cluster."""
     points = functional.normalize(points, dim=1)
     centres = points[torch.randperm(len(points))[:count]]
-    for _ in range(ROUNDS):
+    for _ in show_progress(range(ROUNDS), ROUNDS, "Clustering patches", "rounds"):
         nearest = torch.cat([(part @ centres.T).argmax(1) for part in points.split(20_000)])
         sums = torch.zeros_like(centres).index_add_(0, nearest, points)
         empty = sums.norm(dim=1) < 1e-6
@@ -111,7 +113,8 @@ def solve(model: Patches, images: torch.Tensor, wanted: torch.Tensor) -> None:
 
     Solved in its dual form, because there are fewer images than features.
     """
-    features = torch.cat([model.features(part) for part in images.split(50)])
+    parts = show_progress(images.split(50), len(images), "Features of patches", step=50)
+    features = torch.cat([model.features(part) for part in parts])
     mean, spread = features.mean(0), features.std(0)
     spread = spread + 1e-3 * spread.mean()
     features = (features - mean) / spread

@@ -20,6 +20,15 @@ second sees gradients) and, for up to 2,000 images of at least 32 pixels, patche
 validation loss no longer improves. The validation data also selects an epoch before the last if that one is clearly
 better, and fits the temperature that calibrates the probabilities. The test data is used once, at the end.
 
+--minutes is a budget for the whole command. It measures the speed of this machine, leaves out networks and patches.py
+if there is too little time for them, and lets the learning rate follow the clock, so the same seed does not give the
+same model. Given --networks and --patches are kept, and --epochs is then the maximum; by default it is twice the usual
+number of epochs, after which more training was not found to help, and training ends before the budget.
+
+With --checkpoint-dir, an interrupted training continues where it was, after its last epoch or a few epochs before,
+if options, data and code are the same, and gives the same model as without the interruption. Time before the
+interruption counts towards --minutes, time without a machine does not.
+
 Files in the model folder, written after training has succeeded:
 
     model.onnx       input: float32 `pixels` [N, 3, height, width], RGB, 0 to 1; output: float32 `probabilities`
@@ -57,16 +66,19 @@ from typing import Any
 import numpy as np
 import torch
 
+import budget
 import calibration
 import patches
 import resnet
+from checkpoint import Checkpoint, key_of
 from data import Dataset, are_photographs, choose_size, load, stratified_split
 from export import ExportMismatchError, export, largest_difference, versions
-from fit import fit, outputs_of
+from fit import fit, outputs_of, say
 from folders import DataError, list_images
 from lineage import lineage
 from model import Average, Classifier, Probabilities
 from report import write_report
+from schedule import Clock, duration
 
 Network = Classifier | resnet.ResNet18
 ROOT = Path(__file__).parents[1]
@@ -77,6 +89,8 @@ SHALLOW_UP_TO = 2_000  # images; with so few, half the depth takes half the time
 PATCH_WEIGHT = 0.5  # of the scores of patches.py, relative to the networks' logits
 STOP_ON_CTRL_C = (signal.SIGINT, signal.SIG_DFL)  # at once and without a traceback, in the networks' processes
 MIN_EPOCHS, MAX_EPOCHS = 10, 150
+JOB_CHECKPOINTS = Path("/opt/ml/checkpoints")  # in a SageMaker job with a CheckpointConfig
+LAYER_EXPORT = 0.7  # seconds, without a measurement
 
 
 class OutputFolderError(Exception):
@@ -96,11 +110,14 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
     add("--test", type=Path, default=environment.get("SM_CHANNEL_TEST"), help="same classes or fewer")
     add("--model-dir", type=Path, default=environment.get("SM_MODEL_DIR", ROOT / ".local/model"))
     add("--output-data-dir", type=Path, default=environment.get("SM_OUTPUT_DATA_DIR", ROOT / ".local/training"))
+    checkpoints = JOB_CHECKPOINTS if JOB_CHECKPOINTS.is_dir() else None
+    add("--checkpoint-dir", type=Path, default=checkpoints, help=f"see above [{JOB_CHECKPOINTS} if it exists]")
     add("--validation-fraction", type=float, default=0.1, help="held out of --train without --validation [%(default)s]")
     add("--pretrained", type=Path, help="weights to start from: a file of torchvision's resnet18")
     add("--image-size", type=int, default=0, help="pixels per side [0: 16 to 64, depends on the data]")
     add("--epochs", type=int, help="[depends on the data: the more images, the fewer epochs]")
     add("--patience", type=int, help="epochs without a lower validation loss before training stops [half of --epochs]")
+    add("--minutes", type=float, help="time budget of the whole command, see above")
     add("--batch-size", type=int, default=32)
     add("--learning-rate", type=float, help="peak of a schedule that rises, then falls to 0 [0.1; --pretrained 0.01]")
     add("--weight-decay", type=float, default=5e-4)
@@ -131,6 +148,8 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
         if isinstance(value, int | float) and not (0 <= value <= largest and math.isfinite(value)):
             limit = "between 0 and 1" if name in fractions else "at least 0"
             parser.error(f"--{name.replace('_', '-')} must be {limit}")
+    if options.minutes == 0:
+        parser.error("--minutes must be more than 0")
     if not 0 < options.validation_fraction < 1:
         parser.error("--validation-fraction must be between 0 and 1")
     if options.train is None and (options.validation or options.test):
@@ -144,11 +163,11 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def make_folders(options: argparse.Namespace) -> None:
-    """Create the model and output folders now, so that training cannot fail on them at the end.
+    """Create the folders now, so that training cannot fail on them at the end.
 
     Raises OutputFolderError.
     """
-    for folder in (options.model_dir, options.output_data_dir):
+    for folder in filter(None, (options.model_dir, options.output_data_dir, options.checkpoint_dir)):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=folder).close()
@@ -215,30 +234,41 @@ def build(number: int, train: Dataset, options: argparse.Namespace) -> Network:
     return Classifier(len(train.labels), mean, std, size, options.width, options.dropout, gradients, options.blocks)
 
 
+def threads(train: Dataset, networks: int) -> int:
+    """Threads for each of the networks that train in parallel."""
+    # On small images, threads would spend more time waiting for each other than working.
+    return 1 if train.small else max(1, torch.get_num_threads() // networks)
+
+
 def train_one(
-    number: int, train: Dataset, validation: Dataset, options: argparse.Namespace
+    number: int,
+    train: Dataset,
+    validation: Dataset,
+    options: argparse.Namespace,
+    clock: Clock,
+    checkpoint: Checkpoint,
 ) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
     """Train network `number` of options.networks on its share of the cores. Returns its weights and its history."""
     torch.manual_seed(options.seed + 1000 * (number - 1))
-    # On small images, threads would spend more time waiting for each other than working.
-    torch.set_num_threads(1 if train.small else max(1, torch.get_num_threads() // options.networks))
+    torch.set_num_threads(threads(train, options.networks))
     network = build(number, train, options)
-    history = fit(network, train, validation, options, f"network={number} " if options.networks > 1 else "")
+    history = fit(network, train, validation, options, number, clock, checkpoint)
     weights = {name: value.numpy() for name, value in network.state_dict().items()}
     return weights, [{"network": number, **line} for line in history]
 
 
 def train_all(
-    train: Dataset, validation: Dataset, options: argparse.Namespace
+    train: Dataset, validation: Dataset, options: argparse.Namespace, clock: Clock, checkpoint: Checkpoint
 ) -> tuple[list[Network], list[dict[str, Any]]]:
     """Train options.networks networks in parallel, each in its own process. Returns them and their history."""
     numbers = range(1, options.networks + 1)
     if options.networks == 1:
-        results = [train_one(1, train, validation, options)]
+        results = [train_one(1, train, validation, options, clock, checkpoint)]
     else:
         spawn = multiprocessing.get_context("spawn")
         with concurrent.futures.ProcessPoolExecutor(options.networks, spawn, signal.signal, STOP_ON_CTRL_C) as pool:
-            jobs = [pool.submit(train_one, number, train, validation, options) for number in numbers]
+            shared = (train, validation, options, clock, checkpoint)
+            jobs = [pool.submit(train_one, number, *shared) for number in numbers]
             results = [job.result() for job in jobs]
     networks = [build(number, train, options) for number in numbers]
     for network, (weights, _) in zip(networks, results, strict=True):
@@ -246,11 +276,22 @@ def train_all(
     return networks, [line for _, history in results for line in history]
 
 
-def add_patches(classifier: Average, train: Dataset, validation: Dataset, options: argparse.Namespace) -> Average:
-    """Average the networks with patches.py, whose weight scales its scores to the spread of the networks' logits."""
+def fit_patches(train: Dataset, options: argparse.Namespace, checkpoint: Checkpoint) -> patches.Patches:
+    """Fit patches.py on the training data."""
+    if state := checkpoint.load("patches"):
+        second = patches.Patches(train.images.shape[2:], options.patches, len(train.labels)).eval()
+        second.load_state_dict(state)
+        return second
+    say(f"Fitting patches.py with a dictionary of {options.patches} patches")
     torch.manual_seed(options.seed)
     images, targets = torch.from_numpy(train.images), torch.from_numpy(train.targets)
-    second = patches.fit(images, targets, len(train.labels), options.patches, classifier.mirrored)
+    second = patches.fit(images, targets, len(train.labels), options.patches, mirrored=options.flip > 0)
+    checkpoint.save("patches", second.state_dict())
+    return second
+
+
+def add_patches(classifier: Average, second: patches.Patches, validation: Dataset) -> Average:
+    """Average the networks with patches.py, whose weight scales its scores to the spread of the networks' logits."""
 
     def spread(model: Average) -> float:
         logits = outputs_of(model, validation)
@@ -258,6 +299,46 @@ def add_patches(classifier: Average, train: Dataset, validation: Dataset, option
 
     weight = PATCH_WEIGHT * spread(classifier) / spread(Average([second], classifier.mirrored))
     return Average([*classifier.models, second], classifier.mirrored, [*classifier.weights, weight])
+
+
+def open_checkpoint(options: argparse.Namespace, train: Dataset, validation: Dataset) -> Checkpoint:
+    """The checkpoint of these options and this data."""
+    settings = {name: value for name, value in sorted(vars(options).items()) if not isinstance(value, Path)}
+    if options.pretrained:
+        settings["pretrained"] = hashlib.sha256(options.pretrained.read_bytes()).hexdigest()
+    arrays = [each for part in (train, validation) for each in (part.images, part.targets)]
+    return Checkpoint(options.checkpoint_dir, key_of([settings, train.labels, torch.get_num_threads(), *arrays]))
+
+
+def make_plan(
+    options: argparse.Namespace, sets: dict[str, Dataset], checkpoint: Checkpoint, started: float
+) -> tuple[float, float]:
+    """Choose the options that were not given, as before an interruption if there was one.
+
+    Returns when the command would have started without the interruption, and the seconds to export a layer.
+    Raises BudgetError.
+    """
+    train, given = sets["train"], argparse.Namespace(**vars(options))
+    unit = budget.layer_export() if options.minutes else LAYER_EXPORT
+    if plan := checkpoint.load("plan"):
+        vars(options).update(plan)
+        states = [checkpoint.load(f"network-{number}") for number in range(1, options.networks + 1)]
+        return started - max([state["elapsed"] for state in states if state], default=0.0), unit
+    checkpoint.clear()
+    choose_defaults(options, train)
+    if options.minutes:
+        budget.choose(
+            options,
+            given,
+            sets,
+            started,
+            unit,
+            lambda number: build(number, train, options),
+            lambda networks: threads(train, networks),
+        )
+    chosen = {name: value for name, value in vars(options).items() if vars(given)[name] != value}
+    checkpoint.save("plan", chosen)
+    return started, unit
 
 
 def write_csv(rows: list[dict[str, Any]], path: Path) -> None:
@@ -296,29 +377,31 @@ def keep_previous(model_dir: Path, sha256: str) -> Path | None:
     return folder
 
 
-def main(argv: list[str] | None = None) -> None:
-    started = time.perf_counter()
+def main(argv: list[str] | None = None, started: float | None = None) -> None:
+    started = time.monotonic() if started is None else started
     options = parse_options(argv)
     make_folders(options)
     train, validation, test = load_data(options)
     made_from = lineage(options.train, options.validation, options.test, options.model_dir)
-    choose_defaults(options, train)
+    torch.set_num_threads(threads(train, 1))
     height, width = train.images.shape[2:]
     sets = {"train": train, "validation": validation} | ({"test": test} if test else {})
+    checkpoint = open_checkpoint(options, train, validation)
+    started, layer_export = make_plan(options, sets, checkpoint, started)
     names = ("networks", "gradients", "epochs", "width", "blocks", "patches", "flip", "light", "mix")
     chosen = ", ".join(f"{name} {getattr(options, name)}" for name in names)
-    print(
-        "Training on " + ", ".join(f"{len(dataset):,} {name}" for name, dataset in sets.items()) + f"; {chosen}",
-        flush=True,
-    )
+    say("Training on " + ", ".join(f"{len(dataset):,} {name}" for name, dataset in sets.items()) + f"; {chosen}")
 
-    networks, history = train_all(train, validation, options)
+    second = [fit_patches(train, options, checkpoint)] if options.patches else []
+    untrained = [build(number, train, options) for number in range(1, options.networks + 1)]
+    finish = budget.seconds_to_finish(Average([*untrained, *second], options.flip > 0), sets, layer_export)
+    deadline = started + 60 * options.minutes - finish if options.minutes else math.inf
+    networks, history = train_all(train, validation, options, Clock(started, deadline, finish), checkpoint)
     write_csv(history, options.output_data_dir / "history.csv")
 
     classifier = Average(networks, mirrored=options.flip > 0)
-    if options.patches:
-        print(f"Fitting patches.py with a dictionary of {options.patches} patches", flush=True)
-        classifier = add_patches(classifier, train, validation, options)
+    if second:
+        classifier = add_patches(classifier, second[0], validation)
     logits = {name: outputs_of(classifier, dataset).double().numpy() for name, dataset in sets.items()}
     temperature = calibration.fit_temperature(logits["validation"], validation.targets)
     figures = {name: calibration.summary(logits[name], dataset.targets, temperature) for name, dataset in sets.items()}
@@ -326,7 +409,7 @@ def main(argv: list[str] | None = None) -> None:
     predictions = [row for name in probabilities for row in prediction_rows(name, sets[name], probabilities[name])]
     write_csv(predictions, options.output_data_dir / "predictions.csv")
 
-    print("Exporting to ONNX and verifying against PyTorch", flush=True)
+    say(f"Exporting to ONNX and verifying against PyTorch, which takes about {duration(finish)}")
     model = Probabilities(classifier, temperature).eval()
     unchecked = options.model_dir / "model.onnx.unchecked"
     export(model, (height, width), unchecked)
@@ -344,7 +427,7 @@ def main(argv: list[str] | None = None) -> None:
         "images": {name: dataset.counts() for name, dataset in sets.items()},
         "epochs": len(history),
         "kept_epochs": [line["epoch"] for line in history if line["kept"]],
-        "seconds": time.perf_counter() - started,
+        "seconds": time.monotonic() - started,
         "pretrained": options.pretrained.name if options.pretrained else None,
         "seed": options.seed,
         "hyperparameters": {name: value for name, value in vars(options).items() if not isinstance(value, Path)},
@@ -372,11 +455,12 @@ def main(argv: list[str] | None = None) -> None:
     write_report(options.output_data_dir / "report.html", metadata, history, sets, probabilities, options.train)
     print(f"{options.model_dir}: model.onnx, metadata.json ({metadata['seconds']:.0f} s)")
     print(f"{options.output_data_dir}: report.html, history.csv, predictions.csv")
+    checkpoint.clear()
 
 
 if __name__ == "__main__":
     try:
-        main()
+        main(started=time.monotonic() - time.process_time())  # which counts the imports
     except (DataError, ExportMismatchError, OutputFolderError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
     except KeyboardInterrupt:

@@ -88,7 +88,7 @@ def run_container(aws, described, opt_ml):
         for key, content in objects(aws, prefix).items():
             path = opt_ml / "input/data" / channel["ChannelName"] / key.removeprefix(prefix)
             path.parent.mkdir(parents=True, exist_ok=True)
-            if channel["ChannelName"] == "sm_drivers":
+            if channel["ChannelName"] == "sm_drivers" or path.name == "train.py":
                 content = content.replace(b"/opt/ml", str(opt_ml).encode())
             path.write_bytes(content)
     host = {"current_host": "algo-1", "current_instance_type": "ml.m5.xlarge", "hosts": ["algo-1"]}
@@ -179,6 +179,10 @@ def test_the_job_is_created_with_the_request_of_the_dry_run(aws, capsys):
             ResourceConfig={"InstanceType": "ml.c6i.2xlarge", "InstanceCount": 1, "VolumeSizeInGB": 30},
             StoppingCondition={"MaxRuntimeInSeconds": 600, "MaxWaitTimeInSeconds": 1200},
             EnableManagedSpotTraining=True,
+            CheckpointConfig={
+                "S3Uri": f"s3://models/image-classification/{planned['TrainingJobName']}/checkpoints",
+                "LocalPath": "/opt/ml/checkpoints",
+            },
             Tags=[{"Key": "team", "Value": "eyes"}, {"Key": "note", "Value": "a=b"}],
         )
         == planned
@@ -194,8 +198,8 @@ def test_a_job_gets_only_the_modules_that_train_py_imports_and_its_requirements(
     name = start(aws, "--train", images)
     prefix = f"image-classification/{name}/input/code/"
     files = {key.removeprefix(prefix): content for key, content in objects(aws, prefix).items()}
-    modules = ["augment", "calibration", "data", "export", "fit", "folders", "model", "patches"]
-    modules += ["report", "resnet", "train"]
+    modules = ["augment", "budget", "calibration", "checkpoint", "data", "export", "fit", "folders", "model", "patches"]
+    modules += ["report", "resnet", "schedule", "train"]
     expected = {f"{module}.py": (ROOT / f"training/{module}.py").read_bytes() for module in modules}
     for path in (ROOT / "endpoint/inference.py", ROOT / "endpoint/pixels.py", ROOT / "training/requirements.txt"):
         expected[path.name] = path.read_bytes()

@@ -6,6 +6,7 @@ import torch
 import export
 import patches
 import train
+from checkpoint import Checkpoint
 from data import Dataset
 from model import Average, Classifier, Probabilities
 
@@ -62,7 +63,8 @@ def test_the_exported_average_of_networks_and_patches_has_the_same_outputs(tmp_p
     dataset = Dataset(images, targets, ["horizontal", "vertical"])
     network = Classifier(2, [0.5] * 3, [0.2] * 3, (32, 36), 16)
     options = train.parse_options(["--patches", "32", "--flip", "0.5"])
-    both = train.add_patches(Average([network], mirrored=True), dataset, dataset, options)
+    second = train.fit_patches(dataset, options, Checkpoint())
+    both = train.add_patches(Average([network], mirrored=True), second, dataset)
     model = Probabilities(both, 0.7).eval()
     export.export(model, (32, 36), tmp_path / "model.onnx")
     assert export.largest_difference(model, tmp_path / "model.onnx", dataset) <= export.MAX_DIFFERENCE

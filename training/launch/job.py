@@ -11,6 +11,7 @@ Data is a folder of class folders, which is uploaded, or the s3:// URI of one. W
 
     NAME/data/HASH/...           the images; the same images are not uploaded twice
     NAME/JOB/input/...           train.py and the modules it imports, and the SDK's start scripts
+    NAME/JOB/checkpoints/...     the state of a training on spot instances
     NAME/JOB/output/...          the job's output: model.tar.gz with model.onnx and metadata.json; output.tar.gz
     models/HASH/model.tar.gz     the model, packaged by endpoint/package.py; the last line printed deploys it
 
@@ -19,8 +20,8 @@ to pull AWS's container images (ecr:GetAuthorizationToken, BatchGetImage, GetDow
 BatchCheckLayerAvailability).
 
 A job is billed by the second of its instance. A new account has quotas for certain instance types only, usually none
-with GPUs. train.py uses no GPU; the default instance has 4 cores and 16 GB. Spot instances are cheaper, but train.py
-writes no checkpoints: after an interruption, training starts over.
+with GPUs. train.py uses no GPU; the default instance has 4 cores and 16 GB. Spot instances are cheaper and can be
+interrupted: SageMaker then waits for another one and starts the job again, which continues from its checkpoints.
 """
 
 import argparse
@@ -103,7 +104,7 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
     add("--test", help="same classes or fewer")
     add("--hyperparameters", nargs="*", default=[], metavar="NAME=VALUE", help="options of train.py")
     add("--instance-type", default="ml.m5.xlarge", help="[%(default)s]")
-    add("--spot", choices=["true", "false"], default="false")
+    add("--spot", choices=["true", "false"], default="false", help="cheaper; continues after interruptions")
     add("--max-run", type=int, default=3600, metavar="SECONDS", help="timeout of the training [%(default)s]")
     add("--max-wait", type=int, metavar="SECONDS", help="with --spot true: total timeout [twice --max-run]")
     add("--job-name", default="image-classification", metavar="NAME", help="prefix of job names and keys [%(default)s]")
@@ -214,6 +215,7 @@ def start(session: boto3.Session, options: argparse.Namespace) -> str:
                 max_runtime_in_seconds=options.max_run,
                 max_wait_time_in_seconds=options.max_wait if options.spot else None,
             ),
+            checkpoint_config=configs.CheckpointConfig() if options.spot else None,  # by default NAME/JOB/checkpoints
             output_data_config=configs.OutputDataConfig(s3_output_path=f"s3://{options.bucket}/{options.job_name}"),
             tags=[configs.Tag(key=name, value=value) for name, value in options.tags.items()],
         )
