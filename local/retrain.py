@@ -1,6 +1,6 @@
 """make retrain: train a challenger on original and reviewed images, compare it with the champion, and upload it.
 
-make retrain [DATA=folder] [ARGS="train.py options"] [STACK=name]
+make retrain [DATA=folder] [ARGS="train.py options"] [MARGIN=0.02] [STACK=name]
 make retrain REMOTE=1 BUCKET=b ROLE=arn STACK=name [ARGS="options of training/launch/job.py"]    a SageMaker job
 
 DATA is a folder that training/prepare.py wrote, with train, validation and test; by default the one on which the model
@@ -73,12 +73,17 @@ class Retrained:
 
 
 def retrain(
-    found: Target, data: Path, folder: Path = FOLDER, arguments: Sequence[str] = (), bucket: str = ""
+    found: Target,
+    data: Path,
+    folder: Path = FOLDER,
+    arguments: Sequence[str] = (),
+    bucket: str = "",
+    margin: float | None = None,
 ) -> Retrained:
     """Train, compare and upload a challenger, with everything that is written in `folder`.
 
     arguments: options of training/train.py; with a bucket, a SageMaker job trains, and they are options of
-    training/launch/job.py. Raises StackError.
+    training/launch/job.py. margin: how much worse is still not worse, of accuracy. Raises StackError.
     """
     data, folder = data.resolve(), folder.resolve()
     check_parts(data, folder)
@@ -91,7 +96,7 @@ def retrain(
             train_remotely(found, folder, [*arguments, "--bucket", bucket])
         else:
             train(champion, folder, arguments)
-        comparison = compare(found, champion, folder)
+        comparison = compare(found, champion, folder, margin)
         url = upload(found, url, champion, folder)
     return Retrained(comparison["challenger"]["model_sha256"], url, comparison)
 
@@ -185,12 +190,14 @@ def train_remotely(found: Target, folder: Path, arguments: Sequence[str]) -> Non
     (folder / "model" / ARCHIVE).unlink()
 
 
-def compare(found: Target, champion: Path, folder: Path) -> dict[str, Any]:
+def compare(found: Target, champion: Path, folder: Path, margin: float | None) -> dict[str, Any]:
     """What comparison.json says. Raises StackError."""
     data, output = folder / "data", folder / "comparison"
     options = ["--better", str(data / "heldout"), "--not-worse", str(data / "test"), "--output", str(output)]
     if float(threshold := found.parameter("Threshold")) < 1:
         options += ["--threshold", threshold]
+    if margin is not None:
+        options += ["--margin", str(margin)]
     models = [str(champion / ARCHIVE), str(folder / "model")]
     run([sys.executable, "training/compare.py", *models, *options], clean_environment(), VERDICTS)
     return json.loads((output / "comparison.json").read_text(encoding="utf-8"))
@@ -291,6 +298,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="", help="folder with train, validation and test")
     parser.add_argument("--arguments", default="", help="options of train.py, or with --remote of training.launch.job")
+    parser.add_argument("--margin", default="", help="how much worse is still not worse on the test images [0.02]")
     parser.add_argument("--stack", default="", help="name of a stack on AWS; by default the local stack")
     parser.add_argument("--remote", default="", help="1: train as a SageMaker job")
     parser.add_argument("--bucket", default="", help="of the SageMaker job")
@@ -306,12 +314,23 @@ def main() -> None:
         data = Path(options.data) if options.data else default_data()
         with target(options.stack, start=False) as found:
             console.print(f"Retraining the model of {found.place} with {data}", markup=False, soft_wrap=True)
-            retrained = retrain(found, data, FOLDER, arguments, options.bucket if options.remote else "")
+            bucket = options.bucket if options.remote else ""
+            retrained = retrain(found, data, FOLDER, arguments, bucket, margin_of(options.margin))
             console.print(f"The challenger is {retrained.url}", markup=False, soft_wrap=True)
             console.print(f"Report: {os.path.relpath(FOLDER / 'comparison/report.html')}", markup=False, soft_wrap=True)
             for sentence in sentences(found, retrained):
                 console.print(sentence, markup=False, soft_wrap=True)
     sys.exit(retrained.comparison["exit_status"])
+
+
+def margin_of(text: str) -> float | None:
+    """The number in MARGIN; None without one. Raises UsageError."""
+    if not text:
+        return None
+    with contextlib.suppress(ValueError):
+        if 0 < (margin := float(text)) < 1:
+            return margin
+    raise UsageError(f"MARGIN={text} is not a number above 0 and below 1: 0.02 is two points of accuracy")
 
 
 def words(arguments: str) -> list[str]:
