@@ -172,7 +172,7 @@ class Service:
 
     def predictions(self, keys: dict[str, str]) -> list[dict[str, Any]]:
         lines = prediction_log.from_log_group(self.logs, self.group)
-        return [line for line in lines if line["s3_key"] in keys]
+        return [line for line in lines if line.get("s3_key") in keys]
 
     def measured(self, since: datetime) -> dict[Metric, list[float]]:
         """The values that the functions have logged since this time, by metric."""

@@ -249,16 +249,18 @@ def test_of_two_promotions_at_once_one_succeeds(serving, bucket):
 def test_a_promotion_that_is_interrupted_leaves_a_true_record(serving, bucket):
     """As a named stack, with variables that point at the local one."""
     command = [sys.executable, "-m", "local.promote", "--stack", "registry", "--model", bucket.hash("good")]
+    variables = os.environ | serving.local.aws_variables | {"PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(
-        [*command, "--override", "a test"], cwd=ROOT, env=os.environ | serving.local.aws_variables,
-        stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        [*command, "--override", "a test"], cwd=ROOT, env=variables, stdout=subprocess.PIPE, text=True
+    )
 
     def status():
         (stack,) = serving.client("cloudformation").describe_stacks(StackName="registry")["Stacks"]
         return stack["StackStatus"]
 
-    wait_for(lambda: status().endswith("_IN_PROGRESS") or process.poll() is not None)
+    printed = ""
+    while "UPDATE_IN_PROGRESS" not in printed and (line := process.stdout.readline()):
+        printed += line
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate()
     assert "An update that has begun goes on in CloudFormation" in output
