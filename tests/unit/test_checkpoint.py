@@ -75,23 +75,25 @@ def test_the_networks_processes_end_with_the_command_and_leave_the_checkpoint(tm
     write_classes(tmp_path / "images", {"cat": 60, "dog": 60})
     options = ["--networks", "2", "--epochs", "100000", "--patience", "100000"]
     log = tmp_path / "log"
+    states = {"plan.pt", "network-1.pt", "network-2.pt"}
+    checkpoints = tmp_path / "checkpoints"
     with log.open("w") as output:  # no pipe, whose end would end the networks' processes too
         job = subprocess.Popen(
-            command(tmp_path, *options, "--checkpoint-dir", tmp_path / "checkpoints"), stdout=output, stderr=output
+            command(tmp_path, *options, "--checkpoint-dir", checkpoints), stdout=output, stderr=output
         )
-        before = time.monotonic()
-        while "network=2 epoch=" not in log.read_text() or "network=1 epoch=" not in log.read_text():
-            assert time.monotonic() < before + 120 and job.poll() is None, log.read_text()
-            time.sleep(0.1)
-        started = children(job.pid)
-        assert len(started) >= 2
-        job.send_signal(ending)
-        assert job.wait(10) == -ending
+    before = time.monotonic()
+    while not states <= {path.name for path in checkpoints.glob("*")}:
+        assert time.monotonic() < before + 120 and job.poll() is None, log.read_text()
+        time.sleep(0.1)
+    started = children(job.pid)
+    assert len(started) >= 2
+    job.send_signal(ending)
+    assert job.wait(10) == -ending
     before = time.monotonic()
     while any(map(alive, started)) and time.monotonic() < before + 10:
         time.sleep(0.1)
     assert not any(map(alive, started))
-    assert {path.name for path in (tmp_path / "checkpoints").glob("*.pt")} >= {"plan.pt", "network-1.pt"}
+    assert states <= {path.name for path in checkpoints.glob("*")}
 
 
 def test_a_state_is_read_only_by_the_same_training(tmp_path, capsys):
