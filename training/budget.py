@@ -21,14 +21,15 @@ from folders import DataError
 from model import Average
 from schedule import Clock, Schedule
 
-IMAGES, SECONDS_MEASURED = 8, 0.3  # classified at once, and repeated for so long, to measure the speed
+IMAGES = 32  # classified at once to measure the speed
+LARGE_BATCH = 1.3  # duration of an image in the batches of fit.outputs_of, which exceed the cache, relative to these
 LAYER_EXPORT = 0.7  # seconds, without a measurement
 FIRST_EXPORT, NETWORK_EXPORT, PATCHES_EXPORT = 1.5, 4.0, 1.0  # duration, relative to the export of a single layer
 PATCHES_FIT = 1.4  # duration of patches.fit, relative to the features of all images
 CLOSING = 2.5  # seconds: processes that end, the report, the end of Python
 LONGEST = 2  # times the default number of epochs; more was not found to help (benchmarks/README.md)
 ALL_PARTS = 0.6  # of the default epochs; with fewer, one network that gets all the time is as good as two
-PATCHES_SHARE = 0.35  # of the time that is left; a longer fit of patches.py costs more than it gains
+PATCHES_SHARE = 0.5  # of the time that is left; a longer fit of patches.py costs more than it gains
 MIN_EPOCHS = 3  # are trained even if they exceed the budget,
 MAX_EXCESS = 3  # unless it takes so many times the budget
 MAX_RESERVE = 0.5  # of the time that is left; at least the rest is for training
@@ -84,13 +85,10 @@ class Speed:
         """To classify one image on all cores; untrained models take as long as trained ones."""
         images = torch.from_numpy(train.images[:IMAGES])
         model.eval()
-        model(images)
-        times: list[float] = []
-        while len(times) < 4 or sum(times) < SECONDS_MEASURED:
-            with self.measured() as seconds:
-                model(images)
-            times += seconds
-        return min(times) / len(images) * self.slowdown() / self.cores(1)
+        model(images[:2])
+        with self.measured() as seconds:
+            model(images)
+        return LARGE_BATCH * seconds[0] / len(images) * self.slowdown() / self.cores(1)
 
     def epoch(self, network: nn.Module, train: Dataset, options: argparse.Namespace) -> float:
         """One epoch of one of options.networks networks, from a few steps."""
