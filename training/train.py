@@ -59,9 +59,12 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
+
+STARTED = time.monotonic()  # the imports below take seconds
 
 import numpy as np
 import torch
@@ -87,10 +90,9 @@ TWO_NETWORKS_UP_TO = 5_000  # images; beyond that, a second network gains little
 PATCHES_UP_TO = 2_000  # images; beyond that, patches.py is not used
 SHALLOW_UP_TO = 2_000  # images; with so few, half the depth takes half the time at no visible loss
 PATCH_WEIGHT = 0.5  # of the scores of patches.py, relative to the networks' logits
-STOP_ON_CTRL_C = (signal.SIGINT, signal.SIG_DFL)  # at once and without a traceback, in the networks' processes
 MIN_EPOCHS, MAX_EPOCHS = 10, 150
 JOB_CHECKPOINTS = Path("/opt/ml/checkpoints")  # in a SageMaker job with a CheckpointConfig
-LAYER_EXPORT = 0.7  # seconds, without a measurement
+CORES = torch.get_num_threads()  # before it is changed
 
 
 class OutputFolderError(Exception):
@@ -257,6 +259,18 @@ def train_one(
     return weights, [{"network": number, **line} for line in history]
 
 
+def end_with_parent() -> None:
+    """End the process of a network together with the command's, even if that is killed; Ctrl-C ends it quietly."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    def watch() -> None:
+        if parent := multiprocessing.parent_process():
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def train_all(
     train: Dataset, validation: Dataset, options: argparse.Namespace, clock: Clock, checkpoint: Checkpoint
 ) -> tuple[list[Network], list[dict[str, Any]]]:
@@ -266,7 +280,7 @@ def train_all(
         results = [train_one(1, train, validation, options, clock, checkpoint)]
     else:
         spawn = multiprocessing.get_context("spawn")
-        with concurrent.futures.ProcessPoolExecutor(options.networks, spawn, signal.signal, STOP_ON_CTRL_C) as pool:
+        with concurrent.futures.ProcessPoolExecutor(options.networks, spawn, end_with_parent) as pool:
             shared = (train, validation, options, clock, checkpoint)
             jobs = [pool.submit(train_one, number, *shared) for number in numbers]
             results = [job.result() for job in jobs]
@@ -310,35 +324,32 @@ def open_checkpoint(options: argparse.Namespace, train: Dataset, validation: Dat
     return Checkpoint(options.checkpoint_dir, key_of([settings, train.labels, torch.get_num_threads(), *arrays]))
 
 
-def make_plan(
-    options: argparse.Namespace, sets: dict[str, Dataset], checkpoint: Checkpoint, started: float
-) -> tuple[float, float]:
+def make_plan(options: argparse.Namespace, sets: dict[str, Dataset], checkpoint: Checkpoint, started: float) -> Clock:
     """Choose the options that were not given, as before an interruption if there was one.
 
-    Returns when the command would have started without the interruption, and the seconds to export a layer.
-    Raises BudgetError.
+    The clock started when the command would have started without the interruption. Raises BudgetError.
     """
-    train, given = sets["train"], argparse.Namespace(**vars(options))
-    unit = budget.layer_export() if options.minutes else LAYER_EXPORT
+    train, given, least = sets["train"], argparse.Namespace(**vars(options)), 0.0
+    speed = budget.Speed(lambda networks: min(threads(train, networks), CORES / networks))
+    if options.minutes:
+        speed.measure_export()
     if plan := checkpoint.load("plan"):
         vars(options).update(plan)
         states = [checkpoint.load(f"network-{number}") for number in range(1, options.networks + 1)]
-        return started - max([state["elapsed"] for state in states if state], default=0.0), unit
-    checkpoint.clear()
-    choose_defaults(options, train)
-    if options.minutes:
-        budget.choose(
-            options,
-            given,
-            sets,
-            started,
-            unit,
-            lambda number: build(number, train, options),
-            lambda networks: threads(train, networks),
-        )
-    chosen = {name: value for name, value in vars(options).items() if vars(given)[name] != value}
-    checkpoint.save("plan", chosen)
-    return started, unit
+        started -= max([state["elapsed"] for state in states if state], default=0.0)
+    else:
+        checkpoint.clear()
+        choose_defaults(options, train)
+        if options.minutes:
+            least = budget.choose(options, given, sets, started, speed, lambda number: build(number, train, options))
+        chosen = {name: value for name, value in vars(options).items() if vars(given)[name] != value}
+        checkpoint.save("plan", chosen)
+    parts: list[torch.nn.Module] = [build(number, train, options) for number in range(1, options.networks + 1)]
+    if options.patches:
+        parts.append(patches.Patches(train.images.shape[2:], options.patches, len(train.labels)))
+    finish = speed.finish(Average(parts, options.flip > 0), sets)
+    end = started + 60 * options.minutes if options.minutes else math.inf
+    return Clock(started, budget.deadline(end, finish, least), finish)
 
 
 def write_csv(rows: list[dict[str, Any]], path: Path) -> None:
@@ -387,16 +398,13 @@ def main(argv: list[str] | None = None, started: float | None = None) -> None:
     height, width = train.images.shape[2:]
     sets = {"train": train, "validation": validation} | ({"test": test} if test else {})
     checkpoint = open_checkpoint(options, train, validation)
-    started, layer_export = make_plan(options, sets, checkpoint, started)
+    clock = make_plan(options, sets, checkpoint, started)
     names = ("networks", "gradients", "epochs", "width", "blocks", "patches", "flip", "light", "mix")
     chosen = ", ".join(f"{name} {getattr(options, name)}" for name in names)
     say("Training on " + ", ".join(f"{len(dataset):,} {name}" for name, dataset in sets.items()) + f"; {chosen}")
 
     second = [fit_patches(train, options, checkpoint)] if options.patches else []
-    untrained = [build(number, train, options) for number in range(1, options.networks + 1)]
-    finish = budget.seconds_to_finish(Average([*untrained, *second], options.flip > 0), sets, layer_export)
-    deadline = started + 60 * options.minutes - finish if options.minutes else math.inf
-    networks, history = train_all(train, validation, options, Clock(started, deadline, finish), checkpoint)
+    networks, history = train_all(train, validation, options, clock, checkpoint)
     write_csv(history, options.output_data_dir / "history.csv")
 
     classifier = Average(networks, mirrored=options.flip > 0)
@@ -409,7 +417,7 @@ def main(argv: list[str] | None = None, started: float | None = None) -> None:
     predictions = [row for name in probabilities for row in prediction_rows(name, sets[name], probabilities[name])]
     write_csv(predictions, options.output_data_dir / "predictions.csv")
 
-    say(f"Exporting to ONNX and verifying against PyTorch, which takes about {duration(finish)}")
+    say(f"Exporting to ONNX and verifying against PyTorch, which takes about {duration(clock.finish)}")
     model = Probabilities(classifier, temperature).eval()
     unchecked = options.model_dir / "model.onnx.unchecked"
     export(model, (height, width), unchecked)
@@ -427,7 +435,7 @@ def main(argv: list[str] | None = None, started: float | None = None) -> None:
         "images": {name: dataset.counts() for name, dataset in sets.items()},
         "epochs": len(history),
         "kept_epochs": [line["epoch"] for line in history if line["kept"]],
-        "seconds": time.monotonic() - started,
+        "seconds": time.monotonic() - clock.started,
         "pretrained": options.pretrained.name if options.pretrained else None,
         "seed": options.seed,
         "hyperparameters": {name: value for name, value in vars(options).items() if not isinstance(value, Path)},
@@ -460,7 +468,7 @@ def main(argv: list[str] | None = None, started: float | None = None) -> None:
 
 if __name__ == "__main__":
     try:
-        main(started=time.monotonic() - time.process_time())  # which counts the imports
+        main(started=STARTED)
     except (DataError, ExportMismatchError, OutputFolderError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
     except KeyboardInterrupt:

@@ -7,6 +7,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -56,6 +57,43 @@ def test_a_killed_training_continues_and_gives_the_same_model_to_the_last_bit(tm
     assert [path.name for path in checkpoints.glob("*.pt")] == []  # the next training starts at the beginning
     metadata = json.loads((tmp_path / "model/metadata.json").read_text())
     assert metadata["epochs"] == 12 * int(parts[1])
+
+
+def children(pid):
+    """The processes whose parent is `pid`."""
+    ps = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+    return [int(child) for child, parent in map(str.split, ps.splitlines()) if int(parent) == pid]
+
+
+def alive(pid):
+    state = subprocess.run(["ps", "-p", str(pid), "-o", "stat="], capture_output=True, text=True).stdout.strip()
+    return bool(state) and not state.startswith("Z")
+
+
+@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGKILL])
+def test_the_networks_processes_end_with_the_command_and_leave_the_checkpoint(tmp_path, ending):
+    write_classes(tmp_path / "images", {"cat": 60, "dog": 60})
+    options = ["--networks", "2", "--epochs", "100000", "--patience", "100000"]
+    log = tmp_path / "log"
+    states = {"plan.pt", "network-1.pt", "network-2.pt"}
+    checkpoints = tmp_path / "checkpoints"
+    with log.open("w") as output:  # no pipe, whose end would end the networks' processes too
+        job = subprocess.Popen(
+            command(tmp_path, *options, "--checkpoint-dir", checkpoints), stdout=output, stderr=output
+        )
+    before = time.monotonic()
+    while not states <= {path.name for path in checkpoints.glob("*")}:
+        assert time.monotonic() < before + 120 and job.poll() is None, log.read_text()
+        time.sleep(0.1)
+    started = children(job.pid)
+    assert len(started) >= 2
+    job.send_signal(ending)
+    assert job.wait(10) == -ending
+    before = time.monotonic()
+    while any(map(alive, started)) and time.monotonic() < before + 10:
+        time.sleep(0.1)
+    assert not any(map(alive, started))
+    assert states <= {path.name for path in checkpoints.glob("*")}
 
 
 def test_a_state_is_read_only_by_the_same_training(tmp_path, capsys):

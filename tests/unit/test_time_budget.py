@@ -58,42 +58,83 @@ PHOTOGRAPHS = Dataset(
 )
 
 
-def chosen(monkeypatch, minutes, *given):
-    """The parts for a machine on which an epoch takes 10 s and patches.py, per image, 0.1 s."""
-    monkeypatch.setattr(budget, "seconds_per_image", lambda *_: 0.1)
-    monkeypatch.setattr(budget, "seconds_per_epoch", lambda *_: 10.0)
+class Slow(budget.Speed):
+    """A machine on which an epoch takes 10 s and patches.py, per image, 0.1 s."""
+
+    def image(self, *_):
+        return 0.1
+
+    def epoch(self, *_):
+        return 10.0
+
+
+def chosen(minutes, *given):
+    """The parts and the seconds that training may take in any case."""
     options = train.parse_options(["--train", "images", "--minutes", str(minutes), *given])
     before = Namespace(**vars(options))
     train.choose_defaults(options, PHOTOGRAPHS)
     sets = {"train": PHOTOGRAPHS, "validation": PHOTOGRAPHS.subset(np.arange(20))}
-    budget.choose(
-        options,
-        before,
-        sets,
-        time.monotonic(),
-        0.7,
-        lambda number: train.build(number, PHOTOGRAPHS, options),
-        lambda _: 1,
+    now = time.monotonic()
+    least = budget.choose(
+        options, before, sets, now, Slow(lambda _: 1), lambda number: train.build(number, PHOTOGRAPHS, options)
     )
-    return options.networks, options.gradients, options.patches, options.epochs
+    return (options.networks, options.gradients, options.patches, options.epochs), least - now
 
 
 @pytest.mark.parametrize(
     "minutes, parts",
     [(1.5, (1, 1, 0)), (4, (1, 1, 400)), (30, (2, 1, 800))],
 )
-def test_the_shorter_the_time_the_fewer_parts(monkeypatch, minutes, parts):
-    assert chosen(monkeypatch, minutes) == (*parts, 300)
+def test_the_shorter_the_time_the_fewer_parts(minutes, parts):
+    assert chosen(minutes)[0] == (*parts, 300)
 
 
-def test_given_parts_stay(monkeypatch):
+def test_given_parts_stay():
     given = ["--networks", "2", "--patches", "100", "--epochs", "7"]
-    assert chosen(monkeypatch, 4, *given) == (2, 1, 100, 7)
+    assert chosen(4, *given)[0] == (2, 1, 100, 7)
 
 
-def test_a_budget_that_is_too_short_says_how_much_is_needed(monkeypatch):
+def test_a_budget_that_is_much_too_short_is_refused_with_the_minimum():
     with pytest.raises(budget.BudgetError, match=r"--minutes 0.2 is too short .* at least 1(\.\d)? are needed"):
-        chosen(monkeypatch, 0.2)
+        chosen(0.2)
+
+
+def test_a_budget_that_is_somewhat_too_short_is_exceeded_with_a_warning(capsys):
+    (networks, _, patches, _), least = chosen(0.7)
+    assert (networks, patches) == (1, 0)
+    assert least == pytest.approx(budget.MIN_EPOCHS * 10, abs=3)
+    assert "Warning: --minutes 0.7 is too short" in capsys.readouterr().out
+
+
+def test_training_gets_half_of_the_time_that_is_left_however_long_the_export_is_estimated(clock):
+    assert budget.deadline(clock.now + 60, 10, 0) == clock.now + 50
+    assert budget.deadline(clock.now + 60, 240, 0) == clock.now + 30
+    assert budget.deadline(clock.now + 60, 10, clock.now + 55) == clock.now + 55
+    assert budget.deadline(math.inf, 10, 0) == math.inf
+
+
+def test_speeds_are_cpu_time_and_the_mean_slowdown():
+    speed = budget.Speed(lambda _: 1)
+    with speed.measured() as seconds:
+        time.sleep(0.2)
+        sum(range(5_000_000))
+    assert seconds[0] == pytest.approx(speed.cpu)
+    assert speed.wall > 0.2 + 0.9 * speed.cpu
+    assert 1 < speed.slowdown() <= budget.MAX_SLOWDOWN
+
+
+def test_two_networks_share_one_core(monkeypatch):
+    options = train.parse_options(["--train", "images", "--width", "8", "--networks", "2"])
+    train.choose_defaults(options, PHOTOGRAPHS)
+    monkeypatch.setattr(budget.Speed, "slowdown", lambda _: 1.0)
+    one, two = (
+        min(
+            budget.Speed(lambda _: cores).epoch(train.build(1, PHOTOGRAPHS, options), PHOTOGRAPHS, options)  # noqa: B023
+            for _ in range(3)
+        )
+        for cores in (1, 0.5)
+    )
+    assert two == pytest.approx(2 * one, rel=0.5)
 
 
 def test_a_budget_of_no_time_is_rejected(capsys):
