@@ -163,7 +163,7 @@ audit: .local/.audit ## Look up known vulnerabilities of all pinned packages
 train: .local/.run | $(DIGITS) ## Train the model on scikit-learn's scans of digits
 	@$(PROJECT) training/train.py
 
-retrain: .local/.run $(if $(REMOTE),.local/.launch) ## Train a model on reviewed images too, compare it with the one in service, upload it: [DATA=folder ARGS="--epochs 20" MARGIN=0.02 STACK=name REMOTE=1 BUCKET=b ROLE=arn]
+retrain: .local/.run $(if $(and $(REMOTE),$(STACK),$(BUCKET),$(ROLE)),.local/.launch) ## Train a model on reviewed images too, compare it with the one in service, upload it: [DATA=folder ARGS="--epochs 20" MARGIN=0.02 STACK=name REMOTE=1 BUCKET=b ROLE=arn]
 	@$(PROJECT) -m local.retrain --data=$(call quoted,DATA) --arguments=$(call quoted,ARGS) --margin=$(call quoted,MARGIN) --stack=$(call quoted,STACK) --remote=$(call quoted,REMOTE) --bucket=$(call quoted,BUCKET) --role=$(call quoted,ROLE)
 
 train-sagemaker: .local/.launch | $(DIGITS) ## Train the model as a SageMaker job: BUCKET=b ROLE=arn [ARGS="--dry-run true ..."]

@@ -72,8 +72,13 @@ def lock(shared: bool = False) -> Iterator[None]:
 
 
 def exit_on_sigterm() -> None:
-    """Run the clean-up on SIGTERM too, as Python does on Ctrl-C."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    """Run the clean-up on SIGTERM too, as Python does on Ctrl-C. A second signal does not interrupt the clean-up."""
+
+    def end(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        sys.exit(143)
+
+    signal.signal(signal.SIGTERM, end)
 
 
 @contextlib.contextmanager

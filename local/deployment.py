@@ -122,8 +122,8 @@ def warn_of_an_older_model(described: dict[str, Any]) -> None:
     deployed, packaged = deployed_model(described).split("/"), model_archive().parent.name
     if len(deployed) > 1 and deployed[-2] != packaged:
         console.print(
-            f"This is the deployed model {deployed[-2]}. The packaged model is {packaged}: "
-            "make up deploys it, or, once a model was promoted, make promote.",
+            f"This is the deployed model {deployed[-2]}. The packaged model is {packaged}: make up deploys it, unless "
+            f"a model was promoted; then make promote MODEL={packaged} does.",
             style="yellow",
         )
 

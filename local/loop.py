@@ -36,7 +36,7 @@ from endpoint import package
 from local import registry
 from local.command import LOCAL, ROOT, StackError, console, lock, one_of, report_errors, step
 from local.deployment import STACK_NAME, deploy, upload_model
-from local.emulator.processes import clean_environment, start, stop
+from local.emulator.processes import clean_environment, start, stop, stop_remains
 from local.report import loop as report
 from local.retrain import retrain
 from local.target import Target
@@ -295,7 +295,10 @@ class Loop:
 
 def live(size: Size, folder: Path) -> dict[str, Any]:
     """The whole loop, with its files in `folder`. Returns what loop.json says. Raises StackError."""
-    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    stop_remains(folder / "stack")
+    for path in [path for path in folder.iterdir() if path.is_dir()]:
+        shutil.rmtree(path)
     images = Images(folder / "data")
     with step("Training the first model"):
         train(folder / "data", folder / "champion")

@@ -194,8 +194,9 @@ def find(s3: BaseClient, bucket: str, prefix: str, name: str) -> Model:
     if not found:
         hashes = [split(url)[2] for url in uploaded]
         given = name.removesuffix("/model.tar.gz").rpartition("/")[2]
-        (nearest,) = difflib.get_close_matches(given, hashes, 1, cutoff=0)
-        raise StackError(f"There is no model {name} in {place}: the nearest is MODEL={nearest}; make models lists all")
+        nearest = difflib.get_close_matches(given, hashes, 1)
+        meant = f"did you mean MODEL={nearest[0]}? " if nearest else ""
+        raise StackError(f"There is no model {name} in {place}: {meant}make models lists all")
     return read(s3, found[0], uploaded[found[0]])
 
 
@@ -326,7 +327,7 @@ def deploy(target: "Target", before: Service, model: Model, kind: str, **why: An
     )
     interrupted = [each for each in records(s3, bucket, prefix, before.stack_id) if each.result is None]
     if service(target) != before:
-        raise StackError("The stack was updated in the meantime: make models shows what it serves now")
+        raise StackError("The stack was updated in the meantime: make models shows what it serves now. Then try again")
     put(s3, bucket, record.key, record.document)
     try:
         with step(f"Deploying {name}"):

@@ -57,7 +57,7 @@ MISSING = {
 }
 
 
-class AnswererError(StackError):
+class UnusableModelError(StackError):
     """The model cannot be loaded, or the process that runs it ended; the message says why."""
 
 
@@ -69,7 +69,7 @@ class Answerer:
         self.about: dict[str, Any] = json.loads(self.read())
 
     def answer(self, path: Path) -> Answer | str:
-        """The answer to an image, or why it has none. Threads take turns. Raises AnswererError."""
+        """The answer to an image, or why it has none. Threads take turns. Raises UnusableModelError."""
         assert self.process.stdin
         with self.lock:
             with suppress(BrokenPipeError):  # read() says why
@@ -84,7 +84,7 @@ class Answerer:
         self.process.wait()
         self.errors.seek(0)
         reason = self.errors.read().strip().splitlines() or ["its process ended"]
-        raise AnswererError(f"MODEL: {reason[-1]}")
+        raise UnusableModelError(f"MODEL: {reason[-1]}")
 
 
 @contextmanager

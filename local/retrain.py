@@ -28,6 +28,7 @@ import unicodedata
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -159,8 +160,9 @@ def prepare(found: Target, data: Path, output: Path) -> None:
     if number < FEWEST:
         raise StackError(
             f"{number} reviewed images are held out, but even if the challenger were right and the champion wrong on "
-            f"all, it would take {FEWEST} to show that it is better: at least {FEWEST - number} more audits must be "
-            "reviewed. make review shows those that wait; a higher AuditRate chooses more"
+            f"all, it would take {FEWEST} to show that it is better: at least {FEWEST - number} more audits of other "
+            "images must be reviewed (above: how many are left out, and why). make review shows those that wait; a "
+            "higher AuditRate chooses more"
         )
 
 
@@ -311,6 +313,8 @@ def main() -> None:
                 if not getattr(options, name):
                     raise UsageError(f"REMOTE=1 needs {name.upper()}")
             arguments += ["--role", options.role]
+        else:
+            check_options(arguments)
         data = Path(options.data) if options.data else default_data()
         with target(options.stack, start=False) as found:
             console.print(f"Retraining the model of {found.place} with {data}", markup=False, soft_wrap=True)
@@ -331,6 +335,26 @@ def margin_of(text: str) -> float | None:
         if 0 < (margin := float(text)) < 1:
             return margin
     raise UsageError(f"MARGIN={text} is not a number above 0 and below 1: 0.02 is two points of accuracy")
+
+
+def check_options(arguments: Sequence[str]) -> None:
+    """Raise UsageError unless these are options of train.py, which ignores unknown ones, with numbers if it wants any.
+
+    Read from its source, because importing it takes seconds.
+    """
+    source = (ROOT / "training/train.py").read_text(encoding="utf-8")
+    known = {f"--{name}": kind for name, kind in re.findall(r'add\(\s*"--([\w-]+)"(?:,\s*type=(\w+))?', source)}
+    pairs = [part for argument in arguments for part in argument.split("=", 1)]
+    for name, value in zip_longest(pairs[::2], pairs[1::2]):
+        if name not in known:
+            raise UsageError(f"ARGS: train.py has no option {name}, but {', '.join(known)}")
+        if value is None:
+            raise UsageError(f"ARGS: {name} needs a value")
+        with contextlib.suppress(KeyError):
+            try:
+                {"int": int, "float": float}[known[name]](value)
+            except ValueError:
+                raise UsageError(f"ARGS: {name} {value} is not a number") from None
 
 
 def words(arguments: str) -> list[str]:

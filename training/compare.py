@@ -171,7 +171,8 @@ def read_archive(path: Path) -> tuple[dict[str, bytes], dict[str, Any]]:
                 if name in archive.getnames() and (file := archive.extractfile(name)):
                     files[name] = file.read()
     except (tarfile.TarError, EOFError, KeyError, zlib.error, OSError, PackageError) as error:  # KeyError: a dead link
-        raise ModelFileError(f"{path} is no model.tar.gz: {error}") from None
+        reason = str(error).partition(":\n")[0]  # without what each format's reader said
+        raise ModelFileError(f"{path} is no model.tar.gz: {reason}") from None
     if missing := [file for file in FILES if file not in files]:
         raise ModelFileError(f"{path} has no {' and no '.join(missing)}: build it with endpoint/package.py")
     own = {file: (ROOT / "endpoint" / file).read_bytes() for file in CODE}

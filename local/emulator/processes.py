@@ -213,6 +213,13 @@ def stop(stack: Stack) -> None:
     (stack.directory / "stack.json").unlink(missing_ok=True)
 
 
+def stop_remains(directory: Path) -> None:
+    """Stop what a killed command has left running in the directory."""
+    with contextlib.suppress(OSError, ValueError):
+        saved = json.loads((directory / "stack.json").read_text())
+        stop(Stack(directory, saved["ports"], saved["pids"]))
+
+
 def end(groups: list[int]) -> None:
     """Stop process groups, by force if necessary, and wait until they have exited."""
     for signal_number, patience in ((signal.SIGTERM, 5), (signal.SIGKILL, 5)):

@@ -34,6 +34,12 @@ def kill(stack, name):
     os.waitpid(stack.pids[name], 0)
 
 
+def test_what_a_killed_command_has_left_running_is_stopped(stack):
+    processes.stop_remains(stack.directory)
+    assert [name for name, pid in stack.pids.items() if processes.is_running(name, pid)] == []
+    processes.stop_remains(stack.directory)  # nothing is left
+
+
 def test_a_helper_that_dies_is_restarted_and_nothing_is_lost(deployed, seven, capsys):
     stack = deployed.stack
     for name in ("xray", "sagemaker"):

@@ -177,8 +177,8 @@ def test_what_cannot_be_promoted_is_refused_with_what_to_do(serving, bucket):
     start = next(text for text in "0123456789abcdef" if sum(name.startswith(text) for name in hashes) == 0)
     bucket.upload("good", champion="other")
     refused = {
-        start: f"There is no model {start} in s3://{bucket.name}/team/models/: the nearest is MODEL=",
-        f"s3://elsewhere/models/{good}/model.tar.gz": f"the nearest is MODEL={good}",
+        start: f"There is no model {start} in s3://{bucket.name}/team/models/: make models lists all",
+        f"s3://elsewhere/models/{good}/model.tar.gz": f"did you mean MODEL={good}? make models lists all",
         "": "There is no model ",
         poor: f"{poor} is in service already",
         bucket.hash("other"): "it has no comparison.json (compare it with the model in service",

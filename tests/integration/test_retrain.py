@@ -104,7 +104,7 @@ def test_too_few_reviews_are_refused_before_the_training(found, desk, tmp_path, 
     pending = desk.add("pending")
     for path in others:
         review(desk, path)
-    refused(r"^[01] reviewed images are held out.*at least [45] more audits must be reviewed")
+    refused(r"^[01] reviewed images are held out.*at least [45] more audits of other images must be reviewed")
     desk.remove(*pending)
     (tmp_path / "data/notes.txt").touch()
     assert "holds notes.txt, so this script did not write it" in refused("prepare.py failed with status 1")

@@ -126,9 +126,9 @@ def test_a_packaged_model_that_is_not_deployed_is_mentioned(monkeypatch, tmp_pat
     monkeypatch.setattr(deployment, "model_archive", lambda: Path(f"models/{packaged}/model.tar.gz"))
     url = {"ParameterKey": "ModelDataUrl", "ParameterValue": "s3://models/models/1111/model.tar.gz"}
     deployment.warn_of_an_older_model({"Parameters": [url]})
-    sentence = "This is the deployed model 1111. The packaged model is 2222: make up deploys it, or, once a model was"
+    sentence = "This is the deployed model 1111. The packaged model is 2222: make up deploys it, unless a model"
     assert " ".join(capsys.readouterr().out.split()) == (
-        "" if packaged == "1111" else f"{sentence} promoted, make promote."
+        "" if packaged == "1111" else f"{sentence} was promoted; then make promote MODEL=2222 does."
     )
 
 
@@ -269,3 +269,26 @@ def test_packaging_appends_to_a_log_and_keeps_earlier_archives(tmp_path):
     archive = (checkout / ".local/package/archive.txt").read_text().strip()
     assert made.returncode == 0 and earlier.exists()
     assert log.read_text().splitlines() == [f"{archive}: 0.0 MB", archive]
+
+
+def test_a_second_sigterm_does_not_interrupt_the_clean_up(tmp_path):
+    program = """
+import sys, time
+from local.command import report_errors
+with report_errors():
+    try:
+        print("started", flush=True)
+        time.sleep(60)
+    finally:
+        print("cleaning", flush=True)
+        sys.stdin.readline()
+        print("cleaned", flush=True)
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    for line in ("started\n", "cleaning\n"):
+        assert process.stdout.readline() == line
+        process.terminate()
+    output, _ = process.communicate("\n", timeout=30)
+    assert (output, process.returncode) == ("cleaned\n", 143)

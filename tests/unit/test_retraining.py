@@ -156,3 +156,14 @@ def command(*arguments):
 def test_wrong_variables_are_refused_in_a_sentence(arguments, problem):
     done = command(*arguments)
     assert (done.returncode, done.stdout.strip(), done.stderr) == (1, f"UsageError: {problem}", "")
+
+
+def test_options_of_the_training_are_checked_before_anything_is_prepared():
+    retrain.check_options(["--epochs", "3", "--flip=0.5", "--pretrained", "weights.pth"])
+    for arguments, message in (
+        (["--epoch", "3"], "ARGS: train.py has no option --epoch, but --train, "),
+        (["--epochs", "abc"], "ARGS: --epochs abc is not a number"),
+        (["--epochs", "3", "--width"], "ARGS: --width needs a value"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            retrain.check_options(arguments)
