@@ -16,7 +16,7 @@ from local.report import replay as report
 from local.report.replay import Picture
 from monitoring import replay
 from monitoring.replay import Answer
-from test_replay import FOUR, item, line, past_of, policy
+from test_replay_figures import FOUR, item, line, past_of, policy
 from tiny_model import write_tiny_model
 
 HOSTILE = "<script>alert(1)</script>"

@@ -66,3 +66,9 @@ def test_sys_path_is_changed_only_where_a_host_requires_it():
     ]
     # SageMaker stages inference.py beside data.py; a model's archive has modules beside its inference.py.
     assert changed == ["endpoint/server.py", "training/data.py"]
+
+
+def test_no_two_test_modules_have_the_same_name():
+    """pytest imports them by name, without their folders."""
+    names = [path.name for path in (ROOT / "tests").rglob("*.py") if path.name != "conftest.py"]
+    assert sorted(names) == sorted(set(names))
