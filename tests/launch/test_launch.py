@@ -198,8 +198,8 @@ def test_a_job_gets_only_the_modules_that_train_py_imports_and_its_requirements(
     name = start(aws, "--train", images)
     prefix = f"image-classification/{name}/input/code/"
     files = {key.removeprefix(prefix): content for key, content in objects(aws, prefix).items()}
-    modules = ["augment", "budget", "calibration", "checkpoint", "data", "export", "fit", "folders", "model", "patches"]
-    modules += ["report", "resnet", "schedule", "train"]
+    modules = ["augment", "budget", "calibration", "charts", "checkpoint", "data", "export", "fit", "folders"]
+    modules += ["lineage", "model", "patches", "report", "resnet", "schedule", "train"]
     expected = {f"{module}.py": (ROOT / f"training/{module}.py").read_bytes() for module in modules}
     for path in (ROOT / "endpoint/inference.py", ROOT / "endpoint/pixels.py", ROOT / "training/requirements.txt"):
         expected[path.name] = path.read_bytes()
@@ -356,7 +356,7 @@ def test_every_numeric_option_of_train_py_is_a_hyperparameter():
     command = [ROOT / ".venv/bin/python", ROOT / "training/train.py", "--help"]
     shown = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
     options = set(re.findall(r"^  --([\w-]+)", shown, re.MULTILINE))
-    folders = {"train", "validation", "test", "model-dir", "output-data-dir", "pretrained"}
+    folders = {"train", "validation", "test", "model-dir", "output-data-dir", "pretrained", "checkpoint-dir"}
     given = dict.fromkeys(options - folders, "1")
     assert job.numbers(given) == dict.fromkeys(options - folders, 1)
 
