@@ -49,7 +49,6 @@ from review.table import ReviewTable
 IMAGES = 1000  # answered by a model, if there are more
 READERS = 8  # images read from S3 at a time
 SECONDS_PER_REVIEW = 10.0  # of a person's time
-MODEL_KEY = "models/{}/model.tar.gz"  # of endpoint/package.py, after the bucket's prefix
 MISSING = {
     ImageDeletedError: "deleted",
     ImageReplacedError: "uploaded again",
