@@ -18,6 +18,7 @@ import json
 import math
 import os
 import resource
+import shlex
 import shutil
 import subprocess
 import sys
@@ -48,7 +49,7 @@ def hold_out(folder: Path, fraction: float, seed: int, work: Path) -> None:
             shutil.copyfile(paths[index], target)
 
 
-def train(work: Path, seed: int, minutes: float | None) -> tuple[float, float]:
+def train(work: Path, seed: int, minutes: float | None, options: str) -> tuple[float, float]:
     """Train on work/train. Returns wall-clock and CPU seconds."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SM_")} | {
         "SM_CHANNEL_TRAIN": str(work / "train"),
@@ -56,7 +57,7 @@ def train(work: Path, seed: int, minutes: float | None) -> tuple[float, float]:
         "SM_OUTPUT_DATA_DIR": str(work / "output"),
     }
     started, before = time.perf_counter(), cpu_seconds()
-    command = [sys.executable, str(ROOT / "training/train.py"), "--seed", str(seed)]
+    command = [sys.executable, str(ROOT / "training/train.py"), "--seed", str(seed), *shlex.split(options)]
     command += ["--minutes", str(minutes)] if minutes else []
     subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - started, cpu_seconds() - before
@@ -78,19 +79,20 @@ def classify(work: Path) -> tuple[np.ndarray, np.ndarray, float]:
     return confidences, right, float(calibration.losses(probabilities, unseen.targets).mean())
 
 
-def measure(folder: Path, unseen: float, seed: int, minutes: float | None) -> dict[str, Any]:
+def measure(folder: Path, unseen: float, seed: int, minutes: float | None, options: str) -> dict[str, Any]:
     """Train with one seed and one budget, None for none; the figures on the unseen images, and the time."""
     with tempfile.TemporaryDirectory() as work:
         hold_out(folder, unseen, seed, Path(work))
-        seconds, cpu = train(Path(work), seed, minutes)
+        seconds, cpu = train(Path(work), seed, minutes, options)
         confidences, right, log_loss = classify(Path(work))
-        options = json.loads((Path(work) / "model/metadata.json").read_text())["hyperparameters"]
+        used = json.loads((Path(work) / "model/metadata.json").read_text())["hyperparameters"]
     gate = calibration.accepted(confidences, right, 0.75)
     return {
         "folder": folder.name,
         "unseen_fraction": unseen,
         "minutes": minutes,
         "seed": seed,
+        "options": options,
         "unseen": len(right),
         "accuracy": float(right.mean()),
         "log_loss": log_loss,
@@ -99,7 +101,7 @@ def measure(folder: Path, unseen: float, seed: int, minutes: float | None) -> di
         "accuracy_of_accepted": gate["accuracy"],
         "seconds": seconds,
         "cpu_seconds": cpu,
-        "parts": {name: options[name] for name in ("networks", "gradients", "patches", "epochs")},
+        "parts": {name: used[name] for name in ("networks", "gradients", "blocks", "patches", "epochs")},
     }
 
 
@@ -184,6 +186,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=seeds_of, default="5", metavar="N|FIRST-LAST", help="[%(default)s: 0 to 4]")
     parser.add_argument("--unseen", type=float, default=0.2, help="held-out fraction of each class [%(default)s]")
     parser.add_argument("--minutes", type=float, nargs="*", default=[0], help="budgets; 0 for training without one [0]")
+    parser.add_argument("--options", default="", help="further options of train.py, as one word")
     parser.add_argument("--points", type=Path, help="add the results to this file, and measure what it does not have")
     parser.add_argument("--chart", type=Path, help="draw all results in --points as SVG")
     args = parser.parse_args()
@@ -198,9 +201,10 @@ def main() -> None:
     print("| at 0.75: accepted | accuracy | seconds | CPU seconds |\n" + "|---" * 10 + "|", flush=True)
     for minutes, seed in wanted:
         same = {"folder": args.folder.name, "unseen_fraction": args.unseen, "minutes": minutes, "seed": seed}
+        same["options"] = args.options
         point = next((point for point in points if same.items() <= point.items()), None)
         if not point:
-            point = measure(args.folder, args.unseen, seed, minutes)
+            point = measure(args.folder, args.unseen, seed, minutes, args.options)
             points.append(point)
             if args.points:
                 with open(args.points, "a") as file:
