@@ -24,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,19 @@ import numpy as np
 
 import calibration
 import inference
+from charts import ticks
 from data import load, stratified_split
 from folders import list_images
 
 ROOT = Path(__file__).parents[1]
+WIDTH, LEFT, RIGHT, HIGH = 480, 56, 456, 160  # pixels: the chart, the sides of a panel and its height
+STYLE = (
+    "svg{--page:#fff;--text:#24292f;--own:#2563eb;--grid:#d0d7de}"
+    "@media(prefers-color-scheme:dark){svg{--page:#0d1117;--text:#e6edf3;--own:#6cb0ff;--grid:#30363d}}"
+    "text{font:14px system-ui,sans-serif;fill:var(--text)}.title{font-weight:600}.page{fill:var(--page)}"
+    "circle{fill:var(--own);opacity:.4}.own{fill:var(--own);stroke:var(--own);stroke-width:2;opacity:1}"
+    "polyline.own{fill:none}.ring{fill:var(--page)}.grid{stroke:var(--grid)}.faint{opacity:.7}"
+)
 
 
 def hold_out(folder: Path, fraction: float, seed: int, work: Path) -> None:
@@ -85,7 +95,7 @@ def measure(folder: Path, unseen: float, seed: int, minutes: float | None, optio
         hold_out(folder, unseen, seed, Path(work))
         seconds, cpu = train(Path(work), seed, minutes, options)
         confidences, right, log_loss = classify(Path(work))
-        used = json.loads((Path(work) / "model/metadata.json").read_text())["hyperparameters"]
+        about = json.loads((Path(work) / "model/metadata.json").read_text())
     gate = calibration.accepted(confidences, right, 0.75)
     return {
         "folder": folder.name,
@@ -101,7 +111,8 @@ def measure(folder: Path, unseen: float, seed: int, minutes: float | None, optio
         "accuracy_of_accepted": gate["accuracy"],
         "seconds": seconds,
         "cpu_seconds": cpu,
-        "parts": {name: used[name] for name in ("networks", "gradients", "blocks", "patches", "epochs")},
+        "parts": {name: about["hyperparameters"][name] for name in ("networks", "gradients", "blocks", "patches")},
+        "epochs": about["epochs"],  # of all networks together
     }
 
 
@@ -116,68 +127,86 @@ def mean_and_error(values: list[float]) -> tuple[float, float]:
     return float(np.mean(values)), float(np.std(values, ddof=1) / len(values) ** 0.5) if len(values) > 1 else 0.0
 
 
-def by_budget(points: list[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:
-    """[(name of the budget, its points)], the shortest first and training without a budget last."""
-    budgets = sorted({point["minutes"] or math.inf for point in points})
-    groups = [[point for point in points if (point["minutes"] or math.inf) == budget] for budget in budgets]
-    return [
-        ("default" if math.isinf(budget) else f"{budget:g} min", group)
-        for budget, group in zip(budgets, groups, strict=True)
-    ]
+def groups_of(points: list[dict[str, Any]]) -> dict[tuple[float, str], list[dict[str, Any]]]:
+    """The points of each budget in minutes, infinity for none, and further options; the shortest budget first."""
+    groups: dict[tuple[float, str], list[dict[str, Any]]] = {}
+    for point in points:
+        groups.setdefault((point["minutes"] or math.inf, point["options"]), []).append(point)
+    return dict(sorted(groups.items()))
+
+
+def name_of(minutes: float, options: str) -> str:
+    """As in the table and the chart: 3 min, default, --blocks 2."""
+    budget = [] if math.isinf(minutes) else [f"{minutes:g} min"]
+    return " ".join([*budget, *filter(None, [options])]) or "default"
 
 
 def chart(points: list[dict[str, Any]]) -> str:
-    """Accuracy and log loss with standard errors against CPU seconds, as SVG, in light and dark mode."""
-    groups = by_budget(points)
-    times = [float(np.mean([point["cpu_seconds"] for point in group])) for _, group in groups]
-    width, left, right, high = 480, 56, 24, 160
-    low_time, high_time = math.log(min(times) / 1.3), math.log(max(times) * 1.3)
-    across = [left + (width - left - right) * (math.log(each) - low_time) / (high_time - low_time) for each in times]
+    """Accuracy and log loss against CPU seconds as SVG, in light and dark mode: a curve over the budgets.
+
+    Training without a budget is a ring beside the curve. Bars are standard errors, dots are seeds.
+    """
+    groups = groups_of(points)
+    times = {key: float(np.mean([point["cpu_seconds"] for point in group])) for key, group in groups.items()}
+    low, high = math.log(min(times.values()) / 1.4), math.log(max(times.values()) * 1.3)
+
+    def across(seconds: float) -> float:
+        return LEFT + (RIGHT - LEFT) * (math.log(seconds) - low) / (high - low)
+
     parts, top = [], 0
     for figure, title in (("accuracy", "Accuracy on unseen images"), ("log_loss", "Log loss on unseen images")):
-        values = [mean_and_error([point[figure] for point in group]) for _, group in groups]
-        least, most = min(mean - error for mean, error in values), max(mean + error for mean, error in values)
-        margin = 0.1 * (most - least) or 0.01
-        least, most = least - margin, most + margin
         top += 44
-        bottom = top + high
-
-        def y(value: float) -> float:
-            return bottom - high * (value - least) / (most - least)  # noqa: B023  # called in this round only
-
-        parts.append(f'<text x="12" y="{top - 16}" class="title">{title}</text>')
-        for line in (least + margin, (least + most) / 2, most - margin):
-            parts.append(f'<path d="M{left} {y(line):.1f}H{width - right}" class="grid"/>')
-            parts.append(f'<text x="{left - 8}" y="{y(line) + 5:.1f}" text-anchor="end">{line:.3f}</text>')
-        path = " ".join(f"{x:.1f},{y(mean):.1f}" for x, (mean, _) in zip(across, values, strict=True))
-        parts.append(f'<polyline points="{path}" class="curve"/>')
-        for x, (mean, error), (name, group) in zip(across, values, groups, strict=True):
-            shown = f"{name}: {mean:.3f}, standard error {error:.3f}, {len(group)} seeds"
-            parts.append(f'<path d="M{x:.1f} {y(mean - error):.1f}V{y(mean + error):.1f}" class="curve"/>')
-            parts.append(f'<circle cx="{x:.1f}" cy="{y(mean):.1f}" r="4" class="own"><title>{shown}</title></circle>')
-        for x, seconds, (name, _) in zip(across, times, groups, strict=True):
-            parts.append(f'<text x="{x:.1f}" y="{bottom + 20}" text-anchor="middle">{name}</text>')
-            parts.append(
-                f'<text x="{x:.1f}" y="{bottom + 38}" text-anchor="middle" class="faint">{seconds:,.0f}</text>'
-            )
-        top = bottom + 44
-    height = top + 20
-    parts.append(
-        f'<text x="{width - right}" y="{height - 12}" text-anchor="end" class="faint">CPU seconds, mean</text>'
-    )
-    style = (
-        "svg{--page:#fff;--text:#24292f;--own:#2563eb;--peer:#9ca3af}"
-        "@media(prefers-color-scheme:dark){svg{--page:#0d1117;--text:#e6edf3;--own:#6cb0ff;--peer:#6e7681}}"
-        "text{font:14px system-ui,sans-serif;fill:var(--text)}.title{font-weight:600}.page{fill:var(--page)}"
-        ".own{fill:var(--own)}.curve{fill:none;stroke:var(--own);stroke-width:2}.grid{stroke:var(--peer);opacity:.4}"
-        ".faint{opacity:.7}"
-    )
+        parts.append(f'<text x="12" y="{top - 20}" class="title">{title}</text>')
+        parts.append(panel(groups, figure, top, across))
+        for (minutes, options), seconds in times.items():
+            if math.isfinite(minutes):
+                label = f'<text x="{across(seconds):.1f}" text-anchor="middle"'
+                parts.append(f'{label} y="{top + HIGH + 20}">{name_of(minutes, options)}</text>')
+                parts.append(f'{label} y="{top + HIGH + 38}" class="faint">{seconds:,.0f} s</text>')
+        top += HIGH + 44
+    height, caption = top + 24, "--minutes, and CPU seconds on average"
+    parts.append(f'<text x="{RIGHT}" y="{height - 12}" text-anchor="end" class="faint">{caption}</text>')
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}">'
-        f'<style>{style}</style><rect width="{width}" height="{height}" class="page"/>\n'
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}">'
+        f'<style>{STYLE}</style><rect width="{WIDTH}" height="{height}" class="page"/>\n'
         + "\n".join(parts)
         + "\n</svg>\n"
     )
+
+
+def panel(
+    groups: dict[tuple[float, str], list[dict[str, Any]]], figure: str, top: int, across: Callable[[float], float]
+) -> str:
+    """One figure of all groups, from `top` to `top` + HIGH."""
+    values = [point[figure] for group in groups.values() for point in group]
+    margin = 0.1 * (max(values) - min(values)) or 0.01
+    low, high = min(values) - margin, max(values) + margin
+
+    def up(value: float) -> float:
+        return top + HIGH * (high - value) / (high - low)
+
+    parts, curve = [], []
+    for tick in ticks(low, high):
+        parts.append(f'<path d="M{LEFT} {up(tick):.1f}H{RIGHT}" class="grid"/>')
+        parts.append(f'<text x="{LEFT - 8}" y="{up(tick) + 5:.1f}" text-anchor="end">{tick:g}</text>')
+    for (minutes, options), group in groups.items():
+        x = across(float(np.mean([point["cpu_seconds"] for point in group])))
+        mean, error = mean_and_error([point[figure] for point in group])
+        name = name_of(minutes, options)
+        for point in group:
+            parts.append(f'<circle cx="{across(point["cpu_seconds"]):.1f}" cy="{up(point[figure]):.1f}" r="2"/>')
+        parts.append(f'<path d="M{x:.1f} {up(mean - error):.1f}V{up(mean + error):.1f}" class="own"/>')
+        shown = f"{name}: {mean:.3f}, standard error {error:.3f}, {len(group)} seeds"
+        budget = math.isfinite(minutes)
+        parts.append(
+            f'<circle cx="{x:.1f}" cy="{up(mean):.1f}" r="4" class="{"own" if budget else "own ring"}">'
+            f"<title>{shown}</title></circle>"
+        )
+        if budget:
+            curve.append(f"{x:.1f},{up(mean):.1f}")
+        else:
+            parts.append(f'<text x="{x:.1f}" y="{top - 4}" text-anchor="middle">{name}</text>')
+    return f'<polyline points="{" ".join(curve)}" class="own"/>' + "\n".join(parts)
 
 
 def main() -> None:
@@ -217,11 +246,11 @@ def main() -> None:
         )
     print("\n| budget | seeds | accuracy (standard error) | log loss (standard error) | seconds | CPU seconds |")
     print("|---|---|---|---|---|---|")
-    for name, group in by_budget(points):
+    for key, group in groups_of(points).items():
         cells = [mean_and_error([point[figure] for point in group]) for figure in ("accuracy", "log_loss")]
         seconds, cpu = (np.mean([point[figure] for point in group]) for figure in ("seconds", "cpu_seconds"))
         shown = " | ".join(f"{mean:.4f} ({error:.4f})" for mean, error in cells)
-        print(f"| {name} | {len(group)} | {shown} | {seconds:.0f} | {cpu:.0f} |")
+        print(f"| {name_of(*key)} | {len(group)} | {shown} | {seconds:.0f} | {cpu:.0f} |")
     if args.chart:
         args.chart.write_text(chart(points))
 
