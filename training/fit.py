@@ -43,14 +43,8 @@ def fit(
     best: Epoch = (0, np.empty(0), {})  # replaced in the first epoch
     last, spent = best, 0.0
     if state := checkpoint.load(f"network-{number}"):
-        model.load_state_dict(state["model"])
-        average.load_state_dict(state["average"])
-        optimizer.load_state_dict(state["optimizer"])
-        best_epoch, best_losses, best_weights = state["best"]
-        best = best_epoch, best_losses.numpy(), best_weights
-        last = len(state["history"]), state["losses"].numpy(), copy.deepcopy(average.state_dict())
+        best, last = restore(state, model, average, optimizer)
         history, spent = state["history"], state["spent"]
-        torch.set_rng_state(state["random"])
         say(f"{name}continues after epoch {len(history)} of the checkpoint")
     steps = math.ceil(len(train) / options.batch_size)
     schedule = Schedule(options.epochs * steps, clock, len(history) * steps, spent)
@@ -75,18 +69,9 @@ def fit(
         last = epoch, losses, copy.deepcopy(average.state_dict())
         if epoch == 1 or losses.mean() < best[1].mean():
             best = last
-        state = {
-            "model": model.state_dict(),
-            "average": average.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "history": history,
-            "losses": torch.from_numpy(losses),
-            "best": [best[0], torch.from_numpy(best[1]), best[2]],
-            "random": torch.get_rng_state(),
-            "spent": schedule.spent(),
-            "elapsed": time.monotonic() - clock.started,
-        }
         ended = epoch == options.epochs or epoch - best[0] >= options.patience or schedule.over()
+        times = {"spent": schedule.spent(), "elapsed": time.monotonic() - clock.started}
+        state = state_of(model, average, optimizer, best, last) | times | {"history": history}
         checkpoint.save(f"network-{number}", state, always=ended)
     ended_early = epoch < options.epochs and epoch - best[0] >= options.patience
     epoch, _, weights = choose_epoch(best, last, ended_early)
@@ -94,6 +79,36 @@ def fit(
     model.load_state_dict(weights)
     model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # likewise
     return history
+
+
+def state_of(
+    model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer, best: Epoch, last: Epoch
+) -> dict[str, Any]:
+    """What restore() needs. The averaged weights are those of the last epoch."""
+    return {
+        "model": model.state_dict(),
+        "average": average.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "best": [best[0], torch.from_numpy(best[1]), best[2]],
+        "last": [last[0], torch.from_numpy(last[1])],
+        "random": torch.get_rng_state(),
+    }
+
+
+def restore(
+    state: dict[str, Any], model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[Epoch, Epoch]:
+    """Continue from the state: load it into the networks, the optimizer and the random generator.
+
+    Returns the best and the last epoch so far.
+    """
+    model.load_state_dict(state["model"])
+    average.load_state_dict(state["average"])
+    optimizer.load_state_dict(state["optimizer"])
+    torch.set_rng_state(state["random"])
+    best, best_losses, best_weights = state["best"]
+    last, losses = state["last"]
+    return (best, best_losses.numpy(), best_weights), (last, losses.numpy(), copy.deepcopy(average.state_dict()))
 
 
 def say(line: str) -> None:
