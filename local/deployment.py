@@ -22,6 +22,8 @@ BUILT = BUILD / "template.yaml"
 STACK_NAME = "image-classification"
 MODEL_BUCKET = "models"  # outside the stack, as on AWS
 OUTPUTS = LOCAL / "outputs.json"
+# What a serverless endpoint does not support, by the template's rules; sam deploy keeps what an earlier trial has set.
+REALTIME_ONLY = {"DataCaptureUrl": "", "KmsKeyArn": "", "NetworkIsolation": "false", "ShadowModelDataUrl": ""}
 # As a module: the script sam names its Python by the path where it was installed.
 SAM: list[str | Path] = [LOCAL / "venvs/sam/bin/python", "-m", "samcli"]
 
@@ -139,7 +141,7 @@ def model_archive() -> Path:
 def up(directory: Path = LOCAL / "stack") -> tuple[Stack, dict[str, str]]:
     """Start the stack if necessary and deploy the current template and model; return the stack and its outputs.
 
-    A model that was promoted stays in service.
+    A model that was promoted stays in service. A realtime endpoint, with its shadow model, becomes a serverless one.
     """
     stack = running(directory)
     started = stack is None
@@ -148,7 +150,7 @@ def up(directory: Path = LOCAL / "stack") -> tuple[Stack, dict[str, str]]:
         with step("Deploying template.yaml with sam deploy"):
             model = upload_model(stack, model_archive())
             promoted = promoted_model(stack)
-            outputs = deploy(stack, EndpointType="serverless", ModelDataUrl=promoted or model)
+            outputs = deploy(stack, EndpointType="serverless", ModelDataUrl=promoted or model, **REALTIME_ONLY)
     except BaseException:
         if started:
             stop(stack)
