@@ -237,8 +237,10 @@ def odd_names(count):
 
 
 def test_ten_thousand_objects_with_odd_names_are_each_classified_once(stack, workflow, digits):
-    """With the template's own Timeout, and few enough at once for one core: 300 images can take longer than the seconds
-    of `faulty_build`, and than 20 retries of a throttled child, whose waits are shorter here."""
+    """On the ordinary stack: on a busy core, 300 images take longer than SECONDS_TO_TIME_OUT.
+
+    Two children at once are never throttled: the waits between 20 retries are shorter here, but the work is not.
+    """
     batches, data = Batches(stack, workflow.outputs), digits["00.png"]
     keys = batches.upload("odd/", dict.fromkeys(odd_names(10_000), data))
     assert max(len(key.encode()) for key in keys) == 1024
