@@ -22,8 +22,6 @@ BUILT = BUILD / "template.yaml"
 STACK_NAME = "image-classification"
 MODEL_BUCKET = "models"  # outside the stack, as on AWS
 OUTPUTS = LOCAL / "outputs.json"
-# What a serverless endpoint does not support, by the template's rules; sam deploy keeps what an earlier trial has set.
-REALTIME_ONLY = {"DataCaptureUrl": "", "KmsKeyArn": "", "NetworkIsolation": "false", "ShadowModelDataUrl": ""}
 # As a module: the script sam names its Python by the path where it was installed.
 SAM: list[str | Path] = [LOCAL / "venvs/sam/bin/python", "-m", "samcli"]
 
@@ -150,7 +148,16 @@ def up(directory: Path = LOCAL / "stack") -> tuple[Stack, dict[str, str]]:
         with step("Deploying template.yaml with sam deploy"):
             model = upload_model(stack, model_archive())
             promoted = promoted_model(stack)
-            outputs = deploy(stack, EndpointType="serverless", ModelDataUrl=promoted or model, **REALTIME_ONLY)
+            outputs = deploy(
+                stack,
+                EndpointType="serverless",
+                ModelDataUrl=promoted or model,
+                # Serverless endpoints support none of these; sam deploy would keep the values of a realtime endpoint.
+                DataCaptureUrl="",
+                KmsKeyArn="",
+                NetworkIsolation="false",
+                ShadowModelDataUrl="",
+            )
     except BaseException:
         if started:
             stop(stack)
