@@ -2,8 +2,8 @@
 
 Not a state: a schedule invokes it once an hour. A metric for which there is too little data is not published.
 
-in   EventBridge's "Scheduled Event"; its detail has metadata_url, the s3:// URL of the deployed model's metadata.json,
-     empty if the stack has no model of its own
+in   EventBridge's "Scheduled Event"; its detail has model_name, the name of the deployed model, and metadata_url, the
+     s3:// URL of its metadata.json; both are empty if the stack has no model of its own
 out  nothing: the metrics are log lines
 """
 
@@ -27,8 +27,9 @@ from accuracy import accepted_accuracy
 TABLE = os.environ["REVIEW_TABLE"]
 INDEX = "ByAge"
 MAX_PAGES = 300  # of a query, with 1 MB each, which is about a million reviews: more do not count
-AUDITED_DAYS = 30  # audits of images that were classified in this time
+AUDITED_DAYS = 30  # audits of images that were classified in this time, by the deployed model
 PREDICTED_DAYS = 7  # labels of this time: whole weeks, because weekends often differ
+PERIOD = 300  # seconds: CloudWatch rounds the start down to it, so it is how long labels of an earlier model can count
 MIN_PREDICTED = 100  # images; chance alone then explains an index of 0.16 for ten labels, and of 0.34 with half as many
 UNKNOWN = {"AccessDenied", "NoSuchBucket", "NoSuchKey"}  # without s3:ListBucket, a missing key is AccessDenied
 
@@ -46,6 +47,7 @@ config = Config(connect_timeout=3, read_timeout=10, retries={"mode": "standard",
 dynamodb = get_session().create_client("dynamodb", config=config)
 cloudwatch = get_session().create_client("cloudwatch", config=config)
 s3 = get_session().create_client("s3", config=config)
+sagemaker = get_session().create_client("sagemaker", config=config)
 
 
 def pages(condition: str, values: dict[str, str], **options: Any) -> Iterator[dict[str, Any]]:
@@ -93,14 +95,21 @@ def reviewed_audits(since: str) -> list[Item]:
     return [item for page in found for item in items_of(page)]
 
 
-def training_mix(url: str) -> tuple[dict[str, int], datetime | None]:
-    """How many images of each label the model was trained on, and when it was uploaded; empty if that is not known."""
+def deployment_time(model: str) -> datetime:
+    """When the model was deployed, promoted or returned to: each makes a new resource. Long ago if it is not known."""
+    if not model:
+        return datetime.min.replace(tzinfo=UTC)
+    created: datetime = sagemaker.describe_model(ModelName=model)["CreationTime"]
+    return created.astimezone(UTC)
+
+
+def training_mix(url: str) -> dict[str, int]:
+    """How many images of each label the model was trained on; empty if that is not known."""
     if not url:
-        return {}, None
+        return {}
     bucket, _, key = url.removeprefix("s3://").partition("/")
     try:
-        response = s3.get_object(Bucket=bucket, Key=key)
-        metadata = json.load(response["Body"])
+        metadata = json.load(s3.get_object(Bucket=bucket, Key=key)["Body"])
     except ClientError as error:
         if error.response["Error"]["Code"] not in UNKNOWN:
             raise
@@ -109,9 +118,9 @@ def training_mix(url: str) -> tuple[dict[str, int], datetime | None]:
         metadata = str(error)
     match metadata:
         case {"images": {"train": dict(counts)}}:
-            return counts, response["LastModified"]
+            return counts
     logger.info("training's mix is unknown", url=url, reason=str(metadata)[:200])
-    return {}, None
+    return {}
 
 
 def predicted_mix(labels: list[str], since: datetime, now: datetime) -> dict[str, int]:
@@ -128,7 +137,7 @@ def predicted_mix(labels: list[str], since: datetime, now: datetime) -> dict[str
                         {"Name": "label", "Value": label},
                     ],
                 },
-                "Period": 3600,
+                "Period": PERIOD,
                 "Stat": "SampleCount",
             },
         }
@@ -139,13 +148,11 @@ def predicted_mix(labels: list[str], since: datetime, now: datetime) -> dict[str
     return {label: counts[f"label{number}"] for number, label in enumerate(labels)}
 
 
-def label_drift(url: str, now: datetime) -> tuple[float, float] | None:
-    """The drift of the predicted labels, and what chance alone explains; None with too little data to know."""
-    reference, uploaded = training_mix(url)
+def label_drift(url: str, since: datetime, now: datetime) -> tuple[float, float] | None:
+    """The drift of the labels predicted since then, and what chance alone explains; None with too little data."""
+    reference = training_mix(url)
     if not 1 < len(reference) <= label_metric.MAX_LABELS or not all(map(label_metric.is_dimension, reference)):
         return None
-    week = now.replace(minute=0, second=0, microsecond=0) - timedelta(days=PREDICTED_DAYS)
-    since = max(week, uploaded or week)  # not the labels of the model before
     predicted = predicted_mix(list(reference), since, now)
     images = sum(predicted.values())
     if images < MIN_PREDICTED:
@@ -162,11 +169,13 @@ def lambda_handler(event: dict[str, Any], context: LambdaContext) -> None:
     count, waiting = pending()
     metrics.add_metric("PendingReviews", MetricUnit.Count, count)
     metrics.add_metric("OldestPendingReviewAge", MetricUnit.Seconds, age)
-    since = (now - timedelta(days=AUDITED_DAYS)).isoformat(timespec="milliseconds")
+    deployed = deployment_time(event["detail"]["model_name"])  # images of an earlier model count nowhere below
+    since = max(deployed, now - timedelta(days=AUDITED_DAYS)).isoformat(timespec="milliseconds")
     recent = [item for item in waiting if item["created_at"] >= since]
     if accuracy := accepted_accuracy(recent + reviewed_audits(since)):
         metrics.add_metric("AcceptedAccuracy", MetricUnit.NoUnit, accuracy.estimate)
         metrics.add_metric("AcceptedAccuracyLowerBound", MetricUnit.NoUnit, accuracy.lower_bound)
-    if found := label_drift(event["detail"]["metadata_url"], now):
+    week = now.replace(minute=0, second=0, microsecond=0) - timedelta(days=PREDICTED_DAYS)
+    if found := label_drift(event["detail"]["metadata_url"], max(deployed, week), now):
         metrics.add_metric("LabelDrift", MetricUnit.NoUnit, found[0])
         metrics.add_metric("LabelDriftByChance", MetricUnit.NoUnit, found[1])

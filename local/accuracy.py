@@ -1,8 +1,9 @@
 """make accuracy [SINCE=30d] [STACK=name]: how accurate the model is in production, by its reviewers.
 
 The accuracy of accepted images from the audits, of all images from the audits and those below the threshold, and by
-predicted label, each with its interval (monitoring/accuracy.py). Also writes .local/accuracy/report.html, with the
-accepted images that reviewers found wrong.
+predicted label, each with its interval (monitoring/accuracy.py). All images since SINCE count, whichever model
+classified them: the review table names the endpoint and its variant, not the model. Also writes
+.local/accuracy/report.html, with the accepted images that reviewers found wrong.
 """
 
 import argparse

@@ -139,7 +139,7 @@ def model_archive() -> Path:
 def up(directory: Path = LOCAL / "stack") -> tuple[Stack, dict[str, str]]:
     """Start the stack if necessary and deploy the current template and model; return the stack and its outputs.
 
-    A model that was promoted stays in service.
+    A model that was promoted stays in service. A realtime endpoint, with its shadow model, becomes a serverless one.
     """
     stack = running(directory)
     started = stack is None
@@ -148,7 +148,16 @@ def up(directory: Path = LOCAL / "stack") -> tuple[Stack, dict[str, str]]:
         with step("Deploying template.yaml with sam deploy"):
             model = upload_model(stack, model_archive())
             promoted = promoted_model(stack)
-            outputs = deploy(stack, EndpointType="serverless", ModelDataUrl=promoted or model)
+            outputs = deploy(
+                stack,
+                EndpointType="serverless",
+                ModelDataUrl=promoted or model,
+                # Serverless endpoints support none of these; sam deploy would keep the values of a realtime endpoint.
+                DataCaptureUrl="",
+                KmsKeyArn="",
+                NetworkIsolation="false",
+                ShadowModelDataUrl="",
+            )
     except BaseException:
         if started:
             stop(stack)

@@ -24,7 +24,7 @@ import threading
 import time
 import urllib.request
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -160,7 +160,7 @@ class Service:
             names[alarm["AlarmName"]]: alarm
             for page in described
             for alarm in page["MetricAlarms"]
-            if alarm.get("Namespace") == NAMESPACE
+            if all(namespace == NAMESPACE for namespace, *_ in metrics.metrics_of(alarm))
         }
 
     def upload(self, images: dict[Path, str], prefix: str) -> dict[str, str]:
@@ -195,13 +195,9 @@ class Service:
         if "FunctionError" in response:
             raise StackError(f"PublishReviewMetrics failed: {response['Payload'].read().decode()}")
 
-    def on(self, hours: list[dict[Metric, list[float]]]) -> list[str]:
+    def on(self, hours: list[Mapping[Metric, list[float]]]) -> list[str]:
         """The alarms that are on after these hours, by their names in the template."""
-        states = {
-            name: metrics.state(alarm, [hour.get(metrics.metric_of(alarm), []) for hour in hours])
-            for name, alarm in self.alarms.items()
-        }
-        return [name for name, state in states.items() if state == "ALARM"]
+        return [name for name, alarm in self.alarms.items() if metrics.state(alarm, hours) == "ALARM"]
 
 
 @contextlib.contextmanager
@@ -312,8 +308,8 @@ def live(size: Size, folder: Path) -> dict[str, Any]:
         target = Target(STACK_NAME, outputs, stack.client, stack)
         loop = Loop(target, images, folder, size)
         console.print(
-            "Each round of images counts as an hour for the alarms, which are evaluated here: the emulator only "
-            "records them.",
+            f"Each round of images counts as an hour for {', '.join(sorted(loop.service.alarms))}, which are evaluated "
+            "here: the emulator only records them.",
             soft_wrap=True,
         )
         loop.run("before", size.before)
@@ -327,7 +323,11 @@ def live(size: Size, folder: Path) -> dict[str, Any]:
         loop.run("promoted", size.promoted)
     finally:
         stop(stack)
-    limits = {alarm["MetricName"]: alarm["Threshold"] for alarm in loop.service.alarms.values()}
+    alarms = loop.service.alarms
+    limits = {
+        metric: alarms[name]["Threshold"]
+        for metric, name in {"Accepted": "AcceptanceRateAlarm", "Confidence": "ConfidenceAlarm"}.items()
+    }
     return report.described(
         loop.hours,
         samples=loop.samples,

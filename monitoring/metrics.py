@@ -1,15 +1,17 @@
 """Metrics from log lines in the embedded metric format, their statistics, and alarms on them, without CloudWatch.
 
-    lines = metrics.embedded_values(message)               # what CloudWatch takes from a log line
-    metrics.state(alarm, [[0.9, 1.0], [0.2]])       # an alarm of DescribeAlarms, and its metric's values by period
+    lines = metrics.embedded_values(message)    # what CloudWatch takes from a log line
+    metrics.state(alarm, periods)               # an alarm of DescribeAlarms, and the values of metrics by period
 
 https://docs.aws.amazon.com/AmazonCloudWatch/latest/monitoring/CloudWatch_Embedded_Metric_Format_Specification.html
 """
 
+import ast
 import json
 import operator
+import re
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,13 @@ COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     "GreaterThanThreshold": operator.gt,
     "LessThanOrEqualToThreshold": operator.le,
     "LessThanThreshold": operator.lt,
+}
+
+OPERATORS: dict[type[ast.cmpop], Callable[[float, float], bool]] = {
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
 }
 
 Metric = tuple[str, str, frozenset[tuple[str, str]]]  # namespace, name, dimensions
@@ -50,15 +59,59 @@ def statistic(name: str, numbers: list[float]) -> float:
     return STATISTICS[name](numbers)
 
 
-def metric_of(alarm: dict[str, Any]) -> Metric:
-    dimensions = frozenset((each["Name"], each["Value"]) for each in alarm["Dimensions"])
-    return alarm["Namespace"], alarm["MetricName"], dimensions
+def metric_of(described: dict[str, Any]) -> Metric:
+    """The metric of an alarm, or of a metric within it."""
+    dimensions = frozenset((each["Name"], each["Value"]) for each in described["Dimensions"])
+    return described["Namespace"], described["MetricName"], dimensions
 
 
-def state(alarm: dict[str, Any], periods: list[list[float]]) -> str:
-    """ALARM or OK: the state of an alarm on one metric, as DescribeAlarms returns it, after these periods.
+def metrics_of(alarm: dict[str, Any]) -> list[Metric]:
+    """The metrics of an alarm: one, or those of its metric math."""
+    if not alarm.get("Metrics"):
+        return [metric_of(alarm)]
+    return [metric_of(each["MetricStat"]["Metric"]) for each in alarm["Metrics"] if "MetricStat" in each]
 
-    periods: the metric's values in each of the alarm's periods, the latest last; a period without values is missing
+
+def evaluated(expression: str, values: Mapping[str, float]) -> float:
+    """Metric math of numbers, Ids, comparisons, AND and IF(): what LabelDriftAlarm uses.
+
+    Raises ValueError or SyntaxError for anything else.
+    https://docs.aws.amazon.com/AmazonCloudWatch/latest/monitoring/using-metric-math.html
+    """
+
+    def value(node: ast.expr) -> float:
+        match node:
+            case ast.Constant(value=int() | float() as number):
+                return float(number)
+            case ast.Name(id=name) if name in values:
+                return values[name]
+            case ast.Compare(left=left, ops=[compare], comparators=[right]) if type(compare) in OPERATORS:
+                return float(OPERATORS[type(compare)](value(left), value(right)))
+            case ast.BoolOp(op=ast.And(), values=operands):
+                return float(all(map(value, operands)))
+            case ast.Call(func=ast.Name(id="IF"), args=[condition, then, otherwise]):
+                return value(then if value(condition) else otherwise)
+        raise ValueError(f"{ast.unparse(node)} in {expression} is not evaluated")
+
+    return value(ast.parse(re.sub(r"\bAND\b", "and", expression), mode="eval").body)
+
+
+def compared(alarm: dict[str, Any], measured: Mapping[Metric, list[float]]) -> float | None:
+    """What an alarm compares with its threshold in a period; None if one of its metrics has no values."""
+    numbers = [measured.get(metric, []) for metric in metrics_of(alarm)]
+    if not all(numbers):
+        return None
+    if not alarm.get("Metrics"):
+        return statistic(alarm["Statistic"], *numbers)
+    (expression,) = [each["Expression"] for each in alarm["Metrics"] if "Expression" in each]
+    stats = [(each["Id"], each["MetricStat"]["Stat"]) for each in alarm["Metrics"] if "MetricStat" in each]
+    return evaluated(expression, {name: statistic(stat, n) for (name, stat), n in zip(stats, numbers, strict=True)})
+
+
+def state(alarm: dict[str, Any], periods: list[Mapping[Metric, list[float]]]) -> str:
+    """ALARM or OK: the state of an alarm, as DescribeAlarms returns it, after these periods.
+
+    periods: the values of metrics in each of the alarm's periods, the latest last; a period without values is missing
     data, which counts as TreatMissingData says (breaching, or otherwise not breaching).
     CloudWatch also looks at a few periods before when some are missing:
     https://docs.aws.amazon.com/AmazonCloudWatch/latest/monitoring/alarms-and-missing-data.html
@@ -66,8 +119,6 @@ def state(alarm: dict[str, Any], periods: list[list[float]]) -> str:
     count = alarm["EvaluationPeriods"]
     missing = alarm.get("TreatMissingData") == "breaching"
     compare, threshold = COMPARISONS[alarm["ComparisonOperator"]], alarm["Threshold"]
-    recent: list[list[float]] = [[]] * (count - len(periods)) + periods[-count:]
-    breaching = [
-        compare(statistic(alarm["Statistic"], numbers), threshold) if numbers else missing for numbers in recent
-    ]
+    recent = [None] * (count - len(periods)) + [compared(alarm, measured) for measured in periods[-count:]]
+    breaching = [missing if value is None else compare(value, threshold) for value in recent]
     return "ALARM" if sum(breaching) >= alarm.get("DatapointsToAlarm", count) else "OK"

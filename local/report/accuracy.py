@@ -25,6 +25,7 @@ class Figures:
     labels: dict[str, Estimate]
     weeks: dict[str, Estimate]
     counts: dict[str, Counter[str]]
+    period: tuple[str, str] | None  # when the first and the last image were classified; None without any
     until: str | None  # when the oldest pending audit was created
     usable: int
     newer: int
@@ -38,6 +39,7 @@ def figures(reviews: list[Review]) -> Figures:
     usable = sum(map(accuracy.is_usable, complete))
     wrong = [review for review, item in zip(reviews, items, strict=True)
              if review.reason == "audit" and accuracy.is_usable(item) and not accuracy.is_right(item)]  # fmt: skip
+    times = [review.created_at for review in reviews]
     weeks = {
         week: accuracy.estimate(group) for week, group in groupby(complete, lambda item: week_of(item["created_at"]))
     }
@@ -47,6 +49,7 @@ def figures(reviews: list[Review]) -> Figures:
         labels=accuracy.accuracy_by_label(items),
         weeks={week: made for week, made in weeks.items() if made},
         counts={reason: counts(reviews, reason) for reason in REASONS},
+        period=(min(times), max(times)) if times else None,
         until=accuracy.oldest_pending(audits),
         usable=usable,
         newer=sum(map(accuracy.is_usable, audits)) - usable,
@@ -79,6 +82,12 @@ def sentences(made: Figures) -> list[str]:
         f"usable; {made.counts[reason]['pending']:,} pending"
         for reason, name in REASONS.items()
     ]
+    if made.period:
+        first, last = map(minute, made.period)
+        found.append(
+            f"These images were classified from {first} to {last}, by whatever model was deployed then. To count one "
+            "model, give SINCE= the time of its promotion (make models)."
+        )
     if made.accepted:
         bound = share(made.accepted.lower_bound)
         found.append(f"At least {bound} of accepted images are right, with 95% confidence (the one-sided bound).")

@@ -3,6 +3,14 @@
 import json
 
 from emulated import deploy
+from resources import eventually
+
+STAT = {"Metric": {"Namespace": "AWS/Lambda", "MetricName": "Throttles"}, "Stat": "Sum", "Period": 60}
+SEVERAL_METRICS = {
+    "Metrics": [{"Id": "all", "Expression": "one * 2"}, {"Id": "one", "MetricStat": STAT, "ReturnData": False}],
+    "ComparisonOperator": "GreaterThanThreshold",
+    "EvaluationPeriods": 1,
+}
 
 
 def test_a_stack_with_scaling_deploys(client):
@@ -43,20 +51,16 @@ def test_a_stack_with_a_model_package_group_deploys(client):
 
 
 def test_a_stack_with_composite_alarms_and_saved_queries_deploys(client):
-    """Only recorded, without effect: composite alarms, alarms on several metrics, saved queries of Logs and Athena.
+    """Only recorded, without effect: composite alarms, saved queries of Logs and Athena.
 
     https://docs.aws.amazon.com/AWSCloudFormation/latest/TemplateReference/aws-resource-cloudwatch-compositealarm.html
-    https://docs.aws.amazon.com/AWSCloudFormation/latest/TemplateReference/aws-resource-cloudwatch-alarm.html, Metrics
     https://docs.aws.amazon.com/AWSCloudFormation/latest/TemplateReference/aws-resource-logs-querydefinition.html
     https://docs.aws.amazon.com/AWSCloudFormation/latest/TemplateReference/aws-resource-athena-namedquery.html
     """
-    stat = {"Metric": {"Namespace": "AWS/Lambda", "MetricName": "Throttles"}, "Stat": "Sum", "Period": 60}
-    metrics = [{"Id": "all", "Expression": "one * 2"}, {"Id": "one", "MetricStat": stat, "ReturnData": False}]
-    watch = {"ComparisonOperator": "GreaterThanThreshold", "EvaluationPeriods": 1, "Threshold": 1}
 
     def template(limit):
         resources = {
-            "AWS::CloudWatch::Alarm": watch | {"Metrics": metrics, "Threshold": limit},
+            "AWS::CloudWatch::Alarm": SEVERAL_METRICS | {"Threshold": limit},
             "AWS::CloudWatch::CompositeAlarm": {"AlarmRule": {"Fn::Sub": "ALARM(${Alarm})"}},
             "AWS::Logs::QueryDefinition": {"Name": "q", "QueryString": "fields @message"},
             "AWS::Athena::NamedQuery": {"Database": "d", "QueryString": "SELECT 1"},
@@ -69,3 +73,27 @@ def test_a_stack_with_composite_alarms_and_saved_queries_deploys(client):
     created = deploy(client, "watched", template(1))
     assert deploy(client, "watched", template(2), "update") == created
     client("cloudformation").delete_stack(StackName="watched")
+
+
+def test_an_alarm_on_several_metrics_is_described_with_them(client):
+    """As Metrics says: described, but not evaluated.
+
+    https://docs.aws.amazon.com/AWSCloudFormation/latest/TemplateReference/aws-resource-cloudwatch-alarm.html
+    """
+
+    def template(limit):
+        alarm = {"Type": "AWS::CloudWatch::Alarm", "Properties": SEVERAL_METRICS | {"Threshold": limit}}
+        return json.dumps({"Resources": {"Alarm": alarm}, "Outputs": {"Alarm": {"Value": {"Ref": "Alarm"}}}})
+
+    def described():
+        return client("cloudwatch").describe_alarms(AlarmNames=[name])["MetricAlarms"]
+
+    name = deploy(client, "computed", template(1))["Alarm"]
+    (alarm,) = described()
+    assert {key: alarm[key] for key in SEVERAL_METRICS} == SEVERAL_METRICS
+    assert alarm["Threshold"] == 1
+    assert not {"MetricName", "Namespace", "Statistic", "Period"} & set(alarm)
+    assert deploy(client, "computed", template(2), "update") == {"Alarm": name}
+    assert described()[0]["Threshold"] == 2
+    client("cloudformation").delete_stack(StackName="computed")
+    assert eventually(lambda: not described())

@@ -7,7 +7,7 @@ from typing import Any
 
 from workflow import wait_for
 
-SECONDS_TO_END = 120
+SECONDS_TO_END = 900  # a ceiling only: ten thousand images take that long on a busy core
 
 
 @dataclass

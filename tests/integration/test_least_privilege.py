@@ -16,6 +16,7 @@ NOT_SHOWN = {
     ("RecordReviewFunctionRole", "events:PutEvents"): "test_a_decision_is_published_once_the_permission_is_back",
     ("RetrieveImageFunctionRole", "s3:ListBucket"): "the emulated S3 returns 404 for a missing object without it too",
     ("ClassifyImageFunctionRole", "sagemaker:InvokeEndpoint"): "the emulated SageMaker checks no permission",
+    ("PublishReviewMetricsFunctionRole", "sagemaker:DescribeModel"): "as above",
     (
         "StartExecutionFunctionRole",
         "sqs:SendMessage",

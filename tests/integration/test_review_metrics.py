@@ -1,13 +1,18 @@
 """PublishReviewMetrics on the deployed stack: reviews and predicted labels become metrics in CloudWatch."""
 
 import json
+import shutil
 import uuid
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 import review_item
+from endpoint import package
+from local import deployment, registry
+from local.command import LOCAL
 from local.redrive import Redrive
+from local.target import Target
 from workflow import wait_for
 
 PERIOD = 3600
@@ -107,7 +112,9 @@ def test_with_too_little_data_only_what_is_pending_is_published(workflow, table)
 
 
 def test_the_accuracy_of_accepted_images_comes_from_decisions_on_audits_of_the_last_month(workflow, table):
-    now = datetime.now(UTC)
+    """With an endpoint that is not the stack's own, whose model's age is unknown: this stack's is minutes old."""
+    now, event = datetime.now(UTC), scheduled(workflow)
+    event["detail"]["model_name"] = ""
     for number in range(40):
         review = put(table, accepted=True, created_at=now - timedelta(days=1, minutes=number))
         table.decide(review, "reviewer", "label", "7" if number else "1")
@@ -115,10 +122,37 @@ def test_the_accuracy_of_accepted_images_comes_from_decisions_on_audits_of_the_l
         table.decide(put(table, accepted, now - timedelta(days=days)), "reviewer", "none_of_these")
     unusable = put(table, accepted=True, created_at=now - timedelta(days=2))
     table.decide(unusable, "reviewer", "not_usable")
-    found = publish(workflow)
+    found = publish(workflow, event)
     assert (found["PendingReviews"], found["OldestPendingReviewAge"]) == (0, 0)
     assert found["AcceptedAccuracy"] == pytest.approx(39 / 40)
     assert found["AcceptedAccuracyLowerBound"] == pytest.approx(0.8868, abs=1e-4)  # Clopper and Pearson's, one-sided
+
+
+def test_a_promotion_and_a_rollback_start_the_accuracy_anew(workflow, table, tmp_path):
+    target = Target(deployment.STACK_NAME, workflow.outputs, workflow.stack.client, workflow.stack)
+    packaged = registry.in_service(target)
+    shutil.copytree(LOCAL / "model", tmp_path / "model")
+    metadata = json.loads((tmp_path / "model/metadata.json").read_text())
+    (tmp_path / "model/metadata.json").write_text(json.dumps(metadata | {"note": "another archive"}))
+    archive = package.build(tmp_path / "model", [], tmp_path)
+    deployment.upload_model(workflow.stack, archive)
+
+    def classify_and_review(reviewed_label):
+        for _ in range(40):
+            table.decide(put(table, accepted=True, created_at=datetime.now(UTC)), "reviewer", "label", reviewed_label)
+
+    classify_and_review("1")
+    assert publish(workflow)["AcceptedAccuracy"] == 0
+    try:
+        registry.promote(target, archive.parent.name, "a test")
+        assert "AcceptedAccuracy" not in publish(workflow)
+        classify_and_review("7")
+        assert publish(workflow)["AcceptedAccuracy"] == 1
+    finally:
+        assert registry.rollback(target).model_url == packaged
+    assert "AcceptedAccuracy" not in publish(workflow)
+    for row in workflow.s3.list_objects_v2(Bucket=deployment.MODEL_BUCKET, Prefix="promotions/")["Contents"]:
+        workflow.s3.delete_object(Bucket=deployment.MODEL_BUCKET, Key=row["Key"])
 
 
 def test_predicted_labels_are_compared_with_those_of_training(workflow, table, seven):

@@ -11,13 +11,16 @@ from pathlib import Path
 import pytest
 
 from endpoint import package
+from local import deployment
 from local.command import LOCAL, ROOT
 from local.deployment import deploy, model_archive, upload_model
 from local.emulator.processes import clean_environment
+from local.target import Target
 from workflow import DIGITS, Workflow, wait_for
 
 NAME = "shadowing"
 ENDPOINT = f"{NAME}-realtime"
+KEY = "arn:aws:kms:us-east-1:000000000000:key/own"
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +102,23 @@ def test_answers_of_both_models_are_compared_and_reviews_give_the_verdict(stack,
     page = (tmp_path / "shadow/report.html").read_text()
     assert "All captured images: 4" in page
     assert page.count('src="data:image/png') == 3  # both sevens, and the reviewed one as a lost image
+
+
+def test_make_up_after_a_trial_deploys_a_serverless_endpoint_without_the_shadow(
+    stack, workflow, challenger, monkeypatch, tmp_path
+):
+    """With .local elsewhere, as make up writes .local/env."""
+    for name in ("venvs", "package"):
+        (tmp_path / name).symlink_to(LOCAL / name)
+    monkeypatch.setattr(deployment, "LOCAL", tmp_path)
+    monkeypatch.setattr(deployment, "OUTPUTS", tmp_path / "outputs.json")
+    model = upload_model(stack, model_archive())
+    trial = {"DataCaptureUrl": "s3://models/captured", "ShadowModelDataUrl": challenger, "KmsKeyArn": KEY}
+    deploy(stack, EndpointType="realtime", ModelDataUrl=model, NetworkIsolation="true", **trial)
+    _, outputs = deployment.up(stack.directory)
+    execution = Workflow(stack, outputs).classify("seven.png", digit("7"))
+    assert (execution.output["label"], execution.output["endpoint"]["name"]) == ("7", deployment.STACK_NAME)
+    assert Target(deployment.STACK_NAME, outputs, stack.client, stack).parameter("ShadowModelDataUrl") == ""
 
 
 def test_a_killed_shadow_does_not_affect_the_workflow(stack, shadowing):

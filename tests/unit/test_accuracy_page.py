@@ -53,6 +53,8 @@ def test_the_figures_say_what_was_reviewed_and_what_is_missing(reviews):
     assert accuracy.sentences(made) == [
         "audits: 42 reviewed, of which 1 not usable; 1 pending",
         "low confidence: 1 reviewed, of which 0 not usable; 0 pending",
+        "These images were classified from 2026-11-16 00:00 UTC to 2026-12-07 00:00 UTC, by whatever model was "
+        "deployed then. To count one model, give SINCE= the time of its promotion (make models).",
         "At least 85.1% of accepted images are right, with 95% confidence (the one-sided bound).",
         "Of all images, each audit counts 1 / AuditRate times, so the accuracy is no plain share.",
         "Images count up to 2026-12-06 00:00 UTC, when the oldest pending audit was created; newer ones that are "
@@ -66,9 +68,9 @@ def test_too_little_data_is_said_in_words():
         "No accepted image of this time was drawn for an audit: AuditRate is 0, or there were too few."
     ]
     few = accuracy.figures([review(number) for number in range(12)])
-    assert accuracy.sentences(few)[2:] == ["Too few decisions on audits for an estimate: 12 of the 30 that it takes."]
+    assert accuracy.sentences(few)[3:] == ["Too few decisions on audits for an estimate: 12 of the 30 that it takes."]
     waiting = [*[review(number) for number in range(31)], pending(2, reason="low_confidence")]
-    assert accuracy.sentences(accuracy.figures(waiting))[3:] == [
+    assert accuracy.sentences(accuracy.figures(waiting))[4:] == [
         "The accuracy of all images also takes decisions on those below the threshold."
     ]
 

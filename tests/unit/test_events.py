@@ -216,6 +216,7 @@ def test_the_schedule_sends_the_event_of_publish_review_metrics_which_can_read_w
     expected = event("publish_review_metrics")
     folder = expected["detail"]["metadata_url"].removesuffix("metadata.json")
     values = {"CreatesEndpoint": True, "ModelDataUrl": f"{folder}model.tar.gz", "AWS::Partition": "aws"}
+    values["Model"] = expected["detail"]["model_name"]
     rule = transformed()["Resources"]["PublishReviewMetricsFunctionEveryHour"]["Properties"]
     sent = rule["Targets"][0]["Input"]
     assert json.loads(cloudformation_value(sent, values)) == expected
@@ -225,7 +226,13 @@ def test_the_schedule_sends_the_event_of_publish_review_metrics_which_can_read_w
         if "s3:GetObject" in each["Action"]
     ]
     assert readable == expected["detail"]["metadata_url"].replace("s3://", "arn:aws:s3:::")
-    expected["detail"]["metadata_url"] = ""
+    (described,) = [
+        each["Resource"]
+        for each in statements(policies("PublishReviewMetricsFunctionRole"))
+        if each["Action"] == "sagemaker:DescribeModel"
+    ]
+    assert described == {"Ref": "Model"}  # its ARN
+    expected["detail"] = dict.fromkeys(expected["detail"], "")
     assert json.loads(cloudformation_value(sent, values | {"CreatesEndpoint": False})) == expected
 
 

@@ -210,7 +210,12 @@ def test_the_calls_of_the_code_are_found():
         "StartExecution": {"states:StartExecution"},
         "RecordOutcome": set(),
         "RecordReview": {"events:PutEvents"},
-        "PublishReviewMetrics": {"dynamodb:Query", "s3:GetObject", "cloudwatch:GetMetricData"},
+        "PublishReviewMetrics": {
+            "dynamodb:Query",
+            "s3:GetObject",
+            "cloudwatch:GetMetricData",
+            "sagemaker:DescribeModel",
+        },
     }
 
 
@@ -279,7 +284,7 @@ def test_a_role_has_no_managed_policies_but_sams_and_no_wildcards(role):
 def evaluated(node, values):
     """CloudFormation's value of an expression of these functions; `values` has parameters and conditions."""
     match node:
-        case {"Ref": name}:
+        case {"Ref": name} | {"Fn::GetAtt": [name, _]}:
             return values[name]
         case {"Fn::Select": [index, items]}:
             return evaluated(items, values)[int(index)]

@@ -1,8 +1,9 @@
 """PublishReviewMetrics: what it publishes, and above all when it publishes nothing."""
 
+import contextlib
 import io
 import json
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 from botocore.response import StreamingBody
@@ -17,8 +18,12 @@ DRIFT = {"LabelDrift", "LabelDriftByChance"}
 LONG_AGO = datetime(2026, 1, 1, tzinfo=UTC)
 
 
+def now():
+    return datetime.now(UTC)
+
+
 def ago(**time):
-    return (datetime.now(UTC) - timedelta(**time)).isoformat(timespec="milliseconds")
+    return (now() - timedelta(**time)).isoformat(timespec="milliseconds")
 
 
 def item(created_at, **more):
@@ -31,6 +36,13 @@ def reviewed(created_at, right=True):
     return item(created_at, status="reviewed", decision="label", reviewed_label="cat" if right else "dog")
 
 
+def model(created):
+    """The deployed model, from DescribeModel."""
+    arn = "arn:aws:sagemaker:us-east-1:123456789012:model/model-0123456789ab"
+    role = "arn:aws:iam::123456789012:role/model"
+    return {"ModelName": "Model-0123456789ab", "ModelArn": arn, "ExecutionRoleArn": role, "CreationTime": created}
+
+
 def page(*items, scanned=None, last=None):
     found = {"Items": list(items), "Count": len(items), "ScannedCount": len(items) if scanned is None else scanned}
     return found | ({"LastEvaluatedKey": last} if last else {})
@@ -40,11 +52,15 @@ def page(*items, scanned=None, last=None):
 def published(event, context, capsys):
     """Invoke the function with these responses of AWS; returns its metrics."""
 
-    def invoke(pages, metadata=None, counts=None, uploaded=LONG_AGO, since=ANY):
+    def invoke(pages, metadata=None, counts=None, deployed=LONG_AGO, since=ANY):
         event_ = event("publish_review_metrics")
-        with Stubber(module.dynamodb) as table, Stubber(module.s3) as s3, Stubber(module.cloudwatch) as cloudwatch:
+        stubbers = [Stubber(client) for client in (module.dynamodb, module.s3, module.cloudwatch, module.sagemaker)]
+        with contextlib.ExitStack() as stack:
+            table, s3, cloudwatch, sagemaker = map(stack.enter_context, stubbers)
             for each in pages:
                 table.add_response("query", each)
+            described = model(deployed)
+            sagemaker.add_response("describe_model", described, {"ModelName": described["ModelName"]})
             if metadata is None:
                 event_["detail"]["metadata_url"] = ""
             elif isinstance(metadata, str):
@@ -53,13 +69,13 @@ def published(event, context, capsys):
                 data = metadata if isinstance(metadata, bytes) else json.dumps(metadata).encode()
                 expected = {"Bucket": "models", "Key": "models/0123456789abcdef/metadata.json"}
                 body = StreamingBody(io.BytesIO(data), len(data))
-                s3.add_response("get_object", {"Body": body, "LastModified": uploaded}, expected)
+                s3.add_response("get_object", {"Body": body}, expected)
             if counts is not None:
                 results = [{"Id": f"label{number}", "Values": values} for number, values in enumerate(counts)]
                 expected = {"MetricDataQueries": ANY, "StartTime": since, "EndTime": ANY}
                 cloudwatch.add_response("get_metric_data", {"MetricDataResults": results}, expected)
             module.lambda_handler(event_, context)
-            for stubber in (table, s3, cloudwatch):
+            for stubber in stubbers:
                 stubber.assert_no_pending_responses()
         (line,) = [json.loads(text) for text in capsys.readouterr().out.splitlines() if "_aws" in text]
         (group,) = line["_aws"]["CloudWatchMetrics"]
@@ -98,21 +114,54 @@ def test_the_accuracy_and_its_bound_come_from_the_audits_of_the_last_month(publi
     assert found["AcceptedAccuracyLowerBound"] == pytest.approx(0.9534, abs=1e-4)  # of Clopper and Pearson
 
 
-def test_audits_are_read_by_the_time_of_their_image_and_only_they_are_sent(event, context, capsys):
-    with Stubber(module.dynamodb) as table:
-        for each in NOTHING:
-            table.add_response("query", each)
-        sent, query = [], "provide-client-params.dynamodb.Query"
-        module.dynamodb.meta.events.register(query, lambda params, **_: sent.append(params), "test")
-        module.lambda_handler(event("publish_review_metrics") | {"detail": {"metadata_url": ""}}, context)
-        module.dynamodb.meta.events.unregister(query, unique_id="test")
-    oldest, pending, audits = sent
-    assert all(each["IndexName"] == "ByAge" for each in sent)
+@pytest.fixture
+def queries(event, context):
+    """Invoke the function, with the model deployed then or without one; returns its queries of the review table."""
+
+    def invoke(deployed=None):
+        event_ = event("publish_review_metrics")
+        event_["detail"]["metadata_url"] = ""
+        with Stubber(module.dynamodb) as table, Stubber(module.sagemaker) as sagemaker:
+            for each in NOTHING:
+                table.add_response("query", each)
+            if deployed:
+                sagemaker.add_response("describe_model", model(deployed))
+            else:
+                event_["detail"]["model_name"] = ""
+            sent, query = [], "provide-client-params.dynamodb.Query"
+            module.dynamodb.meta.events.register(query, lambda params, **_: sent.append(params), "test")
+            module.lambda_handler(event_, context)
+            module.dynamodb.meta.events.unregister(query, unique_id="test")
+        return sent
+
+    return invoke
+
+
+def test_audits_are_read_by_the_time_of_their_image_and_only_they_are_sent(queries):
+    oldest, pending, audits = queries()
+    assert all(each["IndexName"] == "ByAge" for each in (oldest, pending, audits))
     assert oldest["Limit"] == 1
     for each in (pending, audits):
         assert each["FilterExpression"] == "reason = :audit"
     since = datetime.fromisoformat(audits["ExpressionAttributeValues"][":since"]["S"])
     assert datetime.now(UTC) - since == pytest.approx(timedelta(days=30), abs=timedelta(minutes=1))
+
+
+@pytest.mark.parametrize(("days", "counted"), [(2, 2), (29, 29), (31, 30), (400, 30)])
+def test_audits_count_from_the_deployment_of_the_model_and_for_a_month_at_most(queries, days, counted):
+    deployed = datetime.now(timezone(timedelta(hours=5))) - timedelta(days=days)
+    *_, audits = queries(deployed)
+    since = audits["ExpressionAttributeValues"][":since"]["S"]
+    assert datetime.now(UTC) - datetime.fromisoformat(since) == pytest.approx(
+        timedelta(days=counted), abs=timedelta(minutes=1)
+    )
+    assert since.endswith("+00:00")  # as created_at, with which DynamoDB compares it as text
+
+
+def test_a_pending_audit_of_the_model_before_does_not_silence_the_audits_of_the_new_one(published):
+    audits = [reviewed(ago(hours=1), right=False)] * 100
+    found = published([page(), page(item(ago(hours=3)), scanned=1), page(*audits)], deployed=now() - timedelta(hours=2))
+    assert found["AcceptedAccuracy"] == 0
 
 
 @pytest.mark.parametrize("number", [MIN_REVIEWED - 1, MIN_REVIEWED])
@@ -152,8 +201,8 @@ def test_drift_is_published_with_its_chance_level(published):
 
 
 def test_labels_of_the_model_before_are_no_drift(published):
-    uploaded = datetime.now(UTC) - timedelta(hours=30)
-    published(NOTHING, {"images": {"train": TRAINING}}, [[50], [50]], uploaded, since=uploaded)
+    deployed = now() - timedelta(hours=30)
+    published(NOTHING, {"images": {"train": TRAINING}}, [[50], [50]], deployed, since=deployed)
 
 
 @pytest.mark.parametrize("number", [49, 50])
@@ -191,20 +240,26 @@ def test_the_reason_for_missing_drift_is_logged(published, log):
     assert "AccessDenied" in line["reason"]
 
 
-@pytest.mark.parametrize("service", ["dynamodb", "s3", "cloudwatch"])
+@pytest.mark.parametrize("service", ["dynamodb", "sagemaker", "s3", "cloudwatch"])
 def test_an_error_of_aws_fails_the_invocation_which_lambda_repeats(event, context, service):
-    with Stubber(module.dynamodb) as table, Stubber(module.s3) as s3, Stubber(module.cloudwatch) as cloudwatch:
+    stubbers = [Stubber(client) for client in (module.dynamodb, module.s3, module.cloudwatch, module.sagemaker)]
+    with contextlib.ExitStack() as stack:
+        table, s3, cloudwatch, sagemaker = map(stack.enter_context, stubbers)
         if service == "dynamodb":
             table.add_client_error("query", "ProvisionedThroughputExceededException")
         else:
             for each in NOTHING:
                 table.add_response("query", each)
+        if service == "sagemaker":
+            sagemaker.add_client_error("describe_model", "AccessDeniedException")
+        else:
+            sagemaker.add_response("describe_model", model(LONG_AGO))
         if service == "s3":
             s3.add_client_error("get_object", "SlowDown")
         else:
             data = json.dumps({"images": {"train": TRAINING}}).encode()
             body = StreamingBody(io.BytesIO(data), len(data))
-            s3.add_response("get_object", {"Body": body, "LastModified": LONG_AGO})
+            s3.add_response("get_object", {"Body": body})
         cloudwatch.add_client_error("get_metric_data", "Throttling")
         with pytest.raises(module.ClientError):
             module.lambda_handler(event("publish_review_metrics"), context)

@@ -15,7 +15,7 @@ from documents import ROOT
 from tools.trim import TrimError, services, trim
 
 DATA = Path(botocore.__file__).parent / "data"
-USED = {"cloudwatch", "dynamodb", "events", "glue", "s3", "sagemaker-runtime", "stepfunctions"}
+USED = {"cloudwatch", "dynamodb", "events", "glue", "s3", "sagemaker", "sagemaker-runtime", "stepfunctions"}
 SERVICES = (*USED, "sts", "xray", "sns", "apigateway")  # the last has members named documentation
 
 
