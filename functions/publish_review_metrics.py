@@ -27,6 +27,7 @@ from accuracy import accepted_accuracy
 TABLE = os.environ["REVIEW_TABLE"]
 INDEX = "ByAge"
 MAX_PAGES = 300  # of a query, with 1 MB each, which is about a million reviews: more do not count
+MIN_BOUNDED = 76  # audits for a lower bound: with three mistakes, it is still 0.9. With fewer, good models set off the alarm
 AUDITED_DAYS = 30  # audits of images that were classified in this time, by the deployed model
 PREDICTED_DAYS = 7  # labels of this time: whole weeks, because weekends often differ
 PERIOD = 300  # seconds: CloudWatch rounds the start down to it, so it is how long labels of an earlier model can count
@@ -174,7 +175,8 @@ def lambda_handler(event: dict[str, Any], context: LambdaContext) -> None:
     recent = [item for item in waiting if item["created_at"] >= since]
     if accuracy := accepted_accuracy(recent + reviewed_audits(since)):
         metrics.add_metric("AcceptedAccuracy", MetricUnit.NoUnit, accuracy.estimate)
-        metrics.add_metric("AcceptedAccuracyLowerBound", MetricUnit.NoUnit, accuracy.lower_bound)
+        if accuracy.reviewed >= MIN_BOUNDED:
+            metrics.add_metric("AcceptedAccuracyLowerBound", MetricUnit.NoUnit, accuracy.lower_bound)
     week = now.replace(minute=0, second=0, microsecond=0) - timedelta(days=PREDICTED_DAYS)
     if found := label_drift(event["detail"]["metadata_url"], max(deployed, week), now):
         metrics.add_metric("LabelDrift", MetricUnit.NoUnit, found[0])

@@ -164,10 +164,22 @@ def test_a_pending_audit_of_the_model_before_does_not_silence_the_audits_of_the_
     assert found["AcceptedAccuracy"] == 0
 
 
-@pytest.mark.parametrize("number", [MIN_REVIEWED - 1, MIN_REVIEWED])
-def test_too_few_audits_publish_no_accuracy(published, number):
-    found = published([page(), page(), page(*[reviewed(ago(days=1))] * number)])
-    assert bool(ACCURACY & set(found)) == (number == MIN_REVIEWED)
+def test_too_few_audits_publish_no_accuracy(published):
+    few, enough = (
+        published([page(), page(), page(*[reviewed(ago(days=1))] * number)])
+        for number in (MIN_REVIEWED - 1, MIN_REVIEWED)
+    )
+    assert not ACCURACY & set(few)
+    assert ACCURACY & set(enough) == {"AcceptedAccuracy"}
+
+
+def test_the_alarm_gets_no_bound_that_three_mistakes_of_a_new_model_would_take_below_ninety_percent(published):
+    def bound(number):
+        audits = [reviewed(ago(days=1), right=each > 2) for each in range(number)]
+        return published([page(), page(), page(*audits)]).get("AcceptedAccuracyLowerBound")
+
+    assert bound(module.MIN_BOUNDED) >= 0.9
+    assert bound(module.MIN_BOUNDED - 1) is None
 
 
 def test_audits_that_are_newer_than_a_pending_one_do_not_count_yet(published):
