@@ -8,7 +8,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from botocore.exceptions import ConnectionError, HTTPClientError
@@ -16,6 +16,7 @@ from rich.console import Console
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCAL = ROOT / ".local"
+EXAMPLES = 5  # of a list that can be long
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 
 
@@ -46,6 +47,12 @@ def absolute(name: str, value: str) -> str:
     if not value:
         raise UsageError(f"{name} is missing: give {name}=path")
     return str(Path(value).resolve())
+
+
+def examples(texts: Sequence[str]) -> str:
+    """The first few, and how many more there are."""
+    more = len(texts) - EXAMPLES
+    return ", ".join(texts[:EXAMPLES]) + (f" and {more:,} more" if more > 0 else "")
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
 """The models in a bucket, which of them a stack serves, and the promotions that put them there.
 
-    PREFIX/models/HASH/model.tar.gz, metadata.json     endpoint/package.py wrote them
+    PREFIX/models/HASH/model.tar.gz, metadata.json     endpoint/package.py wrote them; HASH is of the archive
     PREFIX/models/HASH/comparison.json                 with this model as the challenger; not every model has one
     PREFIX/promotions/TIME-HASH.json                   what is promoted, why and by whom: written before the update
     PREFIX/promotions/TIME-HASH.result.json            how the update ended
@@ -18,12 +18,13 @@ import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from botocore.client import BaseClient
-from botocore.exceptions import ClientError, WaiterError
+from botocore.exceptions import ClientError, ParamValidationError, WaiterError
 
-from local.command import StackError, console, step
+from local.command import StackError, console, examples, step
 
 if TYPE_CHECKING:
     from local.target import Target  # which imports local.deployment, which imports this module
@@ -46,6 +47,7 @@ class Model:
 
     @property
     def hash(self) -> str:
+        """Of the archive: the model's name wherever it is shown."""
         return split(self.url)[2]
 
     @property
@@ -182,22 +184,37 @@ def parsed(content: bytes | None) -> dict[str, Any] | None:
 
 
 def find(s3: BaseClient, bucket: str, prefix: str, name: str) -> Model:
-    """The model with this URL, or with a hash that starts with this text. Raises StackError."""
+    """The model with this URL, or with a hash that starts with this text: of the archive, or else of model.onnx.
+
+    Raises StackError.
+    """
     uploaded = uploads(s3, bucket, prefix)
     place = f"s3://{bucket}/{prefix}models/"
     if not uploaded:
         raise StackError(f"There is no model in {place}: upload one with endpoint/package.py --bucket {bucket}")
     found = [url for url in uploaded if name and (url == name or split(url)[2].startswith(name.lower()))]
+    if name and not found:
+        found = [each.url for each in list_models(s3, bucket, prefix) if each.sha256.startswith(name.lower())]
     if len(found) > 1:
-        listed = ", ".join(split(url)[2] for url in found)
-        raise StackError(f"MODEL={name} is the start of {len(found)} models, {listed}: give more of it")
+        listed = examples([split(url)[2] for url in found])
+        raise StackError(f"MODEL={name} is the start of {len(found)} models: give one of {listed}")
     if not found:
         hashes = [split(url)[2] for url in uploaded]
         given = name.removesuffix("/model.tar.gz").rpartition("/")[2]
-        nearest = difflib.get_close_matches(given, hashes, 1)
+        nearest = difflib.get_close_matches(given[:16], hashes, 1)
         meant = f"did you mean MODEL={nearest[0]}? " if nearest else ""
         raise StackError(f"There is no model {name} in {place}: {meant}make models lists all")
     return read(s3, found[0], uploaded[found[0]])
+
+
+def download(s3: BaseClient, url: str, file: Path) -> Path:
+    """Download an archive, in a registry or elsewhere. Returns the file. Raises StackError."""
+    bucket, _, key = url.removeprefix("s3://").partition("/")
+    try:
+        s3.download_file(bucket, key, str(file))
+    except (ClientError, ParamValidationError) as error:
+        raise StackError(f"{url} cannot be downloaded: {error}") from None
+    return file
 
 
 def promote(target: "Target", model: str, override: str = "") -> Promotion:
@@ -220,7 +237,7 @@ def promote(target: "Target", model: str, override: str = "") -> Promotion:
             f'make promote MODEL={chosen.hash} OVERRIDE="reason"'
         )
     if new := sorted(set(chosen.labels) - set(champion.labels)):
-        console.print(f"Labels that {champion.hash} does not know: {', '.join(new)}", markup=False)
+        console.print(f"Labels that {champion.hash} does not know: {examples(new)}", markup=False)
     compared = chosen.comparison or {}
     why = {
         "verdict": compared.get("verdict"),
@@ -280,16 +297,18 @@ def objections(model: Model, champion: Model) -> list[str]:
     else:
         sha256 = {name: str(compared.get(name, {}).get("model_sha256", "")) for name in ("champion", "challenger")}
         if model.sha256 and sha256["challenger"] != model.sha256:
-            found.append(f"its comparison.json is about another challenger, {sha256['challenger'][:12]} ({again})")
+            found.append(
+                f"its comparison.json is about another challenger, model.onnx {sha256['challenger'][:12]} ({again})"
+            )
         if compared.get("holds") is not True:
             found.append(f"the requirements of its comparison do not hold, which says: {compared.get('verdict')}")
         if not champion.sha256 or sha256["champion"] != champion.sha256:
             found.append(
-                f"it was compared with the champion {sha256['champion'][:12]}, but the model in service is "
-                f"{champion.sha256[:12] or champion.hash} ({again})"
+                f"it was compared with a champion whose model.onnx is {sha256['champion'][:12]}, but that of the model "
+                f"in service, {champion.hash}, is {champion.sha256[:12] or 'unknown'} ({again})"
             )
     if lost := sorted(set(champion.labels) - set(model.labels)):
-        found.append(f"it does not know labels of the model in service: {', '.join(lost)}")
+        found.append(f"it does not know labels of the model in service: {examples(lost)}")
     return found
 
 

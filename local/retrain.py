@@ -32,12 +32,10 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from botocore.exceptions import ClientError
-
 from endpoint.package import PackageError, check_unpacked_size
 from local.command import LOCAL, ROOT, StackError, UsageError, console, report_errors
 from local.emulator.processes import clean_environment
-from local.registry import in_service, split
+from local.registry import download, in_service, split
 from local.target import Target, target
 
 PARTS = ("train", "validation", "test")
@@ -70,7 +68,7 @@ class Retrained:
     @property
     def name(self) -> str:
         """What MODEL is in make promote."""
-        return self.url.split("/")[-2]
+        return split(self.url)[2]
 
 
 def retrain(
@@ -90,7 +88,7 @@ def retrain(
     check_parts(data, folder)
     url = in_service(found)
     with locked(folder):
-        champion = download(found, url, folder / "champion")
+        champion = download_model(found, url, folder / "champion")
         check_labels(data, champion)
         prepare(found, data, folder / "data")
         if bucket:
@@ -132,16 +130,12 @@ def check_labels(data: Path, champion: Path) -> None:
         raise UsageError(f"DATA={data} has no images of {shown}, which the model in service knows: give its own data")
 
 
-def download(found: Target, url: str, folder: Path) -> Path:
+def download_model(found: Target, url: str, folder: Path) -> Path:
     """Download a model's archive and unpack the model beside it. Returns the folder. Raises StackError."""
-    bucket, key = url.removeprefix("s3://").split("/", 1)
     with replaced(folder) as new:
+        path = download(found.client("s3"), url, new / ARCHIVE)
         try:
-            found.client("s3").download_file(bucket, key, str(new / ARCHIVE))
-        except ClientError as error:
-            raise StackError(f"{url} cannot be downloaded: {error}") from None
-        try:
-            with tarfile.open(new / ARCHIVE) as archive:
+            with tarfile.open(path) as archive:
                 check_unpacked_size(archive, url)
                 for name in MODEL_FILES:
                     if not (file := archive.extractfile(name)):
@@ -188,7 +182,7 @@ def train_remotely(found: Target, folder: Path, arguments: Sequence[str]) -> Non
     printed = run(command, environment(found), capture=True)
     if not (url := re.search(r"ModelDataUrl=(s3://\S+)", printed)):
         raise StackError(f"No job was started, so there is no model to compare:\n{printed}")
-    download(found, url[1], folder / "model")
+    download_model(found, url[1], folder / "model")
     (folder / "model" / ARCHIVE).unlink()
 
 

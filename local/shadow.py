@@ -28,6 +28,7 @@ from botocore.client import BaseClient
 from functions.predictions import EndpointResponseError, parse_predictions, split_labels
 from functions.review_item import inference_id
 from local.command import LOCAL, ROOT, StackError, console, report_errors
+from local.registry import download
 from local.results import start_of
 from local.target import Target, target
 from review.exchange import folder_name
@@ -178,12 +179,6 @@ def write_images(captured: Iterable[dict[str, Any]], files: dict[str, Path]) -> 
         if file := files.get(hashlib.sha256(image).hexdigest()):
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(image)
-
-
-def download(s3: BaseClient, url: str, file: Path) -> Path:
-    bucket, _, key = url.removeprefix("s3://").partition("/")
-    s3.download_file(bucket, key, str(file))
-    return file
 
 
 def gather(stack: Target, since: datetime | None, folder: Path) -> list[str]:

@@ -118,9 +118,10 @@ def verdict(comparison: dict[str, Any]) -> str:
 
 
 def describe(model: dict[str, Any]) -> str:
-    archive = f", archive {model['archive_bytes'] / 1e6:.1f} MB" if "archive_bytes" in model else ""
-    size = f"{model['model_bytes'] / 1e6:.2f} MB{archive}"
-    return f"{model['path']} ({len(model['labels'])} labels, {size}, SHA-256 {model['model_sha256'][:12]})"
+    files = [f"model.onnx {model['model_sha256'][:12]}, {model['model_bytes'] / 1e6:.2f} MB"]
+    if "archive_sha256" in model:
+        files.append(f"archive {model['archive_sha256'][:16]}, {model['archive_bytes'] / 1e6:.1f} MB")
+    return f"{model['path']} ({len(model['labels'])} labels; {'; '.join(files)})"
 
 
 def notes(comparison: dict[str, Any]) -> list[str]:
@@ -254,13 +255,14 @@ def models_table(comparison: dict[str, Any]) -> str:
     both = [comparison[name] for name in NAMES]
     rows = [
         ["model", *(each["path"] for each in both)],
-        ["SHA-256", *(f"{each['model_sha256'][:12]}…" for each in both)],
         ["labels", *(f"{len(each['labels'])}" for each in both)],
+        ["model.onnx, SHA-256", *(f"{each['model_sha256'][:12]}…" for each in both)],
         ["model.onnx, MB", *(f"{each['model_bytes'] / 1e6:.2f}" for each in both)],
     ]
     if any("archive_bytes" in each for each in both):
         sizes = [f"{each['archive_bytes'] / 1e6:.1f}" if "archive_bytes" in each else "" for each in both]
-        rows.append(["archive, MB", *sizes])
+        hashes = [f"{each['archive_sha256'][:16]}…" if "archive_sha256" in each else "" for each in both]
+        rows += [["archive, SHA-256", *hashes], ["archive, MB", *sizes]]
     return report.table(["", *NAMES], rows)
 
 

@@ -39,7 +39,7 @@ Files in the model folder, written after training has succeeded:
 
     data.json        the folders that it was trained on; not packaged
 
-A model that was in the model folder before is kept in its subfolder previous/<start of its sha256>.
+A model that was in the model folder before is kept in its subfolder previous/<start of its model.onnx's sha256>.
 
 Files in the output folder:
 
@@ -447,7 +447,7 @@ def main(argv: list[str] | None = None, started: float | None = None) -> None:
     described = options.model_dir / "metadata.json.unchecked"
     described.write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
     if previous := keep_previous(options.model_dir, metadata["sha256"]):
-        print(f"Kept the previous model in {previous}")
+        print(f"Kept the previous model in {previous}, named by the SHA-256 of its model.onnx")
     unchecked.replace(options.model_dir / "model.onnx")
     described.replace(options.model_dir / "metadata.json")
     parts = {"train": options.train, "validation": options.validation, "test": options.test}

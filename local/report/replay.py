@@ -51,7 +51,8 @@ class Picture:
 def title(made: dict[str, Any]) -> str:
     """What is replayed."""
     threshold = f"threshold {made['threshold']:g}" if made["threshold"] is not None else ""
-    model = f"model {made['model']['path']} ({made['model']['model_sha256'][:12]})" if made["model"] else ""
+    replayed = made["model"]
+    model = f"model {replayed['path']} (model.onnx {replayed['model_sha256'][:12]})" if replayed else ""
     return " with ".join(filter(None, (model, threshold)))
 
 

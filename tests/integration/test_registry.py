@@ -173,16 +173,14 @@ def list_models(serving, *options):
 
 def test_what_cannot_be_promoted_is_refused_with_what_to_do(serving, bucket):
     good, poor = bucket.hash("good"), bucket.hash("poor")
-    hashes = [bucket.hash(name) for name in bucket.archives]
-    start = next(text for text in "0123456789abcdef" if sum(name.startswith(text) for name in hashes) == 0)
     bucket.upload("good", champion="other")
     refused = {
-        start: f"There is no model {start} in s3://{bucket.name}/team/models/: make models lists all",
+        "unknown": f"There is no model unknown in s3://{bucket.name}/team/models/: make models lists all",
         f"s3://elsewhere/models/{good}/model.tar.gz": f"did you mean MODEL={good}? make models lists all",
         "": "There is no model ",
         poor: f"{poor} is in service already",
         bucket.hash("other"): "it has no comparison.json (compare it with the model in service",
-        good: "the model in service is",
+        good: f"but that of the model in service, {poor}, is ",
     }
     for name, sentence in refused.items():
         with pytest.raises(StackError, match=re.escape(sentence)):
@@ -203,6 +201,32 @@ def test_what_cannot_be_promoted_is_refused_with_what_to_do(serving, bucket):
     with pytest.raises(StackError, match="without a record"):
         registry.rollback(serving)
     assert bucket.results() == []
+
+
+def test_a_model_is_found_by_the_hash_of_its_archive_or_of_its_model_onnx(bucket):
+    def found(name):
+        return registry.find(bucket.s3, bucket.name, bucket.prefix, name).url
+
+    good, archive = bucket.archives["good"], bucket.hash("good")
+    onnx = hashlib.sha256((bucket.folder / "good/model.onnx").read_bytes()).hexdigest()
+    assert {found(name) for name in (good, archive, archive[:8].upper(), onnx, onnx[:12], onnx[:8].upper())} == {good}
+    with pytest.raises(StackError, match=f"did you mean MODEL={archive}"):
+        found(hashlib.sha256(bucket.s3.get_object(**place(good))["Body"].read()).hexdigest())
+    metadata = json.loads((bucket.folder / "good/metadata.json").read_text())
+    copy = f"{bucket.prefix}models/{'0' * 16}"
+    bucket.s3.put_object(Bucket=bucket.name, Key=f"{copy}/metadata.json", Body=json.dumps(metadata))
+    bucket.s3.put_object(Bucket=bucket.name, Key=f"{copy}/model.tar.gz", Body=b"")
+    try:
+        with pytest.raises(StackError, match=f"MODEL={onnx} is the start of 2 models: give one of .*{archive}"):
+            found(onnx)
+    finally:
+        for file in ("metadata.json", "model.tar.gz"):
+            bucket.s3.delete_object(Bucket=bucket.name, Key=f"{copy}/{file}")
+
+
+def place(url):
+    bucket, _, key = url.removeprefix("s3://").partition("/")
+    return {"Bucket": bucket, "Key": key}
 
 
 def test_an_override_is_recorded_with_what_it_set_aside(serving, bucket):

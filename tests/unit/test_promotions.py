@@ -3,6 +3,9 @@
 import dataclasses
 import hashlib
 import json
+import os
+import subprocess
+import sys
 from datetime import UTC, datetime
 
 import boto3
@@ -12,6 +15,7 @@ from botocore.stub import Stubber
 import compare
 import lineage
 from class_folders import write_classes
+from documents import ROOT
 from local import command, deployment, models, promote, registry
 from local.command import StackError
 from local.registry import Model, Promotion, Service
@@ -42,9 +46,9 @@ def model(comparison=COMPARISON, name="1", **metadata):
         (model(COMPARISON | {"holds": False, "verdict": "undecided"}), "do not hold, which says: undecided"),
         (
             model(COMPARISON | {"champion": {"model_sha256": "e" * 64}}),
-            "compared with the champion eeeeeeeeeeee, but the",
+            f"a champion whose model.onnx is {'e' * 12}, but that of the model in service, {'0' * 16}, is {'c' * 12}",
         ),
-        (model(sha256="e" * 64), "is about another challenger, dddddddddddd"),
+        (model(sha256="e" * 64), "is about another challenger, model.onnx dddddddddddd"),
         (model(labels=["cat"]), "it does not know labels of the model in service: dog"),
     ],
 )
@@ -183,6 +187,7 @@ def test_a_row_shows_accuracy_images_champion_and_the_last_promotion():
     row = models.row(model(**metadata), {"c" * 64: "champion's hash"}, promotions)
     assert row[0] == "1" * 16 and row[2:6] == ["91.2%", "1,200", "champion's hash", "better"]
     assert row[6].startswith("202")
+    assert models.row(model(), {}, [])[4] == "model.onnx cccccccccccc"
     bare = models.row(model(None, sha256=""), {}, [])
     assert bare[2:] == ["", "", "", "", ""]
 
@@ -192,6 +197,19 @@ def test_make_promote_without_a_model_says_what_to_give(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         promote.main()
     assert capsys.readouterr().out == "UsageError: MODEL is missing: give MODEL=hash; make models lists them\n"
+
+
+def test_a_bucket_without_a_stack_is_on_aws_and_the_local_one_needs_its_environment():
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    variables |= dict.fromkeys(("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"), os.devnull)
+    variables |= {"AWS_EC2_METADATA_DISABLED": "true", "AWS_DEFAULT_REGION": "us-east-1"}
+    command = [sys.executable, "-m", "local.models", "--bucket", "models/team"]
+    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True)
+    said = " ".join(done.stdout.split())
+    assert said.startswith(
+        "StackError: BUCKET=models/team: Unable to locate credentials. Without STACK, it is a bucket on"
+    )
+    assert said.endswith("For the local stack: make up, then source .local/env") and done.returncode == 1
 
 
 def test_without_a_running_stack_there_is_nothing_to_promote(monkeypatch, tmp_path):
