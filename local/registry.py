@@ -360,8 +360,9 @@ def deploy(target: "Target", before: Service, model: Model, kind: str, **why: An
         close(s3, bucket, record, FAILED, str(error))
         raise
     except KeyboardInterrupt:
-        console.print("\nAn update that has begun goes on in CloudFormation: make models shows what is in service.")
-        raise
+        raise KeyboardInterrupt(
+            "An update that has begun goes on in CloudFormation: make models shows what is in service."
+        ) from None
     close(s3, bucket, record, PROMOTED, None)
     if kind == "promotion":
         register(target, model, record)

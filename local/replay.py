@@ -34,7 +34,7 @@ from endpoint import pixels
 from functions.shrink import MAX_IMAGE_BYTES, MAX_SIDE, shrink
 from local.accuracy import reviews_since, thumbnail
 from local.classify import parse_threshold
-from local.command import LOCAL, ROOT, StackError, UsageError, console, report_errors, step
+from local.command import LOCAL, ROOT, StackError, UsageError, console, examples, report_errors, step
 from local.progress import in_parallel
 from local.registry import download, find, split
 from local.report import replay as report
@@ -161,8 +161,8 @@ def check_labels(past: History, labels: list[str], model: str) -> dict[str, int]
     unknown = {label: count for label, count in counts.most_common() if label not in labels}
     if len(unknown) == len(counts):
         raise StackError(
-            f"MODEL={model} knows none of the labels in the log: it knows {', '.join(labels[:10])}, the log has "
-            f"{', '.join(list(counts)[:10])}"
+            f"MODEL={model} knows none of the labels in the log: it knows {examples(labels)}, the log has "
+            f"{examples(list(counts))}"
         )
     return unknown
 

@@ -17,7 +17,7 @@ from inference import preprocess
 
 MAX_IMAGES = 24  # of each kind
 MAX_LABELS = 40
-MAX_CHANGES = 10  # of labels, as text
+MAX_CHANGES = 10  # of labels, as text; comparison.json has all
 ROW = 46  # pixels: the height of a folder in the chart of differences
 FIGURES = {
     "accuracy": "accuracy",
@@ -160,12 +160,15 @@ def sentences(each: dict[str, Any]) -> list[str]:
             found.append(f"more images like these would hardly show that it is {missing}")
     for name in NAMES:
         if unknown := each[name]["unknown"]:
-            labels = ", ".join(f"{label} ({images(count)})" for label, count in unknown.items())
-            found.append(f"the {name} does not know {labels}: wrong for it")
-    for row in each["labels"]:
-        if row["p"] <= 0.05:
-            change = "gains" if row["gained"] > row["lost"] else "loses"
-            found.append(f"label {row['label']}: clearly {change} ({row['gained']} gained, {row['lost']} lost)")
+            labels = [f"{label} ({images(count)})" for label, count in unknown.items()]
+            more = f" and {len(labels) - MAX_CHANGES:,} more labels" if len(labels) > MAX_CHANGES else ""
+            found.append(f"the {name} does not know {', '.join(labels[:MAX_CHANGES])}{more}: wrong for it")
+    clear = [row for row in each["labels"] if row["p"] <= 0.05]
+    for row in clear[:MAX_CHANGES]:
+        change = "gains" if row["gained"] > row["lost"] else "loses"
+        found.append(f"label {row['label']}: clearly {change} ({row['gained']} gained, {row['lost']} lost)")
+    if len(clear) > MAX_CHANGES:
+        found.append(f"{len(clear) - MAX_CHANGES:,} more labels clearly gain or lose")
     return found
 
 

@@ -287,7 +287,10 @@ def test_a_promotion_that_is_interrupted_leaves_a_true_record(serving, bucket):
         printed += line
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate()
-    assert "An update that has begun goes on in CloudFormation" in output
+    *_, last = output.splitlines()
+    assert (
+        last.startswith("Interrupted. An update that has begun goes on in CloudFormation") and process.returncode == 130
+    )
     assert bucket.results() == [("promotion", bucket.archives["good"], None)]
     wait_for(lambda: not status().endswith("_IN_PROGRESS"))
     assert registry.in_service(serving) == bucket.archives["good"]

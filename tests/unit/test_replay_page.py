@@ -78,6 +78,15 @@ def test_a_model_says_what_it_could_not_answer():
     assert "The model does not know the labels 4 (2)" in text and "another version of the inference code" in text
 
 
+def test_what_can_be_many_is_shortened():
+    past = past_of(*(line(number, 0.9, threshold=(number + 1) / 100) for number in range(8)))
+    about = {"path": "m", "model_sha256": "0" * 64, "missing": {}, "unknown_labels": {f"l{n}": 1 for n in range(300)}}
+    made = made_of(past, {0: Answer("1", 0.9)}, policy(sample=[0]), model=about)
+    text = " ".join(report.sentences(made))
+    assert "several thresholds: 0.01 (1), 0.02 (1), 0.03 (1), 0.04 (1), 0.05 (1) and 3 more." in text
+    assert "does not know the labels l0 (1), l1 (1), l2 (1), l3 (1), l4 (1) and 295 more:" in text
+
+
 def test_the_page_is_self_contained_and_escapes_labels(threshold):
     past, made = threshold
     reviews = replay.indexed(past, [item(4, "1", label=HOSTILE)])
