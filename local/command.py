@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LOCAL = ROOT / ".local"
 EXAMPLES = 5  # of a list that can be long
 INTERRUPTED = 130  # exit status after Ctrl-C, as in a shell
-SECONDS_TO_END = 10  # for a script that was interrupted
+SECONDS_TO_END = 30  # for a script that was interrupted; a second Ctrl-C kills it at once
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 
 

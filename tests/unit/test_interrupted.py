@@ -21,17 +21,18 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell may ha
 """
 
 
-def interrupted(code, arguments, ready):
-    """Run a program, and send SIGINT to its process group when the file is there. Returns its status and its output."""
+def interrupted(code, arguments, *ready):
+    """Run a program, and send SIGINT to its process group when each file is there. Returns its status and output."""
     command = [sys.executable, "-c", START + code, *map(str, arguments)]
     with subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, process_group=0
     ) as process:
-        while not ready.exists():
-            assert process.poll() is None, process.stdout.read()
-            time.sleep(0.01)
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        os.killpg(process.pid, signal.SIGINT)
+        for file in ready:
+            while not file.exists():
+                assert process.poll() is None, process.stdout.read()
+                time.sleep(0.01)
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+            os.killpg(process.pid, signal.SIGINT)
         printed = process.stdout.read()
     assert children and not any(Path(f"/proc/{child}").exists() for child in children)
     return process.returncode, printed
@@ -56,6 +57,21 @@ except KeyboardInterrupt:
 """)
     code = "with report_errors(): run([sys.executable, sys.argv[1]], os.environ)"
     assert interrupted(code, [tmp_path / "script.py"], tmp_path / "ready") == (130, printed)
+
+
+def test_a_script_that_does_not_end_is_killed_by_the_second_one(tmp_path):
+    (tmp_path / "script.py").write_text(f"""
+import pathlib, time
+for name in ("first", "second"):
+    try:
+        pathlib.Path("{tmp_path}", name).touch()
+        time.sleep(60)
+    except KeyboardInterrupt:
+        pass
+""")
+    code = "with report_errors(): run([sys.executable, sys.argv[1]], os.environ)"
+    ready = [tmp_path / "first", tmp_path / "second"]
+    assert interrupted(code, [tmp_path / "script.py"], *ready) == (130, "\nInterrupted.\n")
 
 
 @pytest.mark.parametrize("script", ["train.py", "compare.py", "prepare.py"])
