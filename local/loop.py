@@ -32,10 +32,10 @@ import numpy as np
 from PIL import Image
 
 from endpoint import package
-from local import registry
 from local.command import LOCAL, StackError, console, lock, one_of, report_errors, run, step
 from local.deployment import STACK_NAME, deploy, upload_model
 from local.emulator.processes import clean_environment, start, stop, stop_remains
+from local.promote import promote
 from local.report import loop as report
 from local.retrain import retrain
 from local.target import Target
@@ -319,7 +319,7 @@ def live(size: Size, folder: Path) -> dict[str, Any]:
             raise StackError(f"No alarm went off within {size.changed} hours of changed images")
         console.print(f"On: {', '.join(loop.hours[-1].alarms)}. A challenger is trained with the reviewers' labels.")
         made = retrain(target, folder / "data", folder / "retrain", TRAINING, margin=MARGIN)
-        registry.promote(target, made.name)
+        promote(target, made.name)
         loop.run("promoted", size.promoted)
     finally:
         stop(stack)

@@ -53,7 +53,7 @@ def model(comparison=COMPARISON, name="1", **metadata):
     ],
 )
 def test_a_model_is_promoted_only_if_it_was_compared_with_the_champion_and_allowed(challenger, sentence):
-    found = registry.objections(challenger, model(None, "0", **CHAMPION))
+    found = promote.objections(challenger, model(None, "0", **CHAMPION))
     assert len(found) == (sentence is not None)
     assert sentence is None or sentence in found[0]
 
@@ -118,14 +118,14 @@ def test_the_update_keeps_the_template_and_every_other_parameter(cloudformation)
         "ClientRequestToken": "token",
     }
     stubber.add_response("update_stack", {"StackId": "arn:stack"}, request)
-    registry.update(Target("s", {}, lambda _: client), BEFORE, "s3://b/new.tar.gz", "token")
+    promote.update(Target("s", {}, lambda _: client), BEFORE, "s3://b/new.tar.gz", "token")
 
 
 def test_an_update_that_changes_nothing_is_refused_in_one_sentence(cloudformation):
     client, stubber = cloudformation
     stubber.add_client_error("update_stack", "ValidationError", "No updates are to be performed.")
     with pytest.raises(StackError, match=r"CloudFormation refused the update: No updates are to be performed\."):
-        registry.update(Target("s", {}, lambda _: client), BEFORE, "s3://b/new.tar.gz", "token")
+        promote.update(Target("s", {}, lambda _: client), BEFORE, "s3://b/new.tar.gz", "token")
 
 
 @pytest.mark.parametrize("kind", ["none", "existing"])
@@ -149,8 +149,8 @@ def test_an_update_in_progress_is_refused(cloudformation):
     stubber.add_response("describe_stacks", {"Stacks": [stack | {"StackStatus": "UPDATE_COMPLETE"}]})
     found = Target("s", {}, lambda _: client)
     with pytest.raises(StackError, match=r"is being updated \(UPDATE_IN_PROGRESS\)"):
-        registry.idle(found)
-    assert registry.idle(found).parameters == ("EndpointType", "ModelDataUrl")
+        promote.idle(found)
+    assert promote.idle(found).parameters == ("EndpointType", "ModelDataUrl")
 
 
 def test_a_package_for_sagemakers_registry_has_metadata_within_its_limits():
@@ -166,7 +166,7 @@ def test_a_package_for_sagemakers_registry_has_metadata_within_its_limits():
     }
     override = 'it\'s needed (all of it), "now"!\n' + "é" * 300
     promoted = dataclasses.replace(record("promotion", model().url, "before"), override=override, margin=0.02)
-    request = registry.package_request("group", container, model(lineage=made_from), promoted)
+    request = promote.package_request("group", container, model(lineage=made_from), promoted)
     with Stubber(client) as stubber:
         stubber.add_response("create_model_package", {"ModelPackageArn": "arn"}, request)
         client.create_model_package(**request)
