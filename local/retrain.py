@@ -159,7 +159,7 @@ def prepare(found: Target, data: Path, output: Path) -> None:
 
 
 def train(champion: Path, folder: Path, arguments: Sequence[str]) -> None:
-    """Train with train.py. The model folder changes only if that succeeds. Raises StackError."""
+    """Train with train.py. If that fails, the earlier model comes back. Raises StackError."""
     model = folder / "model"
     with replaced(model):
         for name in MODEL_FILES:  # whose sha256 becomes the parent in the lineage

@@ -377,8 +377,8 @@ def hold_out(manifest: list[Entry], drawn: set[str], pending: str, folder: Path)
     return sorted(kept, key=lambda entry: (entry["image"], entry["version"])), left_out
 
 
-def summary(added: list[Entry], left_out: list[LeftOut], list_: Path) -> str:
-    """How many images were added and left out, by reason, with examples. list_: of all that were left out."""
+def summary(added: list[Entry], left_out: list[LeftOut], path: Path) -> str:
+    """How many images were added and left out, by reason, with examples. path: of the whole list."""
     kinds = Counter(kind for kind, _ in left_out)
     by_reason = f" ({', '.join(f'{number:,} {kind}' for kind, number in kinds.items())})" if kinds else ""
     held_out = sum(part_of(entry) == HELD_OUT for entry in added)
@@ -388,7 +388,7 @@ def summary(added: list[Entry], left_out: list[LeftOut], list_: Path) -> str:
         lines += [f"  {line}" for each, line in left_out if each == kind][:EXAMPLES]
         if number > EXAMPLES:
             lines.append(f"  and {number - EXAMPLES:,} more {kind}")
-    lines += [f"All that were left out: {list_}"] if left_out else []
+    lines += [f"All that were left out: {path}"] if left_out else []
     lines += [] if added else ["Warning: no image was added"]
     return "\n".join(lines)
 
