@@ -35,7 +35,8 @@ def show(s3: BaseClient, bucket: str, prefix: str, found: Target | None = None) 
         box=None, pad_edge=False, header_style="bold", title=f"s3://{bucket}/{prefix}models/", title_justify="left"
     )
     for column in COLUMNS:
-        table.add_column(column, justify="right" if column in ("test accuracy", "images") else "left", no_wrap=True)
+        is_number, is_wide = column in ("test accuracy", "images"), column == "compared with"
+        table.add_column(column, justify="right" if is_number else "left", no_wrap=not is_wide)
     for model in models:
         table.add_row(*map(escape, row(model, names, promotions)), places.get(model.url, ""))
     console.print(table)

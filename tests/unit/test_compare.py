@@ -394,7 +394,15 @@ def test_the_page_shows_the_changed_images_and_is_well_formed(good, poor, shades
 def test_sentences_about_many_labels_are_shortened():
     rows = [{"label": f"l{n}", "p": 0.01, "gained": 9, "lost": 0} for n in range(100)]
     unknown = {"champion": {"unknown": {f"l{n}": 2 for n in range(100)}}, "challenger": {"unknown": {}}}
-    each = {"verdict": "better", "gained": 900, "lost": 0, "margin": 0.02, "at_least": 0.1, "p_better": 0.0}
+    each = {
+        "verdict": "better",
+        "gained": 900,
+        "lost": 0,
+        "margin": 0.02,
+        "at_least": 0.1,
+        "p_better": 0.0,
+        "p_worse": 1.0,
+    }
     found = comparison_report.sentences(each | {"holds": True, "labels": rows} | unknown)
     assert len(found) == 13 and found[-1] == "90 more labels clearly gain or lose"
     assert found[1].endswith("l9 (2 images) and 90 more labels: wrong for it")
