@@ -102,7 +102,8 @@ def run(
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-        if isinstance(error, KeyboardInterrupt) and (process.returncode or 0) > 0:  # it has said so
+            process.wait()
+        if isinstance(error, KeyboardInterrupt) and process.returncode > 0:  # it has said so
             sys.exit(INTERRUPTED)
         raise
     if process.returncode not in allowed:
