@@ -147,8 +147,8 @@ def read_comparison(path: Path, model: bytes) -> bytes:
         raise PackageError(f"--comparison {path} is no comparison.json of training/compare.py") from None
     if challenger != (own := hashlib.sha256(model).hexdigest()):
         raise PackageError(
-            f"--comparison {path} is about another challenger, {str(challenger)[:12]}; this model is {own[:12]}: "
-            "compare this model"
+            f"--comparison {path} is about another challenger, model.onnx {str(challenger)[:12]}; this model.onnx is "
+            f"{own[:12]}: compare this model"
         )
     return content
 

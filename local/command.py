@@ -4,11 +4,13 @@ import contextlib
 import errno
 import fcntl
 import io
+import os
 import re
 import signal
+import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from botocore.exceptions import ConnectionError, HTTPClientError
@@ -16,6 +18,9 @@ from rich.console import Console
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCAL = ROOT / ".local"
+EXAMPLES = 5  # of a list that can be long
+INTERRUPTED = 130  # exit status after Ctrl-C, as in a shell
+SECONDS_TO_END = 30  # for a script that was interrupted; a second Ctrl-C kills it at once
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 
 
@@ -48,6 +53,12 @@ def absolute(name: str, value: str) -> str:
     return str(Path(value).resolve())
 
 
+def examples(texts: Sequence[str]) -> str:
+    """The first few, and how many more there are."""
+    more = len(texts) - EXAMPLES
+    return ", ".join(texts[:EXAMPLES]) + (f" and {more:,} more" if more > 0 else "")
+
+
 @contextlib.contextmanager
 def step(title: str) -> Iterator[None]:
     """Print the title of a step while it runs, and its duration at the end."""
@@ -69,6 +80,36 @@ def lock(shared: bool = False) -> Iterator[None]:
             problem = f"Another make command is using the local stack: wait until it has finished{end}."
             raise StackError(problem) from None
         yield
+
+
+def run(
+    command: Sequence[str], variables: Mapping[str, str], allowed: Sequence[int] = (0,), capture: bool = False
+) -> str:
+    """Run a script in the project's folder; its output is shown, or returned with `capture`. Raises StackError.
+
+    It has a process group of its own, so that Ctrl-C reaches it and its processes once, however this command ends.
+    """
+    sys.stdout.flush()
+    output = subprocess.PIPE if capture else None
+    process = subprocess.Popen(command, cwd=ROOT, env=variables, stdout=output, text=True, process_group=0)
+    try:
+        printed, _ = process.communicate()
+    except BaseException as error:
+        try:
+            with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
+                os.killpg(process.pid, signal.SIGINT)
+                process.wait(SECONDS_TO_END)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        if isinstance(error, KeyboardInterrupt) and process.returncode > 0:  # it has said so
+            sys.exit(INTERRUPTED)
+        raise
+    if process.returncode not in allowed:
+        name = next(part for part in command[1:] if part != "-m")
+        raise StackError(f"{name} failed with status {process.returncode}: its message is above")
+    return printed or ""
 
 
 def exit_on_sigterm() -> None:
@@ -101,6 +142,6 @@ def report_errors() -> Iterator[None]:
             raise
         console.print(f"{error.filename} cannot be written: {error.strerror}", markup=False, soft_wrap=True)
         sys.exit(1)
-    except KeyboardInterrupt:
-        console.print("\nInterrupted.")
-        sys.exit(130)
+    except KeyboardInterrupt as error:
+        console.print(f"\nInterrupted. {error}".rstrip(), markup=False, soft_wrap=True)
+        sys.exit(INTERRUPTED)

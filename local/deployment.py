@@ -119,10 +119,10 @@ def promoted_model(stack: Stack) -> str:
 
 def warn_of_an_older_model(described: dict[str, Any]) -> None:
     """Say so if the deployed model is not the packaged one."""
-    deployed, packaged = deployed_model(described).split("/"), model_archive().parent.name
-    if len(deployed) > 1 and deployed[-2] != packaged:
+    deployed, packaged = MODEL_URL.fullmatch(deployed_model(described)), model_archive().parent.name
+    if deployed and deployed[3] != packaged:
         console.print(
-            f"This is the deployed model {deployed[-2]}. The packaged model is {packaged}: make up deploys it, unless "
+            f"This is the deployed model {deployed[3]}. The packaged model is {packaged}: make up deploys it, unless "
             f"a model was promoted; then make promote MODEL={packaged} does.",
             style="yellow",
         )

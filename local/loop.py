@@ -18,7 +18,6 @@ import json
 import os
 import secrets
 import shutil
-import subprocess
 import sys
 import threading
 import time
@@ -33,10 +32,10 @@ import numpy as np
 from PIL import Image
 
 from endpoint import package
-from local import registry
-from local.command import LOCAL, ROOT, StackError, console, lock, one_of, report_errors, step
+from local.command import LOCAL, StackError, console, lock, one_of, report_errors, run, step
 from local.deployment import STACK_NAME, deploy, upload_model
 from local.emulator.processes import clean_environment, start, stop, stop_remains
+from local.promote import promote
 from local.report import loop as report
 from local.retrain import retrain
 from local.target import Target
@@ -135,10 +134,7 @@ def train(data: Path, model: Path) -> None:
     """Train the first model. Raises StackError."""
     variables = {f"SM_CHANNEL_{part.upper()}": str(data / part) for part in PARTS}
     variables |= {"SM_MODEL_DIR": str(model), "SM_OUTPUT_DATA_DIR": str(model.with_name("training"))}
-    command = [sys.executable, str(ROOT / "training/train.py"), *TRAINING]
-    result = subprocess.run(command, env=clean_environment() | variables, capture_output=True, text=True)
-    if result.returncode:
-        raise StackError(f"training/train.py failed:\n{result.stdout[-2000:]}{result.stderr[-2000:]}".rstrip())
+    run([sys.executable, "training/train.py", *TRAINING], clean_environment() | variables, capture=True)
 
 
 class Service:
@@ -319,7 +315,7 @@ def live(size: Size, folder: Path) -> dict[str, Any]:
             raise StackError(f"No alarm went off within {size.changed} hours of changed images")
         console.print(f"On: {', '.join(loop.hours[-1].alarms)}. A challenger is trained with the reviewers' labels.")
         made = retrain(target, folder / "data", folder / "retrain", TRAINING, margin=MARGIN)
-        registry.promote(target, made.name)
+        promote(target, made.name)
         loop.run("promoted", size.promoted)
     finally:
         stop(stack)

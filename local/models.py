@@ -1,6 +1,6 @@
 """make models [STACK=name] [BUCKET=bucket/prefix]: list the models in the bucket, and which of them is in service.
 
-The bucket and the prefix are those of the model that the stack serves; BUCKET names others, and needs no stack.
+The bucket and the prefix are those of the model that the stack serves; BUCKET names others, on AWS, and needs no stack.
 """
 
 import argparse
@@ -35,7 +35,8 @@ def show(s3: BaseClient, bucket: str, prefix: str, found: Target | None = None) 
         box=None, pad_edge=False, header_style="bold", title=f"s3://{bucket}/{prefix}models/", title_justify="left"
     )
     for column in COLUMNS:
-        table.add_column(column, justify="right" if column in ("test accuracy", "images") else "left", no_wrap=True)
+        is_number, is_wide = column in ("test accuracy", "images"), column == "compared with"
+        table.add_column(column, justify="right" if is_number else "left", no_wrap=not is_wide)
     for model in models:
         table.add_row(*map(escape, row(model, names, promotions)), places.get(model.url, ""))
     console.print(table)
@@ -57,7 +58,7 @@ def row(model: Model, names: dict[str, str], promotions: list[Promotion]) -> lis
         minutes(model.uploaded),
         "" if accuracy is None else f"{accuracy:.1%}",
         f"{tested:,}" if tested else "",
-        names.get(champion, champion[:12]),
+        names.get(champion, champion and f"model.onnx {champion[:12]}"),
         str(compared.get("verdict") or ""),
         minutes(datetime.fromisoformat(promoted[-1])) if promoted else "",
     ]
@@ -79,7 +80,10 @@ def main() -> None:
             try:
                 return show(boto3.Session().client("s3"), bucket, prefix)
             except (ClientError, BotoCoreError) as error:
-                raise StackError(f"BUCKET={options.bucket}: {error}") from None
+                raise StackError(
+                    f"BUCKET={options.bucket}: {str(error).rstrip('.')}. Without STACK, it is a bucket on AWS: check "
+                    "AWS's credentials and region (aws configure). For the local stack: make up, then source .local/env"
+                ) from None
         with target(options.stack, start=False) as found:
             if not bucket:
                 bucket, prefix, _ = split(service(found).model_url)

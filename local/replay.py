@@ -3,7 +3,7 @@
 Against what was really classified: the prediction log and the batches' results. Nothing is deployed or written to AWS.
 
 THRESHOLD=0.9           needs no images: the log has each image's label and confidence
-MODEL=folder            or a model.tar.gz, its s3:// URL, or the start of its hash in the stack's model bucket. It
+MODEL=folder            or a model.tar.gz, its s3:// URL, or the start of its hash, as make models lists it. It
                         answers the stored images as they were classified: a random sample of IMAGES, if there are more
 THRESHOLD= and MODEL=   both. With MODEL alone, each image keeps the threshold that it had
 
@@ -29,14 +29,14 @@ from subprocess import PIPE
 from typing import IO, Any
 
 from botocore.client import BaseClient
-from botocore.exceptions import ClientError
 
 from endpoint import pixels
 from functions.shrink import MAX_IMAGE_BYTES, MAX_SIDE, shrink
 from local.accuracy import reviews_since, thumbnail
 from local.classify import parse_threshold
-from local.command import LOCAL, ROOT, StackError, UsageError, console, report_errors, step
+from local.command import LOCAL, ROOT, StackError, UsageError, console, examples, report_errors, step
 from local.progress import in_parallel
+from local.registry import download, find, split
 from local.report import replay as report
 from local.results import start_of
 from local.target import Target, target
@@ -99,49 +99,23 @@ def answerer(model: Path) -> Iterator[Answerer]:
             process.kill()
 
 
-def model_bucket(stack: Target) -> tuple[str, str]:
-    """The bucket of the stack's model, and the prefix before models/. Raises UsageError."""
-    url = stack.parameter("ModelDataUrl")
-    if not (match := re.fullmatch(r"s3://([^/]+)/(.*?)models/[^/]+/model\.tar\.gz", url)):
-        raise UsageError(
-            f"MODEL: {stack.place} has no model bucket of endpoint/package.py; give a folder or an s3:// URL"
-        )
-    return match[1], match[2]
-
-
-def find_by_hash(stack: Target, start: str) -> tuple[str, str]:
-    """The bucket and key of the one model whose hash starts so. Raises UsageError."""
-    bucket, prefix = model_bucket(stack)
-    pages = stack.client("s3").get_paginator("list_objects_v2").paginate(
-        Bucket=bucket, Prefix=f"{prefix}models/{start[:16]}"
-    )  # fmt: skip
-    found = [row["Key"] for page in pages for row in page.get("Contents", []) if row["Key"].endswith("/model.tar.gz")]
-    if len(found) == 1:
-        return bucket, found[0]
-    problem = f"{len(found)} models start so: give more of the hash" if found else "there is no such model"
-    raise UsageError(f"MODEL={start}: {problem} under s3://{bucket}/{prefix}models/")
-
-
 @contextmanager
 def local_model(stack: Target, model: str) -> Iterator[tuple[Path, str]]:
-    """The model as a folder or file of this machine, and its name. Raises UsageError."""
+    """The model as a folder or file of this machine, and its name. Raises StackError."""
     if Path(model).exists():
         yield Path(model), model
         return
-    if match := re.fullmatch(r"s3://([^/]+)/(.+)", model):
-        bucket, key = match[1], match[2]
-    elif re.fullmatch(r"[0-9a-f]{4,64}", model):
-        bucket, key = find_by_hash(stack, model)
-    else:
-        raise UsageError(f"MODEL={model} is no folder or file, no s3:// URL and no start of a hash (4 to 16 digits)")
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.tar.gz"
+    s3, url = stack.client("s3"), model
+    if re.fullmatch("(?i)[0-9a-f]{4,64}", model):
         try:
-            with path.open("wb") as file:
-                stack.client("s3").download_fileobj(bucket, key, file)
-        except ClientError as error:
-            raise UsageError(f"MODEL={model}: s3://{bucket}/{key} cannot be read: {error}") from None
-        yield path, f"s3://{bucket}/{key}"
+            bucket, prefix, _ = split(stack.parameter("ModelDataUrl"))
+        except StackError as error:
+            raise UsageError(f"MODEL={model} cannot be looked up: {error}; or give a folder or an s3:// URL") from None
+        url = find(s3, bucket, prefix, model).url
+    elif not model.startswith("s3://"):
+        raise UsageError(f"MODEL={model} is no folder or file, no s3:// URL and no start of a hash (at least 4 digits)")
+    with tempfile.TemporaryDirectory() as folder:
+        yield download(s3, url, Path(folder) / "model.tar.gz"), url
 
 
 def as_sent(data: bytes) -> bytes:
@@ -187,8 +161,8 @@ def check_labels(past: History, labels: list[str], model: str) -> dict[str, int]
     unknown = {label: count for label, count in counts.most_common() if label not in labels}
     if len(unknown) == len(counts):
         raise StackError(
-            f"MODEL={model} knows none of the labels in the log: it knows {', '.join(labels[:10])}, the log has "
-            f"{', '.join(list(counts)[:10])}"
+            f"MODEL={model} knows none of the labels in the log: it knows {examples(labels)}, the log has "
+            f"{examples(list(counts))}"
         )
     return unknown
 

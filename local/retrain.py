@@ -20,24 +20,20 @@ import os
 import re
 import shlex
 import shutil
-import signal
-import subprocess
 import sys
 import tarfile
 import unicodedata
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from botocore.exceptions import ClientError
-
 from endpoint.package import PackageError, check_unpacked_size
-from local.command import LOCAL, ROOT, StackError, UsageError, console, report_errors
+from local.command import LOCAL, ROOT, StackError, UsageError, console, examples, report_errors, run
 from local.emulator.processes import clean_environment
-from local.registry import in_service, split
+from local.registry import download, in_service, split
 from local.target import Target, target
 
 PARTS = ("train", "validation", "test")
@@ -47,7 +43,6 @@ FOLDER = LOCAL / "retrain"
 HELD_OUT = 0.3  # of all classified images, at most
 FEWEST = 5  # with fewer held-out images, McNemar's test cannot show that a challenger is better
 VERDICTS = (0, 3, 4, 5)  # exit statuses of compare.py; others are errors
-SECONDS_TO_END = 10
 REMOTE_PYTHON = LOCAL / "venvs/sagemaker/bin/python"
 
 
@@ -70,7 +65,7 @@ class Retrained:
     @property
     def name(self) -> str:
         """What MODEL is in make promote."""
-        return self.url.split("/")[-2]
+        return split(self.url)[2]
 
 
 def retrain(
@@ -90,7 +85,7 @@ def retrain(
     check_parts(data, folder)
     url = in_service(found)
     with locked(folder):
-        champion = download(found, url, folder / "champion")
+        champion = download_model(found, url, folder / "champion")
         check_labels(data, champion)
         prepare(found, data, folder / "data")
         if bucket:
@@ -128,25 +123,22 @@ def check_labels(data: Path, champion: Path) -> None:
     labels = {unicodedata.normalize("NFC", path.name) for path in (data / "train").iterdir()}
     known = json.loads((champion / "metadata.json").read_text(encoding="utf-8"))["labels"]
     if missing := [label for label in known if label not in labels]:
-        shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
-        raise UsageError(f"DATA={data} has no images of {shown}, which the model in service knows: give its own data")
+        raise UsageError(
+            f"DATA={data} has no images of {examples(missing)}, which the model in service knows: give its own data"
+        )
 
 
-def download(found: Target, url: str, folder: Path) -> Path:
+def download_model(found: Target, url: str, folder: Path) -> Path:
     """Download a model's archive and unpack the model beside it. Returns the folder. Raises StackError."""
-    bucket, key = url.removeprefix("s3://").split("/", 1)
-    with replaced(folder) as new:
+    with replaced(folder):
+        path = download(found.client("s3"), url, folder / ARCHIVE)
         try:
-            found.client("s3").download_file(bucket, key, str(new / ARCHIVE))
-        except ClientError as error:
-            raise StackError(f"{url} cannot be downloaded: {error}") from None
-        try:
-            with tarfile.open(new / ARCHIVE) as archive:
+            with tarfile.open(path) as archive:
                 check_unpacked_size(archive, url)
                 for name in MODEL_FILES:
                     if not (file := archive.extractfile(name)):
                         raise StackError(f"{url}: {name} is not a file")
-                    (new / name).write_bytes(file.read())
+                    (folder / name).write_bytes(file.read())
         except (tarfile.TarError, EOFError, KeyError, zlib.error, PackageError) as error:
             raise StackError(f"{url} is no model.tar.gz that endpoint/package.py built: {error}") from None
     return folder
@@ -167,8 +159,9 @@ def prepare(found: Target, data: Path, output: Path) -> None:
 
 
 def train(champion: Path, folder: Path, arguments: Sequence[str]) -> None:
-    """Train with train.py. The model folder changes only if that succeeds. Raises StackError."""
-    with replaced(folder / "model") as model:
+    """Train with train.py. If that fails, the earlier model comes back. Raises StackError."""
+    model = folder / "model"
+    with replaced(model):
         for name in MODEL_FILES:  # whose sha256 becomes the parent in the lineage
             shutil.copy(champion / name, model)
         channels = {f"SM_CHANNEL_{part.upper()}": str(folder / "data" / part) for part in PARTS}
@@ -188,7 +181,7 @@ def train_remotely(found: Target, folder: Path, arguments: Sequence[str]) -> Non
     printed = run(command, environment(found), capture=True)
     if not (url := re.search(r"ModelDataUrl=(s3://\S+)", printed)):
         raise StackError(f"No job was started, so there is no model to compare:\n{printed}")
-    download(found, url[1], folder / "model")
+    download_model(found, url[1], folder / "model")
     (folder / "model" / ARCHIVE).unlink()
 
 
@@ -217,45 +210,28 @@ def upload(found: Target, champion_url: str, champion: Path, folder: Path) -> st
 
 
 @contextlib.contextmanager
-def replaced(folder: Path) -> Iterator[Path]:
-    """A new folder that replaces `folder` if nothing is raised, and is deleted otherwise."""
-    new = folder.with_name(f".{folder.name}.new")
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir()
-    try:
-        yield new
+def replaced(folder: Path) -> Iterator[None]:
+    """Make the folder empty; if anything is raised, its files come back."""
+    before = folder.with_name(f".{folder.name}.before")
+    if before.exists():  # the command was killed
         shutil.rmtree(folder, ignore_errors=True)
-        new.rename(folder)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
+        before.rename(folder)
+    if folder.exists():
+        folder.rename(before)
+    try:
+        folder.mkdir()
+        yield
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        if before.exists():
+            before.rename(folder)
+        raise
+    shutil.rmtree(before, ignore_errors=True)
 
 
 def environment(found: Target) -> dict[str, str]:
     """Environment variables with which a script finds the stack."""
     return clean_environment() | found.local.aws_variables if found.local else dict(os.environ)
-
-
-def run(command: list[str], variables: Mapping[str, str], allowed: Sequence[int] = (0,), capture: bool = False) -> str:
-    """Run a script in the project's folder; its output is shown, or returned with `capture`. Raises StackError.
-
-    It has a process group of its own, so that Ctrl-C reaches it and its processes once, however this command ends.
-    """
-    sys.stdout.flush()
-    output = subprocess.PIPE if capture else None
-    process = subprocess.Popen(command, cwd=ROOT, env=variables, stdout=output, text=True, process_group=0)
-    try:
-        printed, _ = process.communicate()
-    except BaseException:
-        os.killpg(process.pid, signal.SIGINT)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(SECONDS_TO_END)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        raise
-    if process.returncode not in allowed:
-        name = next(part for part in command[1:] if part != "-m")
-        raise StackError(f"{name} failed with status {process.returncode}: its message is above")
-    return printed or ""
 
 
 @contextlib.contextmanager

@@ -13,8 +13,8 @@ import argparse
 import base64
 import hashlib
 import json
+import os
 import shutil
-import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -27,8 +27,10 @@ from botocore.client import BaseClient
 
 from functions.predictions import EndpointResponseError, parse_predictions, split_labels
 from functions.review_item import inference_id
-from local.command import LOCAL, ROOT, StackError, console, report_errors
+from local.command import LOCAL, StackError, console, report_errors, run
+from local.registry import download
 from local.results import start_of
+from local.retrain import VERDICTS
 from local.target import Target, target
 from review.exchange import folder_name
 from review.table import ReviewTable
@@ -180,12 +182,6 @@ def write_images(captured: Iterable[dict[str, Any]], files: dict[str, Path]) -> 
             file.write_bytes(image)
 
 
-def download(s3: BaseClient, url: str, file: Path) -> Path:
-    bucket, _, key = url.removeprefix("s3://").partition("/")
-    s3.download_file(bucket, key, str(file))
-    return file
-
-
 def gather(stack: Target, since: datetime | None, folder: Path) -> list[str]:
     """Write all that the comparison needs to the folder; return the options of training/compare.py."""
     variants, s3 = variants_of(stack), stack.client("s3")
@@ -227,10 +223,8 @@ def main() -> None:
     with report_errors():
         since = start_of(options.since)
         with target(options.stack, share=True) as stack:
-            arguments = gather(stack, since, options.output)
-        status = subprocess.run([sys.executable, str(ROOT / "training/compare.py"), *arguments]).returncode
-        if status in (1, 2):
-            raise StackError("The comparison failed")
+            arguments = gather(stack, since, options.output.resolve())
+        run([sys.executable, "training/compare.py", *arguments], os.environ, VERDICTS)
         console.print("Reviewed images favour the shadow model if they were reviewed because the other was unsure.")
 
 

@@ -28,10 +28,10 @@ better on others: require it to be not worse on a frozen test set too.
 asking the models. The folders then hold the images of them whose label is known; without one, nothing is decided, but
 agreement, changed labels and crossings of the threshold are shown.
 
-Images whose label a model does not know count as wrong for it. Unreadable files are listed and left out for both.
+Images whose label a model does not know count as wrong for it. Unreadable files are left out for both.
 
 Files in the output folder: report.html, with the images whose answer changes from right to wrong or back, and
-comparison.json, with the figures and with hashes of models and data.
+comparison.json, with the figures, hashes of models and data, and all files that were left out.
 
 Exit status: 0 if all requirements hold; otherwise 4 if the challenger is worse on a folder with a requirement, 3 if it
 is not worse by more than the margin on all of them (but not better, as required), or else 5. 1 and 2 are errors.
@@ -41,6 +41,7 @@ import argparse
 import hashlib
 import io
 import json
+import signal
 import sys
 import tarfile
 import tempfile
@@ -52,6 +53,9 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # during the imports below, Ctrl-C ends it without a traceback
 
 import numpy as np
 import onnxruntime
@@ -77,7 +81,6 @@ LOAD_ERRORS = (  # of ONNX Runtime, which have no base class
     *(errors.Fail, errors.InvalidArgument, errors.InvalidGraph, errors.InvalidProtobuf, errors.NoModel),
     *(errors.NotImplemented, errors.RuntimeException),
 )
-LISTED = 20  # files left out for one reason; comparison.json has all of them
 HOLDS, NOT_WORSE, WORSE, UNDECIDED = 0, 3, 4, 5  # exit statuses; argparse uses 2, an error 1
 
 
@@ -425,9 +428,7 @@ def decide(sets: list[dict[str, Any]]) -> tuple[str, int]:
 
 def print_left_out(images: Images) -> None:
     for why, files in images.skipped.items():
-        print_skipped(why, files[:LISTED])
-        if len(files) > LISTED:
-            print(f"  and {len(files) - LISTED:,} more")
+        print_skipped(why, files, "comparison.json")
 
 
 def write_json(path: Path, comparison: dict[str, Any]) -> None:
@@ -515,6 +516,7 @@ def main(argv: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         sys.exit(main())
     except (DataError, ModelFileError) as error:
         sys.exit(f"{type(error).__name__}: {error}")

@@ -17,7 +17,7 @@ from inference import preprocess
 
 MAX_IMAGES = 24  # of each kind
 MAX_LABELS = 40
-MAX_CHANGES = 10  # of labels, as text
+MAX_CHANGES = 10  # of labels, as text; comparison.json has all
 ROW = 46  # pixels: the height of a folder in the chart of differences
 FIGURES = {
     "accuracy": "accuracy",
@@ -118,9 +118,10 @@ def verdict(comparison: dict[str, Any]) -> str:
 
 
 def describe(model: dict[str, Any]) -> str:
-    archive = f", archive {model['archive_bytes'] / 1e6:.1f} MB" if "archive_bytes" in model else ""
-    size = f"{model['model_bytes'] / 1e6:.2f} MB{archive}"
-    return f"{model['path']} ({len(model['labels'])} labels, {size}, SHA-256 {model['model_sha256'][:12]})"
+    files = [f"model.onnx {model['model_sha256'][:12]}, {model['model_bytes'] / 1e6:.2f} MB"]
+    if "archive_sha256" in model:
+        files.append(f"archive {model['archive_sha256'][:16]}, {model['archive_bytes'] / 1e6:.1f} MB")
+    return f"{model['path']} ({len(model['labels'])} labels; {'; '.join(files)})"
 
 
 def notes(comparison: dict[str, Any]) -> list[str]:
@@ -159,12 +160,15 @@ def sentences(each: dict[str, Any]) -> list[str]:
             found.append(f"more images like these would hardly show that it is {missing}")
     for name in NAMES:
         if unknown := each[name]["unknown"]:
-            labels = ", ".join(f"{label} ({images(count)})" for label, count in unknown.items())
-            found.append(f"the {name} does not know {labels}: wrong for it")
-    for row in each["labels"]:
-        if row["p"] <= 0.05:
-            change = "gains" if row["gained"] > row["lost"] else "loses"
-            found.append(f"label {row['label']}: clearly {change} ({row['gained']} gained, {row['lost']} lost)")
+            labels = [f"{label} ({images(count)})" for label, count in unknown.items()]
+            more = f" and {len(labels) - MAX_CHANGES:,} more labels" if len(labels) > MAX_CHANGES else ""
+            found.append(f"the {name} does not know {', '.join(labels[:MAX_CHANGES])}{more}: wrong for it")
+    clear = [row for row in each["labels"] if row["p"] <= 0.05]
+    for row in clear[:MAX_CHANGES]:
+        change = "gains" if row["gained"] > row["lost"] else "loses"
+        found.append(f"label {row['label']}: clearly {change} ({row['gained']} gained, {row['lost']} lost)")
+    if len(clear) > MAX_CHANGES:
+        found.append(f"{len(clear) - MAX_CHANGES:,} more labels clearly gain or lose")
     return found
 
 
@@ -254,13 +258,14 @@ def models_table(comparison: dict[str, Any]) -> str:
     both = [comparison[name] for name in NAMES]
     rows = [
         ["model", *(each["path"] for each in both)],
-        ["SHA-256", *(f"{each['model_sha256'][:12]}…" for each in both)],
         ["labels", *(f"{len(each['labels'])}" for each in both)],
+        ["model.onnx, SHA-256", *(f"{each['model_sha256'][:12]}…" for each in both)],
         ["model.onnx, MB", *(f"{each['model_bytes'] / 1e6:.2f}" for each in both)],
     ]
     if any("archive_bytes" in each for each in both):
         sizes = [f"{each['archive_bytes'] / 1e6:.1f}" if "archive_bytes" in each else "" for each in both]
-        rows.append(["archive, MB", *sizes])
+        hashes = [f"{each['archive_sha256'][:16]}…" if "archive_sha256" in each else "" for each in both]
+        rows += [["archive, SHA-256", *hashes], ["archive, MB", *sizes]]
     return report.table(["", *NAMES], rows)
 
 

@@ -25,6 +25,7 @@ MIN_SIDE, MAX_SIDE = 16, 64  # pixels
 MAX_UNREADABLE = 0.1  # fraction of the files; with more, it is probably the wrong folder
 SMALL_SIDE = 32  # pixels; smaller images need only a smaller network and a shorter training
 SECONDS_BETWEEN_LINES = 2.0  # of progress
+EXAMPLES = 5  # of files that are left out for one reason
 COLOUR = 0.02  # mean distance of the channels from grey; above it, an image counts as coloured
 
 
@@ -87,12 +88,14 @@ def read(classes: Classes, size: tuple[int, int]) -> tuple[dict[str, list[tuple[
     return images, unreadable
 
 
-def print_skipped(kind: str, files: Skipped) -> None:
-    """List skipped files; nothing if there are none."""
+def print_skipped(kind: str, files: Skipped, listed_in: str = "") -> None:
+    """Say how many files were skipped, with examples; nothing if there are none. listed_in: the file that has all."""
     if files:
         print(f"Skipped {kind} files: {len(files):,}")
-        for path, reason in files:
+        for path, reason in files[:EXAMPLES]:
             print(f"  {path}: {reason}")
+        if len(files) > EXAMPLES:
+            print(f"  and {len(files) - EXAMPLES:,} more{listed_in and f' (all are in {listed_in})'}")
 
 
 def show_progress(
@@ -122,7 +125,7 @@ def choose_size(classes: Classes) -> tuple[int, int]:
 
 
 def load(classes: Classes, size: tuple[int, int], labels: list[str] | None = None) -> Dataset:
-    """Read the files of `list_images` at `size` (height, width). Unreadable files are printed and skipped.
+    """Read the files of `list_images` at `size` (height, width). Unreadable files are counted and skipped.
 
     labels: for validation and test data, the labels of the training data; by default the classes' own.
     Raises UnknownClassError, UnreadableImageError, ClassTooSmallError.

@@ -14,14 +14,15 @@ MB) into .local/cache and verified by sha256. An interrupted download is resumed
 test part.
 
 `folder`: your own images, images/<label>/<image>, of any size and in any format that the endpoint reads. Files are
-copied unchanged. Unreadable files and duplicates, which could end up in two parts at once, are listed and skipped. If
+copied unchanged. Unreadable files and duplicates, which could end up in two parts at once, are skipped. If
 more than one file in ten is unreadable, the command fails.
 
 `reviewed`: the images of a stack that people labelled with make review, as training images. They are added to the data
 of --add, a folder that this script wrote; its validation and test parts stay as they are, and copies and
-near-duplicates of their images, and of those in --test, are left out and listed. OUTPUT/manifest.jsonl says which
-version of which object each image is, who labelled it and when, and with what probability it was chosen for review.
---manifest makes the same data again. For the local stack: make up, source .local/env.
+near-duplicates of their images, and of those in --test, are left out. OUTPUT/left-out.txt lists what is left out, and
+OUTPUT/manifest.jsonl says which version of which object each image is, who labelled it and when, and with what
+probability it was chosen for review. --manifest makes the same data again. For the local stack: make up, source
+.local/env.
 
 --hold-out FRACTION writes a share of the reviewed images to OUTPUT/heldout/<label>/ rather than to the training images,
 to compare models on. Every image that the stack classified has the same chance of being held out: FRACTION, or the
@@ -35,9 +36,13 @@ import argparse
 import hashlib
 import io
 import shutil
+import signal
 import sys
 import tempfile
 from pathlib import Path
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # during the imports below, Ctrl-C ends it without a traceback
 
 import numpy as np
 from PIL import Image
@@ -135,7 +140,8 @@ def write_reviewed(folder: Path, args: argparse.Namespace) -> None:
         share = reviewed.share_held_out(entries, args.hold_out) if args.hold_out else 0
         trained = reviewed.hashes(folder / "train")
         manifest, left_out = reviewed.write_new(entries, folder, trained, held_out, share, pending)
-        print(reviewed.summary(manifest, left_out))
+        (folder / reviewed.LEFT_OUT).write_text("".join(f"{line}\n" for _, line in left_out), encoding="utf-8")
+        print(reviewed.summary(manifest, left_out, args.output / reviewed.LEFT_OUT))
     (folder / "train").mkdir(parents=True, exist_ok=True)
     reviewed.write_manifest(manifest, folder / MANIFEST)
 
@@ -173,7 +179,7 @@ def save_png(pixels: np.ndarray, path: Path) -> None:
 def replace_folder(new: Path, old: Path) -> None:
     """Move the complete folder `new` to `old`. Exits if `old` holds anything that this script did not write."""
     if old.exists():
-        own = {*PARTS, *([MANIFEST, reviewed.HELD_OUT] if (old / "train").is_dir() else [])}
+        own = {*PARTS, *([MANIFEST, reviewed.HELD_OUT, reviewed.LEFT_OUT] if (old / "train").is_dir() else [])}
         if others := {path.name for path in old.iterdir()} - own:
             sys.exit(f"{old} holds {sorted(others)[0]}, so this script did not write it: choose another --output")
         old.rename(new.with_name("old"))
@@ -250,6 +256,7 @@ def main(argv: list[str] | None = None) -> None:
 
 if __name__ == "__main__":
     try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         main()
     except DataError as error:
         sys.exit(f"{type(error).__name__}: {error}")

@@ -20,12 +20,13 @@ import boto3
 import numpy as np
 from botocore.exceptions import BotoCoreError, ClientError
 
-from data import show_progress
+from data import EXAMPLES, show_progress
 from folders import LEFT_BY_SYSTEMS, ClassNameError, DataError, list_images
 from inference import preprocess
 from pixels import UnsupportedImageError
 
 TRAIN, HELD_OUT = "train", "heldout"  # folders of the images
+LEFT_OUT = "left-out.txt"  # a line for each reviewed image that is in none of them
 COPIED = ("image", "version", "s3_version_id", "reviewer", "created_at", "reviewed_at", "reason")  # from the table
 NEEDED = ("image", "version", "label", "sha256")  # in a line of a manifest
 WORKERS = 10
@@ -370,21 +371,26 @@ def hold_out(manifest: list[Entry], drawn: set[str], pending: str, folder: Path)
         source = folder / entry["file"]
         if reason := held_out.like(source.read_bytes()):
             source.unlink()
-            left_out.append((LIKE_REVIEWED, f"{name(entry)}: {reason}"))
+            left_out.append((LIKE_REVIEWED, f"{name(entry)}: {reason.replace(f'{folder}/', '')}"))  # as in the manifest
         else:
             kept.append(entry)
     return sorted(kept, key=lambda entry: (entry["image"], entry["version"])), left_out
 
 
-def summary(added: list[Entry], left_out: list[LeftOut]) -> str:
-    """How many images were added and left out, by reason, and a line for each image that was left out."""
+def summary(added: list[Entry], left_out: list[LeftOut], path: Path) -> str:
+    """How many images were added and left out, by reason, with examples. path: of the whole list."""
     kinds = Counter(kind for kind, _ in left_out)
     by_reason = f" ({', '.join(f'{number:,} {kind}' for kind, number in kinds.items())})" if kinds else ""
     held_out = sum(part_of(entry) == HELD_OUT for entry in added)
     of_them = f", of which {held_out:,} are held out" if held_out else ""
-    lines = [f"Added: {len(added):,}{of_them}. Left out: {len(left_out):,}{by_reason}", *(line for _, line in left_out)]
-    warning = "" if added else "\nWarning: no image was added"
-    return "\n  ".join(lines) + warning
+    lines = [f"Added: {len(added):,}{of_them}. Left out: {len(left_out):,}{by_reason}"]
+    for kind, number in kinds.items():
+        lines += [f"  {line}" for each, line in left_out if each == kind][:EXAMPLES]
+        if number > EXAMPLES:
+            lines.append(f"  and {number - EXAMPLES:,} more {kind}")
+    lines += [f"All that were left out: {path}"] if left_out else []
+    lines += [] if added else ["Warning: no image was added"]
+    return "\n".join(lines)
 
 
 def hashes(folder: Path) -> set[str]:

@@ -8,7 +8,8 @@ The script is also the entry point of a SageMaker training job. Folders come fro
 SM_CHANNEL_VALIDATION, SM_CHANNEL_TEST, SM_MODEL_DIR and SM_OUTPUT_DATA_DIR, or from the options of the same names.
 SM_CHANNEL_TRAINING, the name in SageMaker's examples, means SM_CHANNEL_TRAIN.
 Every option needs a value. Without a validation folder, a fraction of every training class is held out for
-validation. Unreadable files are listed and skipped; if more than one file in ten is unreadable, training fails.
+validation. Unreadable files are skipped, and examples of them printed; if more than one file in ten is unreadable,
+training fails.
 
 Defaults shown as [depends on the data] are chosen by `choose_defaults` from the size of the images, their number, and
 whether they have colour. Colour images are assumed to be photographs, whose class survives mirroring, relighting and
@@ -39,7 +40,7 @@ Files in the model folder, written after training has succeeded:
 
     data.json        the folders that it was trained on; not packaged
 
-A model that was in the model folder before is kept in its subfolder previous/<start of its sha256>.
+A model that was in the model folder before is kept in its subfolder previous/<start of its model.onnx's sha256>.
 
 Files in the output folder:
 
@@ -65,6 +66,8 @@ from pathlib import Path
 from typing import Any
 
 STARTED = time.monotonic()  # the imports below take seconds
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # during them, Ctrl-C ends it without a traceback
 
 import numpy as np
 import torch
@@ -447,7 +450,7 @@ def main(argv: list[str] | None = None, started: float | None = None) -> None:
     described = options.model_dir / "metadata.json.unchecked"
     described.write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
     if previous := keep_previous(options.model_dir, metadata["sha256"]):
-        print(f"Kept the previous model in {previous}")
+        print(f"Kept the previous model in {previous}, named by the SHA-256 of its model.onnx")
     unchecked.replace(options.model_dir / "model.onnx")
     described.replace(options.model_dir / "metadata.json")
     parts = {"train": options.train, "validation": options.validation, "test": options.test}
@@ -468,6 +471,7 @@ def main(argv: list[str] | None = None, started: float | None = None) -> None:
 
 if __name__ == "__main__":
     try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         main(started=STARTED)
     except (DataError, ExportMismatchError, OutputFolderError) as error:
         sys.exit(f"{type(error).__name__}: {error}")

@@ -9,7 +9,7 @@ from markupsafe import Markup
 from rich.markup import escape
 from rich.table import Table
 
-from local.command import console
+from local.command import EXAMPLES, console, examples
 from local.report.evaluation import images, interval, share
 from local.report.render import template
 from monitoring.accuracy import MIN_REVIEWED, is_usable
@@ -17,7 +17,6 @@ from monitoring.replay import MOVES, Answer, Image
 from training import charts
 
 SHOWN = 24  # images of each move
-NAMED = 5  # images that the model could not answer
 TITLES = {
     "accepted_to_review": "Accepted → review",
     "review_to_accepted": "Review → accepted",
@@ -51,7 +50,8 @@ class Picture:
 def title(made: dict[str, Any]) -> str:
     """What is replayed."""
     threshold = f"threshold {made['threshold']:g}" if made["threshold"] is not None else ""
-    model = f"model {made['model']['path']} ({made['model']['model_sha256'][:12]})" if made["model"] else ""
+    replayed = made["model"]
+    model = f"model {replayed['path']} (model.onnx {replayed['model_sha256'][:12]})" if replayed else ""
     return " with ".join(filter(None, (model, threshold)))
 
 
@@ -112,6 +112,10 @@ def moved(made: dict[str, Any]) -> str:
     return ", ".join(f"{name}: {number(counts[move])}" for name, move in zip(parts, MOVES, strict=True))
 
 
+def counted(counts: Mapping[str, int]) -> str:
+    return examples([f"{name} ({count:,})" for name, count in counts.items()])
+
+
 def sentences(made: dict[str, Any]) -> list[str]:
     """Where the figures come from, and what they do not say."""
     found = [*sources(made), *truths(made)]
@@ -134,17 +138,17 @@ def sources(made: dict[str, Any]) -> list[str]:
             f"{made['repeated']:,} classifications were followed by a later one of the same image, which counts."
         )
     if made["errors"]:
-        names = ", ".join(f"{name} ({count:,})" for name, count in made["errors"].items())
+        names = counted(made["errors"])
         found.append(f"Set aside: {images(sum(made['errors'].values()))} that ended with an error, {names}.")
     if made["in_batches"]:
         found.append(
             f"{images(made['in_batches'])} of batches: the load counts them as if all batches ran with REVIEW=true."
         )
     if len(made["thresholds"]) > 1:
-        each = ", ".join(f"{float(threshold):g} ({count:,})" for threshold, count in made["thresholds"].items())
+        each = counted({f"{float(threshold):g}": count for threshold, count in made["thresholds"].items()})
         kept = "" if made["threshold"] is not None else " Each image keeps its own."
         found.append(f"The images were decided at several thresholds: {each}.{kept}")
-    served = ", ".join(f"{name or 'unknown'} ({count:,})" for name, count in made["endpoints"].items())
+    served = counted({name or "unknown": count for name, count in made["endpoints"].items()})
     found.append(
         f"Answered by {served}: the log names the endpoint and its variant, not the model. If the model was replaced "
         "in this time, give SINCE= the time of its deployment."
@@ -159,10 +163,10 @@ def of_the_model(made: dict[str, Any]) -> list[str]:
     if made["without_version"]:
         found.append(f"{images(made['without_version'])} cannot be asked for: their lines name no version.")
     for why, names in model["missing"].items():
-        more = f" and {len(names) - NAMED:,} more (replay.json has all)" if len(names) > NAMED else ""
-        found.append(f"Left out, {why}: {images(len(names))}, {', '.join(names[:NAMED])}{more}.")
+        all_of = " (replay.json has all)" if len(names) > EXAMPLES else ""
+        found.append(f"Left out, {why}: {images(len(names))}, {examples(names)}{all_of}.")
     if model["unknown_labels"]:
-        names = ", ".join(f"{label} ({count:,})" for label, count in model["unknown_labels"].items())
+        names = counted(model["unknown_labels"])
         found.append(f"The model does not know the labels {names}: an image of these gets another label.")
     if model.get("other_code"):
         found.append("The model's archive has another version of the inference code, which was not used here.")

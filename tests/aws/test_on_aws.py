@@ -13,7 +13,7 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 
 from documents import TEMPLATE, transformed
-from local import registry, shadow
+from local import promote, shadow
 from local.target import Target
 from test_batches import (  # noqa: F401
     test_a_batch_decides_as_single_executions_do,
@@ -201,9 +201,9 @@ def test_the_previous_template_and_its_transform_are_deployed_with_another_param
             StackName=stack_name,
             UsePreviousTemplate=True,
             Parameters=[*kept, {"ParameterKey": "MaxReviewAge", "ParameterValue": value}],
-            Capabilities=registry.CAPABILITIES,
+            Capabilities=promote.CAPABILITIES,
         )
-        registry.wait(target)
+        promote.wait(target)
         assert target.parameter("MaxReviewAge") == value
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 import compare
 from endpoint import package
-from local import deployment, registry
+from local import deployment, promote, registry
 from local.command import LOCAL, ROOT, StackError
 from local.deployment import deploy
 from local.target import Target
@@ -108,8 +108,8 @@ def serving(deployed, bucket):
     yield deployed
     before = registry.service(deployed)
     if before.model_url != bucket.archives["poor"]:
-        registry.update(deployed, before, bucket.archives["poor"], uuid.uuid4().hex)
-        registry.wait(deployed)
+        promote.update(deployed, before, bucket.archives["poor"], uuid.uuid4().hex)
+        promote.wait(deployed)
     for key in bucket.objects("promotions/"):
         bucket.s3.delete_object(Bucket=bucket.name, Key=key)
     for name in ("good", "other"):
@@ -132,7 +132,7 @@ def test_a_better_model_is_promoted_recorded_and_rolled_back(serving, bucket):
         FunctionName=serving.outputs["CheckConfidenceFunctionName"], Name="live"
     )
     bucket.upload("good", champion="poor")
-    done = registry.promote(serving, bucket.hash("good")[:6])
+    done = promote.promote(serving, bucket.hash("good")[:6])
     assert registry.in_service(serving) == bucket.archives["good"]
     assert answer(serving) == "light"
     ((key, record), (_, result)) = bucket.objects("promotions/").items()
@@ -145,12 +145,12 @@ def test_a_better_model_is_promoted_recorded_and_rolled_back(serving, bucket):
     after = serving.client("lambda").get_alias(FunctionName=serving.outputs["CheckConfidenceFunctionName"], Name="live")
     assert after["FunctionVersion"] == functions["FunctionVersion"]
 
-    registry.promote(serving, bucket.archives["other"], "only a test")
-    assert registry.rollback(serving).model_url == bucket.archives["good"]
-    assert registry.rollback(serving).model_url == bucket.archives["poor"]
+    promote.promote(serving, bucket.archives["other"], "only a test")
+    assert promote.rollback(serving).model_url == bucket.archives["good"]
+    assert promote.rollback(serving).model_url == bucket.archives["poor"]
     assert answer(serving) == "dark"
     with pytest.raises(StackError, match="there is none to return to"):
-        registry.rollback(serving)
+        promote.rollback(serving)
     assert [(kind, result) for kind, _, result in bucket.results()] == [("promotion", "promoted")] * 2 + [
         ("rollback", "promoted")
     ] * 2
@@ -173,71 +173,95 @@ def list_models(serving, *options):
 
 def test_what_cannot_be_promoted_is_refused_with_what_to_do(serving, bucket):
     good, poor = bucket.hash("good"), bucket.hash("poor")
-    hashes = [bucket.hash(name) for name in bucket.archives]
-    start = next(text for text in "0123456789abcdef" if sum(name.startswith(text) for name in hashes) == 0)
     bucket.upload("good", champion="other")
     refused = {
-        start: f"There is no model {start} in s3://{bucket.name}/team/models/: make models lists all",
+        "unknown": f"There is no model unknown in s3://{bucket.name}/team/models/: make models lists all",
         f"s3://elsewhere/models/{good}/model.tar.gz": f"did you mean MODEL={good}? make models lists all",
         "": "There is no model ",
         poor: f"{poor} is in service already",
         bucket.hash("other"): "it has no comparison.json (compare it with the model in service",
-        good: "the model in service is",
+        good: f"but that of the model in service, {poor}, is ",
     }
     for name, sentence in refused.items():
         with pytest.raises(StackError, match=re.escape(sentence)):
-            registry.promote(serving, name)
+            promote.promote(serving, name)
     bucket.upload("good", champion="poor")
     path = bucket.archives["good"].split("/", 3)[3].replace("model.tar.gz", "comparison.json")
     comparison = json.loads(bucket.s3.get_object(Bucket=bucket.name, Key=path)["Body"].read())
     comparison["challenger"]["archive_sha256"] = "0" * 64
     bucket.s3.put_object(Bucket=bucket.name, Key=path, Body=json.dumps(comparison))
     with pytest.raises(StackError, match="is not the archive that was compared, 0000000000000000"):
-        registry.promote(serving, good, "in spite of it")
+        promote.promote(serving, good, "in spite of it")
     archive = bucket.archives["other"].split("/", 3)[3]
     body = bucket.s3.get_object(Bucket=bucket.name, Key=archive)["Body"].read()
     bucket.s3.put_object(Bucket=bucket.name, Key=archive, Body=b"damaged")
     with pytest.raises(StackError, match="is not what was packaged"):
-        registry.promote(serving, bucket.hash("other"), "in spite of it")
+        promote.promote(serving, bucket.hash("other"), "in spite of it")
     bucket.s3.put_object(Bucket=bucket.name, Key=archive, Body=body)
     with pytest.raises(StackError, match="without a record"):
-        registry.rollback(serving)
+        promote.rollback(serving)
     assert bucket.results() == []
 
 
+def test_a_model_is_found_by_the_hash_of_its_archive_or_of_its_model_onnx(bucket):
+    def found(name):
+        return registry.find(bucket.s3, bucket.name, bucket.prefix, name).url
+
+    good, archive = bucket.archives["good"], bucket.hash("good")
+    onnx = hashlib.sha256((bucket.folder / "good/model.onnx").read_bytes()).hexdigest()
+    assert {found(name) for name in (good, archive, archive[:8].upper(), onnx, onnx[:12], onnx[:8].upper())} == {good}
+    with pytest.raises(StackError, match=f"did you mean MODEL={archive}"):
+        found(hashlib.sha256(bucket.s3.get_object(**place(good))["Body"].read()).hexdigest())
+    metadata = json.loads((bucket.folder / "good/metadata.json").read_text())
+    copy = f"{bucket.prefix}models/{'0' * 16}"
+    bucket.s3.put_object(Bucket=bucket.name, Key=f"{copy}/metadata.json", Body=json.dumps(metadata))
+    bucket.s3.put_object(Bucket=bucket.name, Key=f"{copy}/model.tar.gz", Body=b"")
+    try:
+        with pytest.raises(StackError, match=f"MODEL={onnx} is the start of 2 models: give one of .*{archive}"):
+            found(onnx)
+    finally:
+        for file in ("metadata.json", "model.tar.gz"):
+            bucket.s3.delete_object(Bucket=bucket.name, Key=f"{copy}/{file}")
+
+
+def place(url):
+    bucket, _, key = url.removeprefix("s3://").partition("/")
+    return {"Bucket": bucket, "Key": key}
+
+
 def test_an_override_is_recorded_with_what_it_set_aside(serving, bucket):
-    registry.promote(serving, bucket.hash("other"), " the old one is unusable ")
+    promote.promote(serving, bucket.hash("other"), " the old one is unusable ")
     (record,) = [row for row in bucket.objects("promotions/").values() if "kind" in row]
     assert record["override"] == "the old one is unusable"
     assert record["objections"][0].startswith("it has no comparison.json")
     assert record["verdict"] is None and registry.in_service(serving) == bucket.archives["other"]
     bucket.s3.delete_object(Bucket=bucket.name, Key=bucket.archives["poor"].split("/", 3)[3])
     with pytest.raises(StackError, match=re.escape(f"{bucket.archives['poor']} is gone")):
-        registry.rollback(serving)
+        promote.rollback(serving)
     bucket.upload("poor")
-    assert registry.rollback(serving).previous_url == bucket.archives["other"]
+    assert promote.rollback(serving).previous_url == bucket.archives["other"]
 
 
 def test_an_update_that_cloudformation_rolls_back_is_recorded_as_failed(serving, bucket):
     with pytest.raises(
         StackError, match=r"(?s)rolled it back \(UPDATE_ROLLBACK_COMPLETE\). Endpoint: .*ping health check"
     ):
-        registry.promote(serving, bucket.hash("broken"), "only a test")
+        promote.promote(serving, bucket.hash("broken"), "only a test")
     assert bucket.results() == [("promotion", bucket.archives["broken"], "failed")]
     assert (registry.in_service(serving), answer(serving)) == (bucket.archives["poor"], "dark")
     with pytest.raises(StackError, match="without a record"):
-        registry.rollback(serving)
+        promote.rollback(serving)
 
 
 def test_of_two_promotions_at_once_one_succeeds(serving, bucket):
-    def promote(name):
+    def promoted(name):
         try:
-            return registry.promote(serving, bucket.hash(name), "a race").model_url
+            return promote.promote(serving, bucket.hash(name), "a race").model_url
         except StackError as error:
             return str(error)
 
     with ThreadPoolExecutor(2) as pool:
-        ended = list(pool.map(promote, ["good", "other"]))
+        ended = list(pool.map(promoted, ["good", "other"]))
     (winner,) = [url for url in ended if url.startswith("s3://")]
     (loser,) = [error for error in ended if error != winner]
     assert re.search("in the meantime|is being updated|CloudFormation refused the update", loser)
@@ -263,11 +287,14 @@ def test_a_promotion_that_is_interrupted_leaves_a_true_record(serving, bucket):
         printed += line
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate()
-    assert "An update that has begun goes on in CloudFormation" in output
+    *_, last = output.splitlines()
+    assert (
+        last.startswith("Interrupted. An update that has begun goes on in CloudFormation") and process.returncode == 130
+    )
     assert bucket.results() == [("promotion", bucket.archives["good"], None)]
     wait_for(lambda: not status().endswith("_IN_PROGRESS"))
     assert registry.in_service(serving) == bucket.archives["good"]
-    assert registry.rollback(serving).model_url == bucket.archives["poor"]
+    assert promote.rollback(serving).model_url == bucket.archives["poor"]
     assert [result for _, _, result in bucket.results()] == ["promoted", "promoted"]
 
 
@@ -283,7 +310,7 @@ def test_make_up_keeps_a_promoted_model(workflow, bucket, monkeypatch, tmp_path,
     archive = package.build(bucket.folder / "good", [], bucket.folder / "package")
     promoted = deployment.upload_model(stack, archive)
     assert deployment.promoted_model(stack) == ""
-    registry.promote(target, archive.parent.name, "a test")
+    promote.promote(target, archive.parent.name, "a test")
     try:
         deployment.up(stack.directory)
         assert registry.in_service(target) == promoted
@@ -293,6 +320,6 @@ def test_make_up_keeps_a_promoted_model(workflow, bucket, monkeypatch, tmp_path,
             f"The promoted model {archive.parent.name} stays in service. The packaged model is {name}: make pro" in said
         )
     finally:
-        assert registry.rollback(target).model_url == packaged
+        assert promote.rollback(target).model_url == packaged
     for row in workflow.s3.list_objects_v2(Bucket=deployment.MODEL_BUCKET, Prefix="promotions/")["Contents"]:
         workflow.s3.delete_object(Bucket=deployment.MODEL_BUCKET, Key=row["Key"])

@@ -136,7 +136,8 @@ def test_the_deployed_model_changes_nothing(workflow, stack_name, classified, tm
 
 def test_a_model_decides_as_a_stack_with_it(workflow, stack, stack_name, classified, challenger, tmp_path):
     since, results = classified
-    _, made = replayed(workflow, stack_name, tmp_path, "--since", since, "--model", challenger[:8])
+    text, made = replayed(workflow, stack_name, tmp_path, "--since", since, "--model", challenger[:8])
+    assert f"models/{challenger}/model.tar.gz (model.onnx {made['model']['model_sha256'][:12]})" in text
     _, both = replayed(workflow, stack_name, tmp_path, "--since", since, "--model", challenger, "--threshold", 0.4)
     url = f"s3://{MODEL_BUCKET}/models/{challenger}/model.tar.gz"
     buckets = f"arn:aws:s3:::{workflow.bucket}"
@@ -192,9 +193,9 @@ def test_a_sample_is_drawn_and_deleted_images_are_named(workflow, stack_name, cl
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["--model", "abcdef12"], "MODEL=abcdef12: there is no such model under s3://models/models/"),
+        (["--model", "abcdef12"], "There is no model abcdef12 in s3://models/models/"),
         (["--model", "no/such"], "MODEL=no/such is no folder or file, no s3:// URL and no start of a hash"),
-        (["--model", "s3://models/none"], "MODEL=s3://models/none: s3://models/none cannot be read"),
+        (["--model", "s3://models/none"], "s3://models/none cannot be downloaded: "),
         (["--model", "docs"], "docs is no model: "),
         (["--threshold", "0.9", "--since", "2099-01-01"], "No image was classified in the stack image-classification"),
     ],

@@ -52,12 +52,15 @@ def digits(number, part="test"):
     return [path for label in range(10) for path in sorted((DIGITS / part / str(label)).iterdir())[:number]]
 
 
-def test_reviewed_images_become_a_challenger_in_the_bucket(found, desk, workflow, tmp_path):
+def test_reviewed_images_become_a_challenger_in_the_bucket(found, desk, workflow, tmp_path, capfd):
     for path in digits(15):
         review(desk, path)
     pending = desk.add("pending")
     made = retrain(found, DIGITS, tmp_path / "work", QUICK)
     desk.remove(*pending)
+    printed = capfd.readouterr().out
+    assert f"{tmp_path}/work/model: model.onnx, metadata.json" in printed
+    assert f"{tmp_path}/work/." not in printed  # a temporary folder
 
     data = tmp_path / "work/data"
     manifest = [json.loads(line) for line in (data / "manifest.jsonl").read_text().splitlines()]

@@ -353,13 +353,15 @@ def test_decisions_become_training_data_and_their_manifest_makes_it_again(review
 
     said = prepare(reviews, "--add", original, "--output", tmp_path / "more")
     about = {name: f"{review.image} (version {review.version}): " for name, review in added.items()}
-    assert about["gone"] + "it was deleted" in said
-    assert about["trained"] + "is in the training data already" in said
-    assert about["tested"] + f"same as {original / 'test/1' / digit('1', 6).name}" in said
-    assert about["copied"] + f"like {original / 'test/7' / digit('7', 5).name}" in said
+    assert f"All that were left out: {tmp_path / 'more/left-out.txt'}\n" in said
+    listed = (tmp_path / "more/left-out.txt").read_text()
+    assert about["gone"] + "it was deleted" in listed
+    assert about["trained"] + "is in the training data already" in listed
+    assert about["tested"] + f"same as {original / 'test/1' / digit('1', 6).name}" in listed
+    assert about["copied"] + f"like {original / 'test/7' / digit('7', 5).name}" in listed
     # The images are in the order of their keys.
-    assert about["new"] + f"is there already, as {about['again'].removesuffix(': ')}" in said
-    assert "unusable" not in said
+    assert about["new"] + f"is there already, as {about['again'].removesuffix(': ')}" in listed
+    assert "unusable" not in listed
     said_of_all = re.search(r"Added: (\d+)\. Left out: (\d+) \((.*)\)\n", said)
     assert "no longer in S3" in said_of_all[3] and "like a validation or test image" in said_of_all[3]
     assert int(said_of_all[1]) == len((tmp_path / "more/manifest.jsonl").read_text().splitlines())

@@ -121,14 +121,14 @@ def test_a_syntax_error_in_a_function_is_shown_without_a_traceback(monkeypatch, 
         deployment.build()
 
 
-@pytest.mark.parametrize("packaged", ["1111", "2222"])
+@pytest.mark.parametrize("packaged", [f"{1:016}", f"{2:016}"])
 def test_a_packaged_model_that_is_not_deployed_is_mentioned(monkeypatch, tmp_path, capsys, packaged):
     monkeypatch.setattr(deployment, "model_archive", lambda: Path(f"models/{packaged}/model.tar.gz"))
-    url = {"ParameterKey": "ModelDataUrl", "ParameterValue": "s3://models/models/1111/model.tar.gz"}
+    url = {"ParameterKey": "ModelDataUrl", "ParameterValue": f"s3://models/models/{1:016}/model.tar.gz"}
     deployment.warn_of_an_older_model({"Parameters": [url]})
-    sentence = "This is the deployed model 1111. The packaged model is 2222: make up deploys it, unless a model"
+    sentence = f"This is the deployed model {1:016}. The packaged model is {2:016}: make up deploys it, unless a model"
     assert " ".join(capsys.readouterr().out.split()) == (
-        "" if packaged == "1111" else f"{sentence} was promoted; then make promote MODEL=2222 does."
+        "" if packaged == f"{1:016}" else f"{sentence} was promoted; then make promote MODEL={2:016} does."
     )
 
 

@@ -391,6 +391,23 @@ def test_the_page_shows_the_changed_images_and_is_well_formed(good, poor, shades
     assert "light: dark (0.61) → light (0.63)" in page
 
 
+def test_sentences_about_many_labels_are_shortened():
+    rows = [{"label": f"l{n}", "p": 0.01, "gained": 9, "lost": 0} for n in range(100)]
+    unknown = {"champion": {"unknown": {f"l{n}": 2 for n in range(100)}}, "challenger": {"unknown": {}}}
+    each = {
+        "verdict": "better",
+        "gained": 900,
+        "lost": 0,
+        "margin": 0.02,
+        "at_least": 0.1,
+        "p_better": 0.0,
+        "p_worse": 1.0,
+    }
+    found = comparison_report.sentences(each | {"holds": True, "labels": rows} | unknown)
+    assert len(found) == 13 and found[-1] == "90 more labels clearly gain or lose"
+    assert found[1].endswith("l9 (2 images) and 90 more labels: wrong for it")
+
+
 def test_a_table_of_many_labels_shows_those_with_the_largest_changes():
     row = {"images": 10, "champion": 9, "challenger": 9, "gained": 0, "lost": 0, "p": 1.0}
     labels = [{**row, "label": f"label {number}"} for number in range(100)]

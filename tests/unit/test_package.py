@@ -83,7 +83,10 @@ def test_a_comparison_is_written_beside_the_archive(model_dir, tmp_path):
         (None, "cannot be read: No such file"),
         ("[]", "is no comparison.json of training/compare.py"),
         ('{"challenger": {}}', "is no comparison.json of training/compare.py"),
-        ('{"challenger": {"model_sha256": "0123456789abcdef"}}', "another challenger, 0123456789ab; this model is"),
+        (
+            '{"challenger": {"model_sha256": "0123456789abcdef"}}',
+            "another challenger, model.onnx 0123456789ab; this model.onnx is",
+        ),
     ],
 )
 def test_a_comparison_of_another_model_is_refused(model_dir, tmp_path, content, sentence):

@@ -3,6 +3,9 @@
 import dataclasses
 import hashlib
 import json
+import os
+import subprocess
+import sys
 from datetime import UTC, datetime
 
 import boto3
@@ -12,6 +15,7 @@ from botocore.stub import Stubber
 import compare
 import lineage
 from class_folders import write_classes
+from documents import ROOT
 from local import command, deployment, models, promote, registry
 from local.command import StackError
 from local.registry import Model, Promotion, Service
@@ -42,14 +46,14 @@ def model(comparison=COMPARISON, name="1", **metadata):
         (model(COMPARISON | {"holds": False, "verdict": "undecided"}), "do not hold, which says: undecided"),
         (
             model(COMPARISON | {"champion": {"model_sha256": "e" * 64}}),
-            "compared with the champion eeeeeeeeeeee, but the",
+            f"a champion whose model.onnx is {'e' * 12}, but that of the model in service, {'0' * 16}, is {'c' * 12}",
         ),
-        (model(sha256="e" * 64), "is about another challenger, dddddddddddd"),
+        (model(sha256="e" * 64), "is about another challenger, model.onnx dddddddddddd"),
         (model(labels=["cat"]), "it does not know labels of the model in service: dog"),
     ],
 )
 def test_a_model_is_promoted_only_if_it_was_compared_with_the_champion_and_allowed(challenger, sentence):
-    found = registry.objections(challenger, model(None, "0", **CHAMPION))
+    found = promote.objections(challenger, model(None, "0", **CHAMPION))
     assert len(found) == (sentence is not None)
     assert sentence is None or sentence in found[0]
 
@@ -114,14 +118,14 @@ def test_the_update_keeps_the_template_and_every_other_parameter(cloudformation)
         "ClientRequestToken": "token",
     }
     stubber.add_response("update_stack", {"StackId": "arn:stack"}, request)
-    registry.update(Target("s", {}, lambda _: client), BEFORE, "s3://b/new.tar.gz", "token")
+    promote.update(Target("s", {}, lambda _: client), BEFORE, "s3://b/new.tar.gz", "token")
 
 
 def test_an_update_that_changes_nothing_is_refused_in_one_sentence(cloudformation):
     client, stubber = cloudformation
     stubber.add_client_error("update_stack", "ValidationError", "No updates are to be performed.")
     with pytest.raises(StackError, match=r"CloudFormation refused the update: No updates are to be performed\."):
-        registry.update(Target("s", {}, lambda _: client), BEFORE, "s3://b/new.tar.gz", "token")
+        promote.update(Target("s", {}, lambda _: client), BEFORE, "s3://b/new.tar.gz", "token")
 
 
 @pytest.mark.parametrize("kind", ["none", "existing"])
@@ -145,8 +149,8 @@ def test_an_update_in_progress_is_refused(cloudformation):
     stubber.add_response("describe_stacks", {"Stacks": [stack | {"StackStatus": "UPDATE_COMPLETE"}]})
     found = Target("s", {}, lambda _: client)
     with pytest.raises(StackError, match=r"is being updated \(UPDATE_IN_PROGRESS\)"):
-        registry.idle(found)
-    assert registry.idle(found).parameters == ("EndpointType", "ModelDataUrl")
+        promote.idle(found)
+    assert promote.idle(found).parameters == ("EndpointType", "ModelDataUrl")
 
 
 def test_a_package_for_sagemakers_registry_has_metadata_within_its_limits():
@@ -162,7 +166,7 @@ def test_a_package_for_sagemakers_registry_has_metadata_within_its_limits():
     }
     override = 'it\'s needed (all of it), "now"!\n' + "é" * 300
     promoted = dataclasses.replace(record("promotion", model().url, "before"), override=override, margin=0.02)
-    request = registry.package_request("group", container, model(lineage=made_from), promoted)
+    request = promote.package_request("group", container, model(lineage=made_from), promoted)
     with Stubber(client) as stubber:
         stubber.add_response("create_model_package", {"ModelPackageArn": "arn"}, request)
         client.create_model_package(**request)
@@ -183,6 +187,7 @@ def test_a_row_shows_accuracy_images_champion_and_the_last_promotion():
     row = models.row(model(**metadata), {"c" * 64: "champion's hash"}, promotions)
     assert row[0] == "1" * 16 and row[2:6] == ["91.2%", "1,200", "champion's hash", "better"]
     assert row[6].startswith("202")
+    assert models.row(model(), {}, [])[4] == "model.onnx cccccccccccc"
     bare = models.row(model(None, sha256=""), {}, [])
     assert bare[2:] == ["", "", "", "", ""]
 
@@ -192,6 +197,19 @@ def test_make_promote_without_a_model_says_what_to_give(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         promote.main()
     assert capsys.readouterr().out == "UsageError: MODEL is missing: give MODEL=hash; make models lists them\n"
+
+
+def test_a_bucket_without_a_stack_is_on_aws_and_the_local_one_needs_its_environment():
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    variables |= dict.fromkeys(("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"), os.devnull)
+    variables |= {"AWS_EC2_METADATA_DISABLED": "true", "AWS_DEFAULT_REGION": "us-east-1"}
+    command = [sys.executable, "-m", "local.models", "--bucket", "models/team"]
+    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True)
+    said = " ".join(done.stdout.split())
+    assert said.startswith(
+        "StackError: BUCKET=models/team: Unable to locate credentials. Without STACK, it is a bucket on"
+    )
+    assert said.endswith("For the local stack: make up, then source .local/env") and done.returncode == 1
 
 
 def test_without_a_running_stack_there_is_nothing_to_promote(monkeypatch, tmp_path):

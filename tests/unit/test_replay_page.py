@@ -5,15 +5,19 @@ import io
 import json
 import re
 import sys
+from datetime import UTC, datetime
 
+import boto3
 import pytest
+from botocore.stub import Stubber
 from PIL import Image
 
 import retrieve_image
 from local import replay as command
-from local.command import StackError, UsageError
+from local.command import StackError
 from local.report import replay as report
 from local.report.replay import Picture
+from local.target import Target
 from monitoring import replay
 from monitoring.replay import Answer
 from test_replay_figures import FOUR, item, line, past_of, policy
@@ -67,11 +71,20 @@ def test_a_model_says_what_it_could_not_answer():
              "missing": {"deleted": [f"s3://b/{number}" for number in range(7)]}}  # fmt: skip
     made = made_of(past, {0: Answer("1", 0.9), 1: Answer("7", 0.9)}, policy(sample=[0, 1, 2, 3]), model=about)
     text = " ".join(report.sentences(made))
-    assert report.title(made) == "model m (000000000000)"
+    assert report.title(made) == "model m (model.onnx 000000000000)"
     assert "The model answered 2 of 5 images, drawn at random" in text
     assert "Left out, deleted: 7 images, s3://b/0, s3://b/1, s3://b/2, s3://b/3, s3://b/4 and 2 more" in text
     assert "several thresholds: 0.75 (4), 0.6 (1). Each image keeps its own." in text
     assert "The model does not know the labels 4 (2)" in text and "another version of the inference code" in text
+
+
+def test_what_can_be_many_is_shortened():
+    past = past_of(*(line(number, 0.9, threshold=(number + 1) / 100) for number in range(8)))
+    about = {"path": "m", "model_sha256": "0" * 64, "missing": {}, "unknown_labels": {f"l{n}": 1 for n in range(300)}}
+    made = made_of(past, {0: Answer("1", 0.9)}, policy(sample=[0]), model=about)
+    text = " ".join(report.sentences(made))
+    assert "several thresholds: 0.01 (1), 0.02 (1), 0.03 (1), 0.04 (1), 0.05 (1) and 3 more." in text
+    assert "does not know the labels l0 (1), l1 (1), l2 (1), l3 (1), l4 (1) and 295 more:" in text
 
 
 def test_the_page_is_self_contained_and_escapes_labels(threshold):
@@ -142,37 +155,27 @@ def test_a_model_must_know_a_label_of_the_log():
         command.check_labels(past, ["cat"], "m")
 
 
-class Stack:
-    """A stack with models in its bucket."""
-
-    place = "the local stack"
-
-    def __init__(self, url, *keys):
-        self.url, self.keys = url, keys
-
-    def parameter(self, _):
-        return self.url
-
-    def client(self, _):
-        return self
-
-    def get_paginator(self, _):
-        return self
-
-    def paginate(self, Bucket, Prefix):
-        yield {"Contents": [{"Key": key} for key in self.keys if key.startswith(Prefix)]}
-
-
-def test_a_hash_finds_its_model_under_the_stacks_prefix():
-    keys = ["mine/models/abc0/metadata.json", "mine/models/abc0/model.tar.gz", "mine/models/abd1/model.tar.gz"]
-    stack = Stack("s3://bucket/mine/models/abd1/model.tar.gz", *keys, "models/abc9/model.tar.gz")
-    assert command.find_by_hash(stack, "abc0") == ("bucket", "mine/models/abc0/model.tar.gz")
-    with pytest.raises(UsageError, match="MODEL=ab: 2 models start so: give more of the hash"):
-        command.find_by_hash(stack, "ab")
-    with pytest.raises(UsageError, match="MODEL=ff: there is no such model under s3://bucket/mine/models/"):
-        command.find_by_hash(stack, "ff")
-    with pytest.raises(UsageError, match="has no model bucket"):
-        command.find_by_hash(Stack("s3://bucket/own.tar.gz"), "abc0")
+@pytest.mark.parametrize(
+    ("url", "model", "sentence"),
+    [
+        (
+            "s3://b/own.tar.gz",
+            "abc0",
+            "MODEL=abc0 cannot be looked up: s3://b/own.tar.gz is not the URL of a model in a",
+        ),
+        ("", "ABC0", "MODEL=ABC0 cannot be looked up: An empty ModelDataUrl is not the URL of a model in a registry"),
+        ("", "abc", "MODEL=abc is no folder or file, no s3:// URL and no start of a hash"),
+        ("", "s3://b", "s3://b cannot be downloaded: Parameter validation failed"),
+    ],
+)
+def test_a_model_that_cannot_be_looked_up_is_said(url, model, sentence):
+    keys = {"region_name": "us-east-1", "aws_access_key_id": "none", "aws_secret_access_key": "none"}
+    clients = {name: boto3.client(name, **keys) for name in ("cloudformation", "s3")}
+    stack = {"StackName": "s", "CreationTime": datetime.now(UTC), "StackStatus": "CREATE_COMPLETE"}
+    stack |= {"Parameters": [{"ParameterKey": "ModelDataUrl", "ParameterValue": url}]}
+    with Stubber(clients["cloudformation"]) as stubber, pytest.raises(StackError, match=sentence):
+        stubber.add_response("describe_stacks", {"Stacks": [stack]})
+        command.local_model(Target("s", {}, clients.__getitem__), model).__enter__()
 
 
 def test_a_large_image_is_sent_as_the_workflow_sends_it():

@@ -78,7 +78,9 @@ def test_data_of_another_model_is_refused_before_anything_is_trained(tmp_path, d
     (tmp_path / "metadata.json").write_text(json.dumps({"labels": ["light", "dark"]}))
     retrain.check_labels(data, tmp_path)
     (tmp_path / "metadata.json").write_text(json.dumps({"labels": ["dark", *"abcdef"]}))
-    with pytest.raises(UsageError, match=r"has no images of a, b, c, d, e, \.\.\., which the model in service knows"):
+    with pytest.raises(
+        UsageError, match=r"has no images of a, b, c, d, e and 1 more, which the model in service knows"
+    ):
         retrain.check_labels(data, tmp_path)
 
 
@@ -94,21 +96,38 @@ def test_a_failed_training_leaves_the_model_of_before(folder, capfd):
     assert left(folder) == (["champion", "data", "model"], UNCHANGED)
 
 
+def test_a_model_comes_back_after_the_command_was_killed(folder):
+    replacing = retrain.replaced(folder / "model")
+    replacing.__enter__()
+    (folder / "model/model.onnx").write_text("half")
+    assert left(folder)[1] == {"model.onnx": "half"}
+    with pytest.raises(StackError), retrain.replaced(folder / "model"):
+        assert not list((folder / "model").iterdir())
+        raise StackError
+    assert left(folder) == (["champion", "data", "model"], UNCHANGED)
+    with retrain.replaced(folder / "model"):
+        (folder / "model/model.onnx").write_text("new")
+    assert left(folder) == (["champion", "data", "model"], {"model.onnx": "new"})
+
+
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_training_ends_and_leaves_the_model_of_before(folder, sent):
     code = "import signal, sys; from pathlib import Path; from local import retrain; from local.command import *; "
     code += "signal.signal(signal.SIGINT, signal.default_int_handler); folder = Path(sys.argv[1])\n"
     code += "with report_errors(): retrain.train(folder / 'champion', folder, ['--epochs', '100000'])"
     command = [sys.executable, "-c", code, str(folder)]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, process_group=0
+    ) as process:
         for line in process.stdout:
             if line.startswith("Reading"):
                 break
         training = children(process.pid)
-        process.send_signal(sent)
+        os.killpg(process.pid, sent)  # as a terminal does
         printed = process.stdout.read()
     assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}[sent]
-    assert "Interrupted: the model folder is unchanged." in printed and "Traceback" not in printed
+    lines = [line for line in printed.splitlines() if line and not line.startswith("Training on ")]
+    assert lines == ["Interrupted: the model folder is unchanged."]
     assert training and not any(Path(f"/proc/{pid}").exists() for pid in training)
     assert left(folder) == (["champion", "data", "model", "training"], UNCHANGED)
 

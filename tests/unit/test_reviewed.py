@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import re
+from pathlib import Path
 
 import boto3
 import numpy as np
@@ -162,10 +163,20 @@ def test_an_earlier_output_is_replaced_and_another_folder_with_a_manifest_is_not
 
 def test_the_summary_counts_what_was_left_out_by_reason():
     left_out = [(reviewed.GONE, "a: it was deleted"), (reviewed.PRESENT, "b"), (reviewed.PRESENT, "c")]
-    counts = "Left out: 3 (1 no longer in S3, 2 there already)\n  a: it was deleted\n  b\n  c"
-    assert reviewed.summary([ENTRY], left_out) == f"Added: 1. {counts}"
-    assert reviewed.summary([], left_out) == f"Added: 0. {counts}\nWarning: no image was added"
-    assert reviewed.summary([ENTRY], []) == "Added: 1. Left out: 0"
+    counts = (
+        "Left out: 3 (1 no longer in S3, 2 there already)\n  a: it was deleted\n  b\n  c\nAll that were left out: x"
+    )
+    assert reviewed.summary([ENTRY], left_out, Path("x")) == f"Added: 1. {counts}"
+    assert reviewed.summary([], left_out, Path("x")) == f"Added: 0. {counts}\nWarning: no image was added"
+    assert reviewed.summary([ENTRY], [], Path("x")) == "Added: 1. Left out: 0"
+
+
+def test_the_summary_has_at_most_five_examples_of_each_reason():
+    left_out = [(kind, f"{kind} {number}") for number in range(300) for kind in (reviewed.GONE, reviewed.PRESENT)]
+    lines = reviewed.summary([ENTRY], left_out, Path("out/left-out.txt")).splitlines()
+    assert lines[0] == "Added: 1. Left out: 600 (300 no longer in S3, 300 there already)"
+    assert lines[5:8] == ["  no longer in S3 4", "  and 295 more no longer in S3", "  there already 0"]
+    assert lines[-1] == "All that were left out: out/left-out.txt" and len(lines) == 14
 
 
 def entry(number, probability, created_at="2026-11-26T08:00:00.000+00:00", label="7"):
@@ -229,7 +240,8 @@ def test_images_are_held_out_and_neither_they_nor_their_likes_are_trained_on(wri
     assert [kind for kind, _ in left_out] == [reviewed.TOO_NEW, reviewed.LIKE_REVIEWED]
     files = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
     assert files == {each["file"] for each in kept}
-    assert reviewed.summary(kept, left_out).startswith("Added: 3, of which 1 are held out. Left out: 2")
+    assert left_out[1][1].endswith(f": like {kept[0]['file']}")
+    assert reviewed.summary(kept, left_out, tmp_path).startswith("Added: 3, of which 1 are held out. Left out: 2")
 
 
 def test_the_manifest_names_the_part_and_nothing_else_of_its_file():

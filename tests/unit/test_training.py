@@ -175,6 +175,16 @@ def test_a_few_unreadable_files_are_listed_and_skipped(tmp_path, capsys):
     assert second.startswith(f"  {folder}/dog/broken.png: the PNG ends too early")
 
 
+def test_of_many_skipped_files_five_are_listed(capsys):
+    files = [(Path(f"{number}.png"), "cut") for number in range(300)]
+    data.print_skipped("unreadable", files)
+    data.print_skipped("duplicate", files[:6], "comparison.json")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["Skipped unreadable files: 300", "  0.png: cut"]
+    assert lines[5:8] == ["  4.png: cut", "  and 295 more", "Skipped duplicate files: 6"]
+    assert lines[-1] == "  and 1 more (all are in comparison.json)"
+
+
 def random_images(count, side, colour):
     """A Dataset of random images in two classes, in colour or grey."""
     pixels = np.random.default_rng(0).random((count, 3 if colour else 1, side, side), dtype=np.float32)

@@ -30,6 +30,7 @@ import logging
 import os
 import re
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -37,6 +38,9 @@ from modulefinder import ModuleFinder
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # during the imports below, Ctrl-C ends it without a traceback
 
 try:
     import boto3
@@ -280,6 +284,7 @@ def main(argv: list[str] | None = None) -> None:
 
 if __name__ == "__main__":
     try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         main()
     except (LaunchError, PackageError) as error:
         sys.exit(f"{type(error).__name__}: {error}")

@@ -1,0 +1,110 @@
+"""Ctrl-C, which a terminal sends to all processes of a command: one message, status 130, and no process is left."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from class_folders import write_classes
+from documents import ROOT
+from tiny_model import write_tiny_model
+
+START = """
+import os, signal, sys
+from pathlib import Path
+from local.command import *
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell may have switched off
+"""
+
+
+def interrupted(code, arguments, *ready):
+    """Run a program, and send SIGINT to its process group when each file is there. Returns its status and output."""
+    command = [sys.executable, "-c", START + code, *map(str, arguments)]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, process_group=0
+    ) as process:
+        for file in ready:
+            while not file.exists():
+                assert process.poll() is None, process.stdout.read()
+                time.sleep(0.01)
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+            os.killpg(process.pid, signal.SIGINT)
+        printed = process.stdout.read()
+    assert children and not any(Path(f"/proc/{child}").exists() for child in children)
+    return process.returncode, printed
+
+
+@pytest.mark.parametrize(
+    ("script", "printed"),
+    [
+        ("sys.exit('the script was interrupted')", "the script was interrupted\n"),
+        ("signal.raise_signal(signal.SIGKILL)", "\nInterrupted.\n"),
+        ("raise SystemExit(0)", "\nInterrupted.\n"),
+    ],
+)
+def test_a_scripts_last_words_are_the_only_ones(tmp_path, script, printed):
+    (tmp_path / "script.py").write_text(f"""
+import pathlib, signal, sys, time
+try:
+    pathlib.Path("{tmp_path}/ready").touch()
+    time.sleep(60)
+except KeyboardInterrupt:
+    {script}
+""")
+    code = "with report_errors(): run([sys.executable, sys.argv[1]], os.environ)"
+    assert interrupted(code, [tmp_path / "script.py"], tmp_path / "ready") == (130, printed)
+
+
+def test_a_script_that_does_not_end_is_killed_by_the_second_one(tmp_path):
+    (tmp_path / "script.py").write_text(f"""
+import pathlib, time
+for name in ("first", "second"):
+    try:
+        pathlib.Path("{tmp_path}", name).touch()
+        time.sleep(60)
+    except KeyboardInterrupt:
+        pass
+""")
+    code = "with report_errors(): run([sys.executable, sys.argv[1]], os.environ)"
+    ready = [tmp_path / "first", tmp_path / "second"]
+    assert interrupted(code, [tmp_path / "script.py"], *ready) == (130, "\nInterrupted.\n")
+
+
+@pytest.mark.parametrize("script", ["train.py", "compare.py", "prepare.py"])
+def test_a_script_that_still_imports_its_libraries_ends_without_a_traceback(script, tmp_path):
+    (tmp_path / "numpy.py").write_text(
+        "import pathlib, time; pathlib.Path(__file__).with_name('ready').touch(); time.sleep(60)"
+    )
+    code = "script, folder = sys.argv[1:]\n"
+    code += "with report_errors(): run([sys.executable, script], os.environ | {'PYTHONPATH': folder})"
+    assert interrupted(code, [f"training/{script}", tmp_path], tmp_path / "ready") == (130, "\nInterrupted.\n")
+
+
+def test_a_replay_is_interrupted_while_the_model_answers(tmp_path):
+    write_tiny_model(tmp_path / "model")
+    write_classes(tmp_path / "images", {"dark": 1})
+    code = """
+from local.progress import in_parallel
+from local.replay import answerer
+(image,) = Path(sys.argv[1], "images/dark").iterdir()
+with report_errors(), answerer(Path(sys.argv[1], "model")) as model:
+    Path(sys.argv[1], "ready").touch()
+    for _ in in_parallel("Asking the model", lambda _: model.answer(image), range(10 ** 9), 10 ** 9, 8):
+        pass
+"""
+    status, printed = interrupted(code, [tmp_path], tmp_path / "ready")
+    assert (status, printed.strip()) == (130, "Interrupted.")
+
+
+def test_a_loop_is_interrupted_while_its_first_model_is_trained(tmp_path):
+    for part in ("train", "validation", "test"):
+        write_classes(tmp_path / part, {"dark": 20, "light": 20})
+    code = "from local import loop\nwith report_errors(): loop.train(Path(sys.argv[1]), Path(sys.argv[1], 'model'))"
+    assert interrupted(code, [tmp_path], tmp_path / "training") == (
+        130,
+        "\nInterrupted: the model folder is unchanged.\n",
+    )
