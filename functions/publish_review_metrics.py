@@ -27,7 +27,7 @@ from accuracy import accepted_accuracy
 TABLE = os.environ["REVIEW_TABLE"]
 INDEX = "ByAge"
 MAX_PAGES = 300  # of a query, with 1 MB each, which is about a million reviews: more do not count
-MIN_BOUNDED = 76  # audits for a lower bound: with three mistakes, it is still 0.9. With fewer, good models set off the alarm
+MIN_BOUNDED = 76  # audits for a lower bound: fewer with three mistakes, as a good model makes, show less than 90%
 AUDITED_DAYS = 30  # audits of images that were classified in this time, by the deployed model
 PREDICTED_DAYS = 7  # labels of this time: whole weeks, because weekends often differ
 PERIOD = 300  # seconds: CloudWatch rounds the start down to it, so it is how long labels of an earlier model can count

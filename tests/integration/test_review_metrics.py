@@ -9,7 +9,7 @@ import pytest
 
 import review_item
 from endpoint import package
-from local import deployment, registry
+from local import deployment, promote, registry
 from local.command import LOCAL
 from local.redrive import Redrive
 from local.target import Target
@@ -144,12 +144,12 @@ def test_a_promotion_and_a_rollback_start_the_accuracy_anew(workflow, table, tmp
     classify_and_review("1")
     assert publish(workflow)["AcceptedAccuracy"] == 0
     try:
-        registry.promote(target, archive.parent.name, "a test")
+        promote.promote(target, archive.parent.name, "a test")
         assert "AcceptedAccuracy" not in publish(workflow)
         classify_and_review("7")
         assert publish(workflow)["AcceptedAccuracy"] == 1
     finally:
-        assert registry.rollback(target).model_url == packaged
+        assert promote.rollback(target).model_url == packaged
     assert "AcceptedAccuracy" not in publish(workflow)
     for row in workflow.s3.list_objects_v2(Bucket=deployment.MODEL_BUCKET, Prefix="promotions/")["Contents"]:
         workflow.s3.delete_object(Bucket=deployment.MODEL_BUCKET, Key=row["Key"])
