@@ -74,6 +74,12 @@ def test_lines_are_under_120_characters_except_in_code_blocks(name):
     assert [line for line in prose.splitlines() if len(line) >= 120] == []
 
 
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_a_blank_line_precedes_each_heading(name):
+    text = re.sub(r"```.*?```", "", (ROOT / name).read_text(), flags=re.DOTALL)
+    assert not re.findall(r"[^\n]\n#+ .*", text)
+
+
 def test_the_front_door_is_short():
     lines = {name: len((ROOT / name).read_text().splitlines()) for name in ("README.md", "CONTRIBUTING.md")}
     assert lines["README.md"] <= 150
