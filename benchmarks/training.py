@@ -131,7 +131,7 @@ def groups_of(points: list[dict[str, Any]]) -> dict[tuple[float, str], list[dict
     """The points of each budget in minutes, infinity for none, and further options; the shortest budget first."""
     groups: dict[tuple[float, str], list[dict[str, Any]]] = {}
     for point in points:
-        groups.setdefault((point["minutes"] or math.inf, point["options"]), []).append(point)
+        groups.setdefault((point["minutes"] or math.inf, point.get("options", "")), []).append(point)
     return dict(sorted(groups.items()))
 
 

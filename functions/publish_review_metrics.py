@@ -2,8 +2,9 @@
 
 Not a state: a schedule invokes it once an hour. A metric for which there is too little data is not published.
 
-in   EventBridge's "Scheduled Event"; its detail has model_name, the name of the deployed model, and metadata_url, the
-     s3:// URL of its metadata.json; both are empty if the stack has no model of its own
+in   EventBridge's "Scheduled Event"; its detail has model_name, the name of the deployed model, metadata_url, the
+     s3:// URL of its metadata.json, both empty if the stack has no model of its own, and min_accepted_accuracy, the
+     limit of AccuracyAlarm
 out  nothing: the metrics are log lines
 """
 
@@ -27,11 +28,12 @@ from accuracy import accepted_accuracy
 TABLE = os.environ["REVIEW_TABLE"]
 INDEX = "ByAge"
 MAX_PAGES = 300  # of a query, with 1 MB each, which is about a million reviews: more do not count
-MIN_BOUNDED = 76  # audits for a lower bound: fewer with three mistakes, as a good model makes, show less than 90%
+MIN_BOUNDED = 76  # audits for a lower bound, unless the estimate is low too: three may be wrong at a bound of 0.9
 AUDITED_DAYS = 30  # audits of images that were classified in this time, by the deployed model
 PREDICTED_DAYS = 7  # labels of this time: whole weeks, because weekends often differ
-PERIOD = 300  # seconds: CloudWatch rounds the start down to it, so it is how long labels of an earlier model can count
+PERIOD = 300  # seconds: labels of an earlier model count for at most so long
 MIN_PREDICTED = 100  # images; chance alone then explains an index of 0.16 for ten labels, and of 0.34 with half as many
+NO_MODEL = {"AccessDeniedException", "ValidationException"}  # the model before, while the stack is updated
 UNKNOWN = {"AccessDenied", "NoSuchBucket", "NoSuchKey"}  # without s3:ListBucket, a missing key is AccessDenied
 
 AUDITS = {
@@ -96,11 +98,20 @@ def reviewed_audits(since: str) -> list[Item]:
     return [item for page in found for item in items_of(page)]
 
 
-def deployment_time(model: str) -> datetime:
-    """When the model was deployed, promoted or returned to: each makes a new resource. Long ago if it is not known."""
+def deployment_time(model: str) -> datetime | None:
+    """When the model was deployed, promoted or returned to: each makes a new resource.
+
+    Long ago if the stack has no model of its own; None if another one is just being deployed.
+    """
     if not model:
         return datetime.min.replace(tzinfo=UTC)
-    created: datetime = sagemaker.describe_model(ModelName=model)["CreationTime"]
+    try:
+        created: datetime = sagemaker.describe_model(ModelName=model)["CreationTime"]
+    except ClientError as error:
+        if error.response["Error"]["Code"] not in NO_MODEL:
+            raise
+        logger.info("the deployed model is unknown", model=model, reason=str(error)[:200])
+        return None
     return created.astimezone(UTC)
 
 
@@ -170,14 +181,17 @@ def lambda_handler(event: dict[str, Any], context: LambdaContext) -> None:
     count, waiting = pending()
     metrics.add_metric("PendingReviews", MetricUnit.Count, count)
     metrics.add_metric("OldestPendingReviewAge", MetricUnit.Seconds, age)
-    deployed = deployment_time(event["detail"]["model_name"])  # images of an earlier model count nowhere below
+    detail = {"model_name": "", "min_accepted_accuracy": 0} | event["detail"]  # an earlier version's has only the URL
+    deployed = deployment_time(detail["model_name"])
+    if not deployed:
+        return
     since = max(deployed, now - timedelta(days=AUDITED_DAYS)).isoformat(timespec="milliseconds")
     recent = [item for item in waiting if item["created_at"] >= since]
     if accuracy := accepted_accuracy(recent + reviewed_audits(since)):
         metrics.add_metric("AcceptedAccuracy", MetricUnit.NoUnit, accuracy.estimate)
-        if accuracy.reviewed >= MIN_BOUNDED:
+        if accuracy.reviewed >= MIN_BOUNDED or accuracy.estimate < detail["min_accepted_accuracy"]:
             metrics.add_metric("AcceptedAccuracyLowerBound", MetricUnit.NoUnit, accuracy.lower_bound)
     week = now.replace(minute=0, second=0, microsecond=0) - timedelta(days=PREDICTED_DAYS)
-    if found := label_drift(event["detail"]["metadata_url"], max(deployed, week), now):
+    if found := label_drift(detail["metadata_url"], max(deployed, week), now):
         metrics.add_metric("LabelDrift", MetricUnit.NoUnit, found[0])
         metrics.add_metric("LabelDriftByChance", MetricUnit.NoUnit, found[1])

@@ -304,8 +304,8 @@ def live(size: Size, folder: Path) -> dict[str, Any]:
         target = Target(STACK_NAME, outputs, stack.client, stack)
         loop = Loop(target, images, folder, size)
         console.print(
-            f"Each round of images counts as an hour for {', '.join(sorted(loop.service.alarms))}, which are evaluated "
-            "here: the emulator only records them.",
+            "Each round of images counts as an hour for the alarms, which are evaluated here: the emulator only "
+            "records them.",
             soft_wrap=True,
         )
         loop.run("before", size.before)

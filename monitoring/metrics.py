@@ -37,6 +37,8 @@ OPERATORS: dict[type[ast.cmpop], Callable[[float, float], bool]] = {
     ast.LtE: operator.le,
 }
 
+FURTHER_PERIODS = 2  # that are looked at when data is missing
+
 Metric = tuple[str, str, frozenset[tuple[str, str]]]  # namespace, name, dimensions
 
 
@@ -111,14 +113,15 @@ def compared(alarm: dict[str, Any], measured: Mapping[Metric, list[float]]) -> f
 def state(alarm: dict[str, Any], periods: list[Mapping[Metric, list[float]]]) -> str:
     """ALARM or OK: the state of an alarm, as DescribeAlarms returns it, after these periods.
 
-    periods: the values of metrics in each of the alarm's periods, the latest last; a period without values is missing
-    data, which counts as TreatMissingData says (breaching, or otherwise not breaching).
-    CloudWatch also looks at a few periods before when some are missing:
+    periods: the values of metrics in each of the alarm's periods, the latest last. Periods without values are missing
+    data: the latest others count in their place, from a few more periods (here two, as in AWS's example), and if these
+    are too few, what TreatMissingData says (breaching, or otherwise not breaching).
     https://docs.aws.amazon.com/AmazonCloudWatch/latest/monitoring/alarms-and-missing-data.html
     """
     count = alarm["EvaluationPeriods"]
     missing = alarm.get("TreatMissingData") == "breaching"
     compare, threshold = COMPARISONS[alarm["ComparisonOperator"]], alarm["Threshold"]
-    recent = [None] * (count - len(periods)) + [compared(alarm, measured) for measured in periods[-count:]]
-    breaching = [missing if value is None else compare(value, threshold) for value in recent]
+    recent = [compared(alarm, measured) for measured in periods[-count - FURTHER_PERIODS :]]
+    existing = [value for value in recent if value is not None][-count:]
+    breaching = [missing] * (count - len(existing)) + [compare(value, threshold) for value in existing]
     return "ALARM" if sum(breaching) >= alarm.get("DatapointsToAlarm", count) else "OK"

@@ -216,7 +216,7 @@ def test_the_schedule_sends_the_event_of_publish_review_metrics_which_can_read_w
     expected = event("publish_review_metrics")
     folder = expected["detail"]["metadata_url"].removesuffix("metadata.json")
     values = {"CreatesEndpoint": True, "ModelDataUrl": f"{folder}model.tar.gz", "AWS::Partition": "aws"}
-    values["Model"] = expected["detail"]["model_name"]
+    values |= {"Model": expected["detail"]["model_name"], "MinAcceptedAccuracy": "0.9"}
     rule = transformed()["Resources"]["PublishReviewMetricsFunctionEveryHour"]["Properties"]
     sent = rule["Targets"][0]["Input"]
     assert json.loads(cloudformation_value(sent, values)) == expected
@@ -232,7 +232,7 @@ def test_the_schedule_sends_the_event_of_publish_review_metrics_which_can_read_w
         if each["Action"] == "sagemaker:DescribeModel"
     ]
     assert described == {"Ref": "Model"}  # its ARN
-    expected["detail"] = dict.fromkeys(expected["detail"], "")
+    expected["detail"] |= {"model_name": "", "metadata_url": ""}
     assert json.loads(cloudformation_value(sent, values | {"CreatesEndpoint": False})) == expected
 
 

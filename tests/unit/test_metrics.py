@@ -52,6 +52,10 @@ def test_a_log_line_has_the_values_of_its_metrics():
         ([BAD, GOOD, BAD], "OK"),
         ([BAD, BAD], "OK"),
         ([BAD, NOTHING, BAD], "OK"),
+        ([BAD, BAD, NOTHING, BAD], "ALARM"),
+        ([BAD, BAD, BAD, NOTHING, NOTHING], "ALARM"),
+        ([BAD, BAD, BAD, NOTHING, NOTHING, NOTHING], "OK"),
+        ([GOOD, BAD, NOTHING, BAD], "OK"),
         ([], "OK"),
     ],
 )

@@ -59,8 +59,10 @@ def published(event, context, capsys):
             table, s3, cloudwatch, sagemaker = map(stack.enter_context, stubbers)
             for each in pages:
                 table.add_response("query", each)
-            described = model(deployed)
-            sagemaker.add_response("describe_model", described, {"ModelName": described["ModelName"]})
+            if isinstance(deployed, str):
+                sagemaker.add_client_error("describe_model", deployed)
+            else:
+                sagemaker.add_response("describe_model", model(deployed), {"ModelName": model(deployed)["ModelName"]})
             if metadata is None:
                 event_["detail"]["metadata_url"] = ""
             elif isinstance(metadata, str):
@@ -182,6 +184,27 @@ def test_the_alarm_gets_no_bound_that_three_mistakes_of_a_new_model_would_take_b
     assert bound(module.MIN_BOUNDED - 1) is None
 
 
+def test_few_audits_of_which_too_many_are_wrong_set_the_alarm_off(published):
+    audits = [reviewed(ago(days=1), right=number > 3) for number in range(MIN_REVIEWED)]
+    found = published([page(), page(), page(*audits)])
+    assert found["AcceptedAccuracyLowerBound"] < found["AcceptedAccuracy"] < 0.9
+
+
+@pytest.mark.parametrize("error", ["AccessDeniedException", "ValidationException"])
+def test_while_another_model_is_deployed_neither_accuracy_nor_drift_is_published(published, error):
+    assert published([page(), page()], deployed=error) == {"PendingReviews": 0, "OldestPendingReviewAge": 0}
+
+
+def test_the_schedule_of_an_earlier_version_names_no_model(event, context, capsys):
+    old = event("publish_review_metrics")
+    old["detail"] = {"metadata_url": ""}
+    with Stubber(module.dynamodb) as table:
+        for each in NOTHING:
+            table.add_response("query", each)
+        module.lambda_handler(old, context)
+    assert "PendingReviews" in capsys.readouterr().out
+
+
 def test_audits_that_are_newer_than_a_pending_one_do_not_count_yet(published):
     """Reviewers begin with the least confident, so what they have reviewed so far is wrong more often than all."""
     audits = [reviewed(ago(hours=hours), right=hours > 24) for hours in range(1, 101)]
@@ -263,7 +286,7 @@ def test_an_error_of_aws_fails_the_invocation_which_lambda_repeats(event, contex
             for each in NOTHING:
                 table.add_response("query", each)
         if service == "sagemaker":
-            sagemaker.add_client_error("describe_model", "AccessDeniedException")
+            sagemaker.add_client_error("describe_model", "ThrottlingException")
         else:
             sagemaker.add_response("describe_model", model(LONG_AGO))
         if service == "s3":
