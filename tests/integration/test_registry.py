@@ -157,6 +157,7 @@ def test_a_better_model_is_promoted_recorded_and_rolled_back(serving, bucket):
 
     table = list_models(serving, "--stack", "registry")
     assert f"{bucket.hash('good')}" in table and "91.2% 1,600" in table
+    assert "uploaded (UTC)" in table and "promoted (UTC)" in table
     assert f"{bucket.hash('poor')} better" in table and table.count("in service") == 1
     without_stack = list_models(serving, "--bucket", f"{bucket.name}/team")
     assert f"{bucket.hash('poor')} better" in without_stack and "in service" not in without_stack
