@@ -100,10 +100,14 @@ def describe(stack: Stack, stack_name: str = STACK_NAME) -> dict[str, Any]:
     return described
 
 
+def parameter(described: dict[str, Any], name: str) -> str:
+    """A parameter; empty if there is no stack."""
+    return {row["ParameterKey"]: row["ParameterValue"] for row in described.get("Parameters", [])}.get(name, "")
+
+
 def deployed_model(described: dict[str, Any]) -> str:
     """The parameter ModelDataUrl; empty if there is no stack or no model."""
-    parameters = {row["ParameterKey"]: row["ParameterValue"] for row in described.get("Parameters", [])}
-    return parameters.get("ModelDataUrl", "")
+    return parameter(described, "ModelDataUrl")
 
 
 def promoted_model(stack: Stack) -> str:
@@ -148,6 +152,7 @@ def up(directory: Path = LOCAL / "stack") -> tuple[Stack, dict[str, str]]:
         with step("Deploying template.yaml with sam deploy"):
             model = upload_model(stack, model_archive())
             promoted = promoted_model(stack)
+            before = describe(stack)
             outputs = deploy(
                 stack,
                 EndpointType="serverless",
@@ -169,6 +174,10 @@ def up(directory: Path = LOCAL / "stack") -> tuple[Stack, dict[str, str]]:
             f"make promote MODEL={split(model)[2]} deploys it.",
             style="yellow",
         )
+    if shadow := parameter(before, "ShadowModelDataUrl"):
+        name = match[3] if (match := MODEL_URL.fullmatch(shadow)) else shadow
+        captured = parameter(before, "DataCaptureUrl")
+        console.print(f"The shadow trial of {name} has ended; its captured data stays in {captured}.", style="yellow")
     return stack, outputs
 
 

@@ -4,7 +4,7 @@ The bucket and the prefix are those of the model that the stack serves; BUCKET n
 """
 
 import argparse
-from datetime import datetime
+from datetime import UTC, datetime
 
 import boto3
 from botocore.client import BaseClient
@@ -16,7 +16,7 @@ from local.command import StackError, console, report_errors
 from local.registry import PROMOTED, Model, Promotion, list_models, records, service, split
 from local.target import Target, target
 
-COLUMNS = ("model", "uploaded", "test accuracy", "images", "compared with", "verdict", "promoted", "")
+COLUMNS = ("model", "uploaded (UTC)", "test accuracy", "images", "compared with", "verdict", "promoted (UTC)", "")
 
 
 def show(s3: BaseClient, bucket: str, prefix: str, found: Target | None = None) -> None:
@@ -65,7 +65,7 @@ def row(model: Model, names: dict[str, str], promotions: list[Promotion]) -> lis
 
 
 def minutes(at: datetime | None) -> str:
-    return f"{at.astimezone():%Y-%m-%d %H:%M}" if at else ""
+    return f"{at.astimezone(UTC):%Y-%m-%d %H:%M}" if at else ""
 
 
 def main() -> None:

@@ -182,17 +182,25 @@ def parsed(content: bytes | None) -> dict[str, Any] | None:
 
 
 def find(s3: BaseClient, bucket: str, prefix: str, name: str) -> Model:
-    """The model with this URL, or with a hash that starts with this text: of the archive, or else of model.onnx.
+    """The model with this URL, or with a hash that starts with this text: of the archive, or of model.onnx.
 
-    Raises StackError.
+    An archive's whole hash does too, as in comparisons and records. Raises StackError.
     """
     uploaded = uploads(s3, bucket, prefix)
     place = f"s3://{bucket}/{prefix}models/"
     if not uploaded:
         raise StackError(f"There is no model in {place}: upload one with endpoint/package.py --bucket {bucket}")
-    found = [url for url in uploaded if name and (url == name or split(url)[2].startswith(name.lower()))]
-    if name and not found:
-        found = [each.url for each in list_models(s3, bucket, prefix) if each.sha256.startswith(name.lower())]
+    if re.fullmatch("(?i)[0-9a-f]{1,3}", name):
+        raise StackError(f"MODEL={name} is too short: give at least 4 digits of a hash")
+    found = [url for url in uploaded if name and (url == name or split(url)[2].startswith(name[:16].lower()))]
+    if name and not (found and len(name) >= 16):
+        models = [each for each in list_models(s3, bucket, prefix) if each.sha256.startswith(name.lower())]
+        if not found and len(models) > 1 and len({each.sha256 for each in models}) == 1:
+            raise StackError(
+                f"model.onnx {models[0].sha256[:12]} is in {len(models)} archives (packaged again?): "
+                f"give the start of one of {examples([each.hash for each in models])}"
+            )
+        found += [each.url for each in models if each.url not in found]
     if len(found) > 1:
         listed = examples([split(url)[2] for url in found])
         raise StackError(f"MODEL={name} is the start of {len(found)} models: give one of {listed}")

@@ -24,15 +24,18 @@ UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
 def start_of(since: str) -> datetime | None:
-    """The time that SINCE names: 7d, 12h, or a date; None without one."""
+    """The time that SINCE names: 7d, 12h, or a date, local unless it ends in UTC, Z or an offset; None without one."""
     if not since:
         return None
     try:
         if match := re.fullmatch(r"(\d+)([mhdw])", since):
             return datetime.now(UTC) - timedelta(**{UNITS[match[2]]: int(match[1])})
-        return datetime.fromisoformat(since).astimezone()
+        utc = re.fullmatch("(.+?) ?(UTC|Z)", since)
+        return datetime.fromisoformat(utc[1]).replace(tzinfo=UTC) if utc else datetime.fromisoformat(since).astimezone()
     except (ValueError, OverflowError):
-        raise UsageError(f"SINCE={since} is neither a duration (30m, 12h, 7d, 2w) nor a date (2026-11-26)") from None
+        raise UsageError(
+            f"SINCE={since} is neither a duration (30m, 12h, 7d, 2w) nor a date (2026-11-26 or 2026-11-26 14:05 UTC)"
+        ) from None
 
 
 def rows(found: Target, options: argparse.Namespace, since: datetime | None) -> Iterator[outcomes.Row]:

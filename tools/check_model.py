@@ -1,7 +1,8 @@
 """Stop a release that would replace the model in service: python tools/check_model.py STACK
 
-The variable PARAMETERS is that of .github/workflows/deploy.yml, with one Name=value per line. Exit status 1 if its
-ModelDataUrl is not the deployed one, which make promote may have put into service. Needs boto3 and AWS credentials.
+The variable PARAMETERS is that of .github/workflows/deploy.yml, which gives each of its lines to sam deploy. Exit
+status 1 if its ModelDataUrl is not the deployed one, which make promote may have put into service. Needs SAM's Python
+and AWS credentials.
 """
 
 import os
@@ -9,12 +10,14 @@ import sys
 
 import boto3
 from botocore.exceptions import ClientError
+from samcli.cli.types import CfnParameterOverridesType
 
 
 def named_model(parameters: str) -> str:
-    """The ModelDataUrl among lines of Name=value; empty without one."""
-    values = dict(line.strip().partition("=")[::2] for line in parameters.splitlines())
-    return values.get("ModelDataUrl", "").strip('"')
+    """The ModelDataUrl as sam deploy would read it; empty without one."""
+    lines = tuple(line for line in parameters.replace("\r", "").split("\n") if line.strip())
+    values: dict[str, str] = CfnParameterOverridesType().convert(lines, None, None)
+    return values.get("ModelDataUrl", "")
 
 
 def deployed_model(stack: str) -> str:
@@ -34,5 +37,6 @@ if __name__ == "__main__":
     if named and deployed and named != deployed:
         sys.exit(
             f"PARAMETERS names ModelDataUrl={named}, but {deployed} is in service. A release does not change the "
-            "model: remove ModelDataUrl from PARAMETERS, or start this workflow by hand on the tag, which deploys it."
+            "model: remove ModelDataUrl from PARAMETERS, or, to deploy the model in PARAMETERS, start this workflow by "
+            "hand on the tag."
         )

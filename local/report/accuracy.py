@@ -86,7 +86,7 @@ def sentences(made: Figures) -> list[str]:
         first, last = map(minute, made.period)
         found.append(
             f"These images were classified from {first} to {last}, by whatever model was deployed then. To count one "
-            "model, give SINCE= the time of its promotion (make models)."
+            "model, give SINCE= the time of its deployment (make models)."
         )
     if made.accepted:
         bound = share(made.accepted.lower_bound)

@@ -26,11 +26,23 @@ def check(workflow):
 
 def test_another_model_than_the_one_in_service_stops_the_release(workflow, check):
     in_service = Target(STACK_NAME, workflow.outputs, workflow.stack.client).parameter("ModelDataUrl")
-    for line in (f"ModelDataUrl={OTHER}", f'  ModelDataUrl="{OTHER}"'):
-        stopped = check(f"EndpointType=serverless\r\n{line}\r\nThreshold=0.8\r\n")
+    for line in (
+        f"ModelDataUrl={OTHER}",
+        f'  ModelDataUrl="{OTHER}"',
+        f"ModelDataUrl='{OTHER}'",
+        f"AuditRate=0.1 ModelDataUrl={OTHER} Architecture=arm64",
+        f"ParameterKey=ModelDataUrl,ParameterValue={OTHER}",
+    ):
+        stopped = check(f"EndpointType=serverless\r\n\r\n{line}\r\nThreshold=0.8\r\n")
         assert stopped.returncode == 1
         assert stopped.stderr.startswith(f"PARAMETERS names ModelDataUrl={OTHER}, but {in_service} is in service.")
-    for parameters in (f"ModelDataUrl={in_service}\nThreshold=0.8", "Threshold=0.8", ""):
+    for parameters in (
+        f"ModelDataUrl={in_service}\nThreshold=0.8",
+        f"EndpointType=serverless ModelDataUrl='{in_service}'",
+        f"ParameterKey=ModelDataUrl,ParameterValue={in_service}",
+        "Threshold=0.8",
+        "",
+    ):
         passed = check(parameters)
         assert (passed.returncode, passed.stderr) == (0, "")
 

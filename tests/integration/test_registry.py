@@ -157,6 +157,7 @@ def test_a_better_model_is_promoted_recorded_and_rolled_back(serving, bucket):
 
     table = list_models(serving, "--stack", "registry")
     assert f"{bucket.hash('good')}" in table and "91.2% 1,600" in table
+    assert "uploaded (UTC)" in table and "promoted (UTC)" in table
     assert f"{bucket.hash('poor')} better" in table and table.count("in service") == 1
     without_stack = list_models(serving, "--bucket", f"{bucket.name}/team")
     assert f"{bucket.hash('poor')} better" in without_stack and "in service" not in without_stack
@@ -209,19 +210,32 @@ def test_a_model_is_found_by_the_hash_of_its_archive_or_of_its_model_onnx(bucket
 
     good, archive = bucket.archives["good"], bucket.hash("good")
     onnx = hashlib.sha256((bucket.folder / "good/model.onnx").read_bytes()).hexdigest()
-    assert {found(name) for name in (good, archive, archive[:8].upper(), onnx, onnx[:12], onnx[:8].upper())} == {good}
+    whole = hashlib.sha256(bucket.s3.get_object(**place(good))["Body"].read()).hexdigest()
+    names = (good, archive, archive[:8].upper(), whole, whole.upper(), onnx, onnx[:12], onnx[:8].upper())
+    assert {found(name) for name in names} == {good}
+    with pytest.raises(StackError, match=f"MODEL={archive[:3]} is too short: give at least 4 digits"):
+        found(archive[:3])
     with pytest.raises(StackError, match=f"did you mean MODEL={archive}"):
-        found(hashlib.sha256(bucket.s3.get_object(**place(good))["Body"].read()).hexdigest())
-    metadata = json.loads((bucket.folder / "good/metadata.json").read_text())
-    copy = f"{bucket.prefix}models/{'0' * 16}"
-    bucket.s3.put_object(Bucket=bucket.name, Key=f"{copy}/metadata.json", Body=json.dumps(metadata))
-    bucket.s3.put_object(Bucket=bucket.name, Key=f"{copy}/model.tar.gz", Body=b"")
-    try:
-        with pytest.raises(StackError, match=f"MODEL={onnx} is the start of 2 models: give one of .*{archive}"):
-            found(onnx)
-    finally:
-        for file in ("metadata.json", "model.tar.gz"):
-            bucket.s3.delete_object(Bucket=bucket.name, Key=f"{copy}/{file}")
+        found(f"s3://another/models/{archive}/model.tar.gz")
+
+
+def test_a_hash_of_several_models_is_refused_with_their_names(bucket):
+    def refused(name):
+        with pytest.raises(StackError) as raised:
+            registry.find(bucket.s3, bucket.name, "several/", name)
+        return str(raised.value)
+
+    one, two, three, four = ("a1b2c3d4" + 8 * "0", 16 * "1", 16 * "2", "a1b2eeee" + 8 * "3")
+    for archive, onnx in ((one, 64 * "c"), (two, 64 * "c"), (three, "a1b2" + 60 * "f"), (four, "a1b2eeee" + 56 * "d")):
+        folder = f"several/models/{archive}"
+        bucket.s3.put_object(Bucket=bucket.name, Key=f"{folder}/metadata.json", Body=json.dumps({"sha256": onnx}))
+        bucket.s3.put_object(Bucket=bucket.name, Key=f"{folder}/model.tar.gz", Body=b"")
+    again = f"model.onnx cccccccccccc is in 2 archives (packaged again?): give the start of one of {two}, {one}"
+    for name in ("cccc", 64 * "c"):
+        assert refused(name) in (again, again.replace(f"{two}, {one}", f"{one}, {two}"))
+    assert refused("a1b2") == f"MODEL=a1b2 is the start of 3 models: give one of {one}, {four}, {three}"
+    for name, archive in (("a1b2c", one), ("a1b2eeee", four), ("a1b2f", three), ("1111", two)):
+        assert registry.find(bucket.s3, bucket.name, "several/", name).hash == archive
 
 
 def place(url):

@@ -105,7 +105,7 @@ def test_answers_of_both_models_are_compared_and_reviews_give_the_verdict(stack,
 
 
 def test_make_up_after_a_trial_deploys_a_serverless_endpoint_without_the_shadow(
-    stack, workflow, challenger, monkeypatch, tmp_path
+    stack, workflow, challenger, monkeypatch, tmp_path, capsys
 ):
     """With .local elsewhere, as make up writes .local/env."""
     for name in ("venvs", "package"):
@@ -118,7 +118,11 @@ def test_make_up_after_a_trial_deploys_a_serverless_endpoint_without_the_shadow(
     _, outputs = deployment.up(stack.directory)
     execution = Workflow(stack, outputs).classify("seven.png", digit("7"))
     assert (execution.output["label"], execution.output["endpoint"]["name"]) == ("7", deployment.STACK_NAME)
-    assert Target(deployment.STACK_NAME, outputs, stack.client, stack).parameter("ShadowModelDataUrl") == ""
+    target = Target(deployment.STACK_NAME, outputs, stack.client, stack)
+    ended = {"DataCaptureUrl": "", "KmsKeyArn": "", "NetworkIsolation": "false", "ShadowModelDataUrl": ""}
+    assert {name: target.parameter(name) for name in ended} == ended
+    said, name = " ".join(capsys.readouterr().out.split()), challenger.split("/")[-2]
+    assert f"The shadow trial of {name} has ended; its captured data stays in s3://models/captured." in said
 
 
 def test_a_killed_shadow_does_not_affect_the_workflow(stack, shadowing):

@@ -54,7 +54,7 @@ def test_the_figures_say_what_was_reviewed_and_what_is_missing(reviews):
         "audits: 42 reviewed, of which 1 not usable; 1 pending",
         "low confidence: 1 reviewed, of which 0 not usable; 0 pending",
         "These images were classified from 2026-11-16 00:00 UTC to 2026-12-07 00:00 UTC, by whatever model was "
-        "deployed then. To count one model, give SINCE= the time of its promotion (make models).",
+        "deployed then. To count one model, give SINCE= the time of its deployment (make models).",
         "At least 85.1% of accepted images are right, with 95% confidence (the one-sided bound).",
         "Of all images, each audit counts 1 / AuditRate times, so the accuracy is no plain share.",
         "Images count up to 2026-12-06 00:00 UTC, when the oldest pending audit was created; newer ones that are "

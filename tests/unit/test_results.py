@@ -99,9 +99,11 @@ def test_rows_are_written_as_parquet_with_types(tmp_path):
 def test_a_period_is_a_duration_or_a_date():
     week = datetime.now(UTC) - timedelta(days=7)
     assert abs(command.start_of("7d") - week) < timedelta(seconds=5)
-    assert command.start_of("2026-11-26T00:00:00+00:00") == datetime(2026, 11, 26, tzinfo=UTC)
+    for text in ("2026-11-26T00:00:00+00:00", "2026-11-26T00:00Z", "2026-11-26 00:00 UTC", "2026-11-26 UTC"):
+        assert command.start_of(text) == datetime(2026, 11, 26, tzinfo=UTC)
+    assert command.start_of("2026-11-26 02:00") == datetime(2026, 11, 26, 2).astimezone()
     assert command.start_of("") is None
-    for wrong in ("yesterday", "-1d", "7", "9999999d", "99999999999d"):
+    for wrong in ("yesterday", "-1d", "7", "9999999d", "99999999999d", "UTC", "now UTC"):
         with pytest.raises(StackError, match=f"SINCE={wrong} is neither"):
             command.start_of(wrong)
 
