@@ -31,10 +31,10 @@ def interrupted(code, arguments, *ready):
             while not file.exists():
                 assert process.poll() is None, process.stdout.read()
                 time.sleep(0.01)
-            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+            started = children(process.pid)
             os.killpg(process.pid, signal.SIGINT)
         printed = process.stdout.read()
-    assert children and not any(Path(f"/proc/{child}").exists() for child in children)
+    assert started and not any(Path(f"/proc/{child}").exists() for child in started)
     return process.returncode, printed
 
 
@@ -84,6 +84,19 @@ def test_a_script_that_still_imports_its_libraries_ends_without_a_traceback(scri
     assert interrupted(code, [f"training/{script}", tmp_path], tmp_path / "ready") == (130, "\nInterrupted.\n")
 
 
+@pytest.mark.parametrize("script", ["train.py", "compare.py", "prepare.py", "launch/job.py"])
+def test_a_script_in_the_background_of_another_is_not_interrupted(script, tmp_path):
+    (tmp_path / "boto3.py").write_text("import numpy")
+    (tmp_path / "numpy.py").write_text(
+        "import os, signal; os.kill(os.getpid(), signal.SIGINT); print('imported'); 1 / 0"
+    )
+    code = "import runpy, signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); sys.path.insert(0, sys.argv[2])\n"
+    code += "runpy.run_path(sys.argv[1], run_name='__main__')"
+    command = [sys.executable, "-c", code, f"training/{script}", tmp_path]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert ended.stdout == "imported\n" and "ZeroDivisionError" in ended.stderr
+
+
 def test_a_replay_is_interrupted_while_the_model_answers(tmp_path):
     write_tiny_model(tmp_path / "model")
     write_classes(tmp_path / "images", {"dark": 1})
@@ -107,4 +120,45 @@ def test_a_loop_is_interrupted_while_its_first_model_is_trained(tmp_path):
     assert interrupted(code, [tmp_path], tmp_path / "training") == (
         130,
         "\nInterrupted: the model folder is unchanged.\n",
+    )
+
+
+@pytest.mark.parametrize("loaded", ["python", "numpy"])
+def test_networks_that_still_import_their_libraries_end_without_a_traceback(loaded, tmp_path):
+    write_classes(tmp_path / "train", {"dark": 20, "light": 20})
+    command = [sys.executable, "training/train.py", "--networks", "2", "--epochs", "100000"]
+    command += [
+        "--train",
+        tmp_path / "train",
+        "--model-dir",
+        tmp_path / "model",
+        "--output-data-dir",
+        tmp_path / "output",
+    ]
+    with subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        process_group=0,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's `&` ignores SIGINT
+    ) as process:
+        next(line for line in process.stdout if line.startswith("Training on"))
+        while not (networks := [child for child in children(process.pid) if starts(child, loaded)]):
+            assert process.poll() is None
+        os.killpg(process.pid, signal.SIGINT)
+        rest = process.stdout.read()
+    assert (process.returncode, rest.strip()) == (1, "Interrupted: the model folder is unchanged.")
+    assert not any(Path(f"/proc/{network}").exists() for network in networks)
+
+
+def children(pid):
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
+def starts(pid, loaded):
+    """Whether the process is a network's, and has loaded the library."""
+    return (
+        b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes() and loaded in Path(f"/proc/{pid}/maps").read_text()
     )
