@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -107,6 +108,29 @@ def test_a_model_comes_back_after_the_command_was_killed(folder):
     assert left(folder) == (["champion", "data", "model"], UNCHANGED)
     with retrain.replaced(folder / "model"):
         (folder / "model/model.onnx").write_text("new")
+    assert left(folder) == (["champion", "data", "model"], {"model.onnx": "new"})
+
+
+def test_a_new_model_stays_if_the_deletion_of_the_one_before_is_interrupted(folder, monkeypatch):
+    def interrupt(path, **_):
+        (path / "metadata.json").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt), retrain.replaced(folder / "model"):
+        (folder / "model/model.onnx").write_text("new")
+        patched.setattr(shutil, "rmtree", interrupt)
+    for _ in range(2):
+        with pytest.raises(StackError), retrain.replaced(folder / "model"):
+            raise StackError
+        assert left(folder) == (["champion", "data", "model"], {"model.onnx": "new"})
+
+
+def test_a_new_model_stays_if_the_deletion_of_the_one_before_fails(folder, monkeypatch):
+    with monkeypatch.context() as patched, retrain.replaced(folder / "model"):
+        (folder / "model/model.onnx").write_text("new")
+        patched.setattr(shutil, "rmtree", lambda *_, **__: None)
+    with pytest.raises(StackError), retrain.replaced(folder / "model"):
+        raise StackError
     assert left(folder) == (["champion", "data", "model"], {"model.onnx": "new"})
 
 
