@@ -140,7 +140,7 @@ def write_reviewed(folder: Path, args: argparse.Namespace) -> None:
         share = reviewed.share_held_out(entries, args.hold_out) if args.hold_out else 0
         trained = reviewed.hashes(folder / "train")
         manifest, left_out = reviewed.write_new(entries, folder, trained, held_out, share, pending)
-        (folder / reviewed.LEFT_OUT).write_text("".join(f"{line}\n" for _, line in left_out), encoding="utf-8")
+        reviewed.write_left_out(left_out, folder / reviewed.LEFT_OUT)
         print(reviewed.summary(manifest, left_out, args.output / reviewed.LEFT_OUT))
     (folder / "train").mkdir(parents=True, exist_ok=True)
     reviewed.write_manifest(manifest, folder / MANIFEST)
