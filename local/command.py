@@ -20,6 +20,7 @@ from rich.console import Console
 ROOT = Path(__file__).resolve().parent.parent
 LOCAL = ROOT / ".local"
 EXAMPLES = 5  # of a list that can be long
+LAST_LINES = 20  # of the output of a script that failed
 INTERRUPTED = 130  # exit status after Ctrl-C, as in a shell
 SECONDS_TO_END = 30  # for a script that was interrupted; a second Ctrl-C kills it at once
 PRCTL, PR_SET_PDEATHSIG = getattr(ctypes.CDLL(None), "prctl", None), 1  # only Linux has it
@@ -114,6 +115,8 @@ def run(
             sys.exit(INTERRUPTED)
         raise
     if process.returncode not in allowed:
+        if printed:
+            print(*printed.splitlines()[-LAST_LINES:], sep="\n")
         name = next(part for part in command[1:] if part != "-m")
         raise StackError(f"{name} failed with status {process.returncode}: its message is above")
     return printed or ""
