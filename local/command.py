@@ -1,6 +1,7 @@
 """Shared by the make commands: folders, the console, the lock on .local, and error reporting."""
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import io
@@ -19,8 +20,10 @@ from rich.console import Console
 ROOT = Path(__file__).resolve().parent.parent
 LOCAL = ROOT / ".local"
 EXAMPLES = 5  # of a list that can be long
+LAST_LINES = 20  # of the output of a script that failed
 INTERRUPTED = 130  # exit status after Ctrl-C, as in a shell
 SECONDS_TO_END = 30  # for a script that was interrupted; a second Ctrl-C kills it at once
+PRCTL, PR_SET_PDEATHSIG = getattr(ctypes.CDLL(None), "prctl", None), 1  # only Linux has it
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 
 
@@ -91,11 +94,16 @@ def run(
     """
     sys.stdout.flush()
     output = subprocess.PIPE if capture else None
-    process = subprocess.Popen(command, cwd=ROOT, env=variables, stdout=output, text=True, process_group=0)
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=variables, stdout=output, text=True, process_group=0, preexec_fn=end_with_parent
+    )
     try:
         printed, _ = process.communicate()
     except BaseException as error:
         try:
+            if isinstance(error, KeyboardInterrupt):
+                with contextlib.suppress(OSError):  # what reads the output may have ended too
+                    console.print("\nEnding; Ctrl-C again kills it")
             with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
                 os.killpg(process.pid, signal.SIGINT)
                 process.wait(SECONDS_TO_END)
@@ -107,25 +115,40 @@ def run(
             sys.exit(INTERRUPTED)
         raise
     if process.returncode not in allowed:
+        if printed:
+            print(*printed.splitlines()[-LAST_LINES:], sep="\n")
         name = next(part for part in command[1:] if part != "-m")
         raise StackError(f"{name} failed with status {process.returncode}: its message is above")
     return printed or ""
 
 
-def exit_on_sigterm() -> None:
-    """Run the clean-up on SIGTERM too, as Python does on Ctrl-C. A second signal does not interrupt the clean-up."""
+def end_with_parent() -> None:
+    """In the process of a script: let SIGINT end it, even if a shell's & ignores that, and the end of the command."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if PRCTL:
+        PRCTL(PR_SET_PDEATHSIG, signal.SIGINT)
 
-    def end(*_: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        sys.exit(143)
 
-    signal.signal(signal.SIGTERM, end)
+def exit_on_signals() -> None:
+    """Run the clean-up on SIGTERM and when the terminal is closed too, as Python does on Ctrl-C.
+
+    Signals that are ignored stay so, as with nohup. A second signal does not interrupt the clean-up.
+    """
+    numbers = [each for each in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) is not signal.SIG_IGN]
+
+    def end(number: int, _: object) -> None:
+        for each in numbers:
+            signal.signal(each, signal.SIG_IGN)
+        sys.exit(128 + number)
+
+    for each in numbers:
+        signal.signal(each, end)
 
 
 @contextlib.contextmanager
 def report_errors() -> Iterator[None]:
     """Print errors that the user can fix as one sentence, without a traceback, and exit with status 1."""
-    exit_on_sigterm()
+    exit_on_signals()
     if isinstance(sys.stdout, io.TextIOWrapper):  # not every terminal and file name is UTF-8
         sys.stdout.reconfigure(errors="backslashreplace")
     try:

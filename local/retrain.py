@@ -212,7 +212,9 @@ def upload(found: Target, champion_url: str, champion: Path, folder: Path) -> st
 @contextlib.contextmanager
 def replaced(folder: Path) -> Iterator[None]:
     """Make the folder empty; if anything is raised, its files come back."""
-    before = folder.with_name(f".{folder.name}.before")
+    before, old = folder.with_name(f".{folder.name}.before"), folder.with_name(f".{folder.name}.old")
+    if old.exists():  # a deletion that did not finish
+        shutil.rmtree(old)
     if before.exists():  # the command was killed
         shutil.rmtree(folder, ignore_errors=True)
         before.rename(folder)
@@ -226,7 +228,9 @@ def replaced(folder: Path) -> Iterator[None]:
         if before.exists():
             before.rename(folder)
         raise
-    shutil.rmtree(before, ignore_errors=True)
+    if before.exists():
+        before.rename(old)  # first: an interrupted deletion must not look like a killed command
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def environment(found: Target) -> dict[str, str]:

@@ -41,7 +41,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-if __name__ == "__main__":
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # & in a script ignores it
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # during the imports below, Ctrl-C ends it without a traceback
 
 import numpy as np
@@ -140,7 +140,7 @@ def write_reviewed(folder: Path, args: argparse.Namespace) -> None:
         share = reviewed.share_held_out(entries, args.hold_out) if args.hold_out else 0
         trained = reviewed.hashes(folder / "train")
         manifest, left_out = reviewed.write_new(entries, folder, trained, held_out, share, pending)
-        (folder / reviewed.LEFT_OUT).write_text("".join(f"{line}\n" for _, line in left_out), encoding="utf-8")
+        reviewed.write_left_out(left_out, folder / reviewed.LEFT_OUT)
         print(reviewed.summary(manifest, left_out, args.output / reviewed.LEFT_OUT))
     (folder / "train").mkdir(parents=True, exist_ok=True)
     reviewed.write_manifest(manifest, folder / MANIFEST)
@@ -256,7 +256,8 @@ def main(argv: list[str] | None = None) -> None:
 
 if __name__ == "__main__":
     try:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         main()
     except DataError as error:
         sys.exit(f"{type(error).__name__}: {error}")

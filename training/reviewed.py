@@ -27,6 +27,7 @@ from pixels import UnsupportedImageError
 
 TRAIN, HELD_OUT = "train", "heldout"  # folders of the images
 LEFT_OUT = "left-out.txt"  # a line for each reviewed image that is in none of them
+CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}  # which keys and file names can have
 COPIED = ("image", "version", "s3_version_id", "reviewer", "created_at", "reviewed_at", "reason")  # from the table
 NEEDED = ("image", "version", "label", "sha256")  # in a line of a manifest
 WORKERS = 10
@@ -377,6 +378,11 @@ def hold_out(manifest: list[Entry], drawn: set[str], pending: str, folder: Path)
     return sorted(kept, key=lambda entry: (entry["image"], entry["version"])), left_out
 
 
+def write_left_out(left_out: list[LeftOut], path: Path) -> None:
+    lines = "".join(f"{line.translate(CONTROLS)}\n" for _, line in left_out)
+    path.write_text(lines, encoding="utf-8", errors="backslashreplace")  # not every file name is UTF-8
+
+
 def summary(added: list[Entry], left_out: list[LeftOut], path: Path) -> str:
     """How many images were added and left out, by reason, with examples. path: of the whole list."""
     kinds = Counter(kind for kind, _ in left_out)
@@ -385,10 +391,10 @@ def summary(added: list[Entry], left_out: list[LeftOut], path: Path) -> str:
     of_them = f", of which {held_out:,} are held out" if held_out else ""
     lines = [f"Added: {len(added):,}{of_them}. Left out: {len(left_out):,}{by_reason}"]
     for kind, number in kinds.items():
-        lines += [f"  {line}" for each, line in left_out if each == kind][:EXAMPLES]
+        lines += [f"  {line.translate(CONTROLS)}" for each, line in left_out if each == kind][:EXAMPLES]
         if number > EXAMPLES:
             lines.append(f"  and {number - EXAMPLES:,} more {kind}")
-    lines += [f"All that were left out: {path}"] if left_out else []
+    lines += [f"Full list: {path}"] if left_out else []
     lines += [] if added else ["Warning: no image was added"]
     return "\n".join(lines)
 

@@ -66,7 +66,7 @@ from pathlib import Path
 from typing import Any
 
 STARTED = time.monotonic()  # the imports below take seconds
-if __name__ == "__main__":
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # & in a script ignores it
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # during them, Ctrl-C ends it without a traceback
 
 import numpy as np
@@ -263,8 +263,7 @@ def train_one(
 
 
 def end_with_parent() -> None:
-    """End the process of a network together with the command's, even if that is killed; Ctrl-C ends it quietly."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    """End the process of a network together with the command's, even if that is killed."""
 
     def watch() -> None:
         if parent := multiprocessing.parent_process():
@@ -285,8 +284,16 @@ def train_all(
         spawn = multiprocessing.get_context("spawn")
         with concurrent.futures.ProcessPoolExecutor(options.networks, spawn, end_with_parent) as pool:
             shared = (train, validation, options, clock, checkpoint)
-            jobs = [pool.submit(train_one, number, *shared) for number in numbers]
-            results = [job.result() for job in jobs]
+            # The processes inherit the mask: Ctrl-C reaches only this one, which ends them, whatever they are doing.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            try:
+                jobs = [pool.submit(train_one, number, *shared) for number in numbers]
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+                results = [job.result() for job in jobs]
+            except BaseException:
+                for process in multiprocessing.active_children():
+                    process.kill()
+                raise
     networks = [build(number, train, options) for number in numbers]
     for network, (weights, _) in zip(networks, results, strict=True):
         network.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in weights.items()})
@@ -471,7 +478,8 @@ def main(argv: list[str] | None = None, started: float | None = None) -> None:
 
 if __name__ == "__main__":
     try:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         main(started=STARTED)
     except (DataError, ExportMismatchError, OutputFolderError) as error:
         sys.exit(f"{type(error).__name__}: {error}")

@@ -353,7 +353,7 @@ def test_decisions_become_training_data_and_their_manifest_makes_it_again(review
 
     said = prepare(reviews, "--add", original, "--output", tmp_path / "more")
     about = {name: f"{review.image} (version {review.version}): " for name, review in added.items()}
-    assert f"All that were left out: {tmp_path / 'more/left-out.txt'}\n" in said
+    assert f"Full list: {tmp_path / 'more/left-out.txt'}\n" in said
     listed = (tmp_path / "more/left-out.txt").read_text()
     assert about["gone"] + "it was deleted" in listed
     assert about["trained"] + "is in the training data already" in listed

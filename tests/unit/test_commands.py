@@ -271,6 +271,14 @@ def test_packaging_appends_to_a_log_and_keeps_earlier_archives(tmp_path):
     assert log.read_text().splitlines() == [f"{archive}: 0.0 MB", archive]
 
 
+def test_a_script_that_fails_shows_the_end_of_its_captured_output(capsys):
+    code = "print(*range(100), sep='\\n'); raise SystemExit(2)"
+    with pytest.raises(StackError, match=r"failed with status 2: its message is above$"):
+        command.run([sys.executable, "-c", code], os.environ, capture=True)
+    assert capsys.readouterr().out.split() == [str(number) for number in range(80, 100)]
+    assert command.run([sys.executable, "-c", code], os.environ, allowed=[2], capture=True).startswith("0\n1\n")
+
+
 def test_a_second_sigterm_does_not_interrupt_the_clean_up(tmp_path):
     program = """
 import sys, time

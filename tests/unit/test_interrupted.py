@@ -19,6 +19,7 @@ from pathlib import Path
 from local.command import *
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell may have switched off
 """
+ENDING = "\nEnding; Ctrl-C again kills it\n"
 
 
 def interrupted(code, arguments, *ready):
@@ -31,10 +32,10 @@ def interrupted(code, arguments, *ready):
             while not file.exists():
                 assert process.poll() is None, process.stdout.read()
                 time.sleep(0.01)
-            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+            started = children(process.pid)
             os.killpg(process.pid, signal.SIGINT)
         printed = process.stdout.read()
-    assert children and not any(Path(f"/proc/{child}").exists() for child in children)
+    assert started and not any(Path(f"/proc/{child}").exists() for child in started)
     return process.returncode, printed
 
 
@@ -56,7 +57,7 @@ except KeyboardInterrupt:
     {script}
 """)
     code = "with report_errors(): run([sys.executable, sys.argv[1]], os.environ)"
-    assert interrupted(code, [tmp_path / "script.py"], tmp_path / "ready") == (130, printed)
+    assert interrupted(code, [tmp_path / "script.py"], tmp_path / "ready") == (130, ENDING + printed)
 
 
 def test_a_script_that_does_not_end_is_killed_by_the_second_one(tmp_path):
@@ -71,7 +72,38 @@ for name in ("first", "second"):
 """)
     code = "with report_errors(): run([sys.executable, sys.argv[1]], os.environ)"
     ready = [tmp_path / "first", tmp_path / "second"]
-    assert interrupted(code, [tmp_path / "script.py"], *ready) == (130, "\nInterrupted.\n")
+    assert interrupted(code, [tmp_path / "script.py"], *ready) == (130, f"{ENDING}\nInterrupted.\n")
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_a_script_ends_with_the_command(sent, tmp_path):
+    (tmp_path / "script.py").write_text(f"""
+import pathlib, time
+try:
+    pathlib.Path("{tmp_path}/ready").touch()
+    while True:  # a signal just before a long sleep would be seen after it
+        time.sleep(0.1)
+finally:
+    print("ended")
+""")
+    code = "with report_errors(): run([sys.executable, sys.argv[1]], os.environ)"
+    command = [sys.executable, "-c", f"{START}signal.signal(signal.SIGINT, signal.SIG_IGN)\n{code}"]
+    with subprocess.Popen(
+        [*command, tmp_path / "script.py"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        while not (tmp_path / "ready").exists():
+            assert process.poll() is None
+        process.send_signal(sent)
+        assert process.stdout.read() == "ended\n"  # until no process can write any more
+    assert process.returncode == (-sent if sent == signal.SIGKILL else 128 + sent)
+
+
+def test_nohup_keeps_a_command_running(tmp_path):
+    (tmp_path / "script.py").write_text("import os, signal; os.kill(os.getppid(), signal.SIGHUP)")
+    code = "with report_errors(): run([sys.executable, sys.argv[1]], os.environ); print('finished')"
+    command = ["nohup", sys.executable, "-c", START + code, tmp_path / "script.py"]
+    ended = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (0, "finished\n")
 
 
 @pytest.mark.parametrize("script", ["train.py", "compare.py", "prepare.py"])
@@ -81,7 +113,20 @@ def test_a_script_that_still_imports_its_libraries_ends_without_a_traceback(scri
     )
     code = "script, folder = sys.argv[1:]\n"
     code += "with report_errors(): run([sys.executable, script], os.environ | {'PYTHONPATH': folder})"
-    assert interrupted(code, [f"training/{script}", tmp_path], tmp_path / "ready") == (130, "\nInterrupted.\n")
+    assert interrupted(code, [f"training/{script}", tmp_path], tmp_path / "ready") == (130, f"{ENDING}\nInterrupted.\n")
+
+
+@pytest.mark.parametrize("script", ["train.py", "compare.py", "prepare.py", "launch/job.py"])
+def test_a_script_in_the_background_of_another_is_not_interrupted(script, tmp_path):
+    (tmp_path / "boto3.py").write_text("import numpy")
+    (tmp_path / "numpy.py").write_text(
+        "import os, signal; os.kill(os.getpid(), signal.SIGINT); print('imported'); 1 / 0"
+    )
+    code = "import runpy, signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); sys.path.insert(0, sys.argv[2])\n"
+    code += "runpy.run_path(sys.argv[1], run_name='__main__')"
+    command = [sys.executable, "-c", code, f"training/{script}", tmp_path]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert ended.stdout == "imported\n" and "ZeroDivisionError" in ended.stderr
 
 
 def test_a_replay_is_interrupted_while_the_model_answers(tmp_path):
@@ -106,5 +151,46 @@ def test_a_loop_is_interrupted_while_its_first_model_is_trained(tmp_path):
     code = "from local import loop\nwith report_errors(): loop.train(Path(sys.argv[1]), Path(sys.argv[1], 'model'))"
     assert interrupted(code, [tmp_path], tmp_path / "training") == (
         130,
-        "\nInterrupted: the model folder is unchanged.\n",
+        f"{ENDING}\nInterrupted: the model folder is unchanged.\n",
+    )
+
+
+@pytest.mark.parametrize("loaded", ["python", "numpy"])
+def test_networks_that_still_import_their_libraries_end_without_a_traceback(loaded, tmp_path):
+    write_classes(tmp_path / "train", {"dark": 20, "light": 20})
+    command = [sys.executable, "training/train.py", "--networks", "2", "--epochs", "100000"]
+    command += [
+        "--train",
+        tmp_path / "train",
+        "--model-dir",
+        tmp_path / "model",
+        "--output-data-dir",
+        tmp_path / "output",
+    ]
+    with subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        process_group=0,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's `&` ignores SIGINT
+    ) as process:
+        next(line for line in process.stdout if line.startswith("Training on"))
+        while not (networks := [child for child in children(process.pid) if starts(child, loaded)]):
+            assert process.poll() is None
+        os.killpg(process.pid, signal.SIGINT)
+        rest = process.stdout.read()
+    assert (process.returncode, rest.strip()) == (1, "Interrupted: the model folder is unchanged.")
+    assert not any(Path(f"/proc/{network}").exists() for network in networks)
+
+
+def children(pid):
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
+def starts(pid, loaded):
+    """Whether the process is a network's, and has loaded the library."""
+    return (
+        b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes() and loaded in Path(f"/proc/{pid}/maps").read_text()
     )

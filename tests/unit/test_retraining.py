@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -110,6 +111,29 @@ def test_a_model_comes_back_after_the_command_was_killed(folder):
     assert left(folder) == (["champion", "data", "model"], {"model.onnx": "new"})
 
 
+def test_a_new_model_stays_if_the_deletion_of_the_one_before_is_interrupted(folder, monkeypatch):
+    def interrupt(path, **_):
+        (path / "metadata.json").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt), retrain.replaced(folder / "model"):
+        (folder / "model/model.onnx").write_text("new")
+        patched.setattr(shutil, "rmtree", interrupt)
+    for _ in range(2):
+        with pytest.raises(StackError), retrain.replaced(folder / "model"):
+            raise StackError
+        assert left(folder) == (["champion", "data", "model"], {"model.onnx": "new"})
+
+
+def test_a_new_model_stays_if_the_deletion_of_the_one_before_fails(folder, monkeypatch):
+    with monkeypatch.context() as patched, retrain.replaced(folder / "model"):
+        (folder / "model/model.onnx").write_text("new")
+        patched.setattr(shutil, "rmtree", lambda *_, **__: None)
+    with pytest.raises(StackError), retrain.replaced(folder / "model"):
+        raise StackError
+    assert left(folder) == (["champion", "data", "model"], {"model.onnx": "new"})
+
+
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_training_ends_and_leaves_the_model_of_before(folder, sent):
     code = "import signal, sys; from pathlib import Path; from local import retrain; from local.command import *; "
@@ -127,7 +151,8 @@ def test_an_interrupted_training_ends_and_leaves_the_model_of_before(folder, sen
         printed = process.stdout.read()
     assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}[sent]
     lines = [line for line in printed.splitlines() if line and not line.startswith("Training on ")]
-    assert lines == ["Interrupted: the model folder is unchanged."]
+    ending = ["Ending; Ctrl-C again kills it"] if sent == signal.SIGINT else []
+    assert lines == [*ending, "Interrupted: the model folder is unchanged."]
     assert training and not any(Path(f"/proc/{pid}").exists() for pid in training)
     assert left(folder) == (["champion", "data", "model", "training"], UNCHANGED)
 

@@ -163,9 +163,7 @@ def test_an_earlier_output_is_replaced_and_another_folder_with_a_manifest_is_not
 
 def test_the_summary_counts_what_was_left_out_by_reason():
     left_out = [(reviewed.GONE, "a: it was deleted"), (reviewed.PRESENT, "b"), (reviewed.PRESENT, "c")]
-    counts = (
-        "Left out: 3 (1 no longer in S3, 2 there already)\n  a: it was deleted\n  b\n  c\nAll that were left out: x"
-    )
+    counts = "Left out: 3 (1 no longer in S3, 2 there already)\n  a: it was deleted\n  b\n  c\nFull list: x"
     assert reviewed.summary([ENTRY], left_out, Path("x")) == f"Added: 1. {counts}"
     assert reviewed.summary([], left_out, Path("x")) == f"Added: 0. {counts}\nWarning: no image was added"
     assert reviewed.summary([ENTRY], [], Path("x")) == "Added: 1. Left out: 0"
@@ -176,7 +174,15 @@ def test_the_summary_has_at_most_five_examples_of_each_reason():
     lines = reviewed.summary([ENTRY], left_out, Path("out/left-out.txt")).splitlines()
     assert lines[0] == "Added: 1. Left out: 600 (300 no longer in S3, 300 there already)"
     assert lines[5:8] == ["  no longer in S3 4", "  and 295 more no longer in S3", "  there already 0"]
-    assert lines[-1] == "All that were left out: out/left-out.txt" and len(lines) == 14
+    assert lines[-1] == "Full list: out/left-out.txt" and len(lines) == 14
+
+
+def test_an_image_that_was_left_out_has_one_line_whatever_its_name_is(tmp_path):
+    left_out = [(reviewed.GONE, "a\nb\r\x85.png: it was deleted"), (reviewed.PRESENT, "é: like caf\udce9.png")]
+    reviewed.write_left_out(left_out, tmp_path / "list")
+    listed = (tmp_path / "list").read_text(encoding="utf-8")
+    assert listed == "a\\x0ab\\x0d\\x85.png: it was deleted\né: like caf\\udce9.png\n"
+    assert "\n  a\\x0ab\\x0d\\x85.png: it was deleted\n" in reviewed.summary([], left_out, tmp_path / "list")
 
 
 def entry(number, probability, created_at="2026-11-26T08:00:00.000+00:00", label="7"):

@@ -517,7 +517,12 @@ def test_an_interrupted_training_leaves_the_model_folder_unchanged_and_shows_no_
     command = [sys.executable, train.__file__, "--train", digits / "train", "--model-dir", tmp_path / "model"]
     command += ["--output-data-dir", tmp_path / "output", "--networks", networks, "--epochs", "100"]
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's `&` ignores SIGINT
     ) as job:
         lines = iter(job.stdout.readline, "")
         next(line for line in lines if "epoch=1 " in line)
