@@ -144,9 +144,10 @@ def name_of(minutes: float, options: str) -> str:
 def chart(points: list[dict[str, Any]]) -> str:
     """Accuracy and log loss against CPU seconds as SVG, in light and dark mode: a curve over the budgets.
 
-    Training without a budget is a ring beside the curve. Bars are standard errors, dots are seeds.
+    Training without a budget is a ring beside the curve. Bars are standard errors, dots are seeds. Training with
+    further options is not shown.
     """
-    groups = groups_of(points)
+    groups = groups_of([point for point in points if not point.get("options")])
     times = {key: float(np.mean([point["cpu_seconds"] for point in group])) for key, group in groups.items()}
     low, high = math.log(min(times.values()) / 1.4), math.log(max(times.values()) * 1.3)
 
