@@ -476,12 +476,20 @@ def main(argv: list[str] | None = None, started: float | None = None) -> None:
     checkpoint.clear()
 
 
+def interrupt(*_: object) -> None:
+    """Raise KeyboardInterrupt, and again every second, as Python drops one that is raised in a callback."""
+    signal.setitimer(signal.ITIMER_REAL, 1)
+    raise KeyboardInterrupt
+
+
 if __name__ == "__main__":
     try:
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGALRM, interrupt)
+            signal.signal(signal.SIGINT, interrupt)
         main(started=STARTED)
     except (DataError, ExportMismatchError, OutputFolderError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
     except KeyboardInterrupt:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         sys.exit("\nInterrupted: the model folder is unchanged.")

@@ -256,7 +256,8 @@ session.create_client("ec2")
         "200",
         "000000000000",
         "['InvokeEndpoint']",
-        "['cloudwatch', 'dynamodb', 'events', 'glue', 's3', 'sagemaker-runtime', 'stepfunctions', 'sts', 'xray']",
+        "['cloudwatch', 'dynamodb', 'events', 'glue', 's3', 'sagemaker', 'sagemaker-runtime', "
+        "'stepfunctions', 'sts', 'xray']",
     ]
     assert "UnknownServiceError: Unknown service: 'ec2'" in result.stderr
 

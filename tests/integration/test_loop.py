@@ -21,7 +21,4 @@ def test_the_images_change_and_a_retrained_model_is_promoted_and_follows(tmp_pat
     assert verdicts["better"] == "better"
     assert verdicts["not worse"] in ("not worse", "better")
     printed = capsys.readouterr().out
-    assert (
-        "an hour for AcceptanceRateAlarm, AccuracyAlarm, ConfidenceAlarm, LabelDriftAlarm, ReviewAgeAlarm, which are "
-        "evaluated here: the emulator only records them" in printed
-    )
+    assert "counts as an hour for the alarms, which are evaluated here: the emulator only records them" in printed

@@ -181,8 +181,8 @@ def test_a_sample_is_drawn_and_deleted_images_are_named(workflow, stack_name, cl
     _, made = replayed(workflow, stack_name, tmp_path, *model, "--since", classified[0], "--images", 5)
     assert (made["sampled"], made["images"], made["after"]["accepted"]["high"] > 0) == (5, len(classified[1]), True)
     since = datetime.now(UTC).isoformat()
-    gone, _ = (workflow.classify(f"replay/{name}.png", seven) for name in ("gone", "kept"))
-    wait_for(lambda: len(lines_since(workflow, since)) == 2)
+    gone, kept = (workflow.classify(f"replay/{name}.png", seven) for name in ("gone", "kept"))
+    wait_for(lambda: {gone.arn, kept.arn} <= {line["execution_arn"] for line in lines_since(workflow, since)})
     version = gone.output["s3_version_id"]
     workflow.s3.delete_object(Bucket=workflow.bucket, Key="replay/gone.png", VersionId=version)
     text, made = replayed(workflow, stack_name, tmp_path, *model, "--since", since)
