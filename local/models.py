@@ -1,6 +1,7 @@
 """make models [STACK=name] [BUCKET=bucket/prefix]: list the models in the bucket, and which of them is in service.
 
-The bucket and the prefix are those of the model that the stack serves; BUCKET names others, on AWS, and needs no stack.
+The bucket and the prefix are those of the model that the stack serves. BUCKET names others and needs no stack: it is on
+AWS, or on the local stack after source .local/env.
 """
 
 import argparse

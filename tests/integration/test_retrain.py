@@ -56,13 +56,13 @@ def test_reviewed_images_become_a_challenger_in_the_bucket(found, desk, workflow
     for path in digits(15):
         review(desk, path)
     pending = desk.add("pending")
-    made = retrain(found, DIGITS, tmp_path / "work", QUICK)
+    made = retrain(found, DIGITS, tmp_path / "retrain", QUICK)
     desk.remove(*pending)
     printed = capfd.readouterr().out
-    assert f"{tmp_path}/work/model: model.onnx, metadata.json" in printed
-    assert f"{tmp_path}/work/." not in printed  # a temporary folder
+    assert f"{tmp_path}/retrain/model: model.onnx, metadata.json" in printed
+    assert f"{tmp_path}/retrain/." not in printed  # a temporary folder
 
-    data = tmp_path / "work/data"
+    data = tmp_path / "retrain/data"
     manifest = [json.loads(line) for line in (data / "manifest.jsonl").read_text().splitlines()]
     assert len(manifest) == 150 and {entry["reason"] for entry in manifest} == {"audit"}
     held_out = {path.relative_to(data).as_posix() for path in (data / "heldout").rglob("*.png")}
